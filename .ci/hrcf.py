@@ -122,7 +122,8 @@ def setup() -> None:
             stop("could not install uv.", "check the network or your pip settings, then run the same command again.")
     count = sum(1 for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line and line[0] != "#")
     say(f"installing {count} pinned packages: the first time this downloads a few GB, later a cache serves them")
-    install = ("-m", "uv", "pip", "install", "--python", PYTHON)
+    quiet = () if sys.stderr.isatty() else ("--quiet",)  # a person sees progress, a log is spared 180 lines
+    install = ("-m", "uv", "pip", "install", *quiet, "--python", PYTHON)
     if call(*install, "-r", REQUIREMENTS.relative_to(ROOT)):
         stop("could not install the pinned packages.", "see the message above, then run the same command again.")
     if call(*install, "--no-deps", "--editable", "."):
