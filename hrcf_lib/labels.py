@@ -1,0 +1,172 @@
+r"""Names of labels, and which columns of a score matrix they own.
+
+Everything that is asked about "seen" and "unseen" is asked of `LabelSpace`; no other file counts columns. The file also
+holds the checks that every list of names and every pair (scores, annotations) has to pass.
+
+Annotations are -1 (absent), 0 (unknown) or +1 (present). Symbols: B images, K labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TASKS = ("ZSL", "GZSL", "seen")
+
+
+def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
+    r"""Clean a list of label names: outer white space is dropped, inner white space becomes one blank.
+
+    Args:
+        names: label names, in the order of their columns. Upper and lower case count as different.
+        what: what to call the list in an error.
+
+    Returns:
+        the cleaned names, in the same order.
+
+    Raises:
+        ValueError: no names, a bare string instead of a list, an item that is no string or is blank, or a name that
+            occurs twice. All faulty items are reported at once.
+
+    >>> check_names([" polar  bear", "sea"])
+    ['polar bear', 'sea']
+    """
+    if isinstance(names, (str, bytes)):
+        raise ValueError(f"{what} is the single string {names!r}, not a list of names; write [{names!r}]")
+    names = list(names)
+    if not names:
+        raise ValueError(f"{what} is empty; give at least one name")
+    wrong = [f"{what}[{i}] is {name!r}, not a string" for i, name in enumerate(names) if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(_join(wrong) + "; give every label as text")
+    clean = [" ".join(name.split()) for name in names]
+    wrong = [f"{what}[{i}] is blank ({names[i]!r})" for i, name in enumerate(clean) if not name]
+    if wrong:
+        raise ValueError(_join(wrong) + "; name the label or drop the item")
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(clean):
+        places.setdefault(name, []).append(i)
+    wrong = [f"{name!r} occurs {len(at)} times in {what}, at {_join(at)}" for name, at in places.items() if len(at) > 1]
+    if wrong:
+        raise ValueError(_join(wrong, "; ") + "; keep one of each, or tell them apart as in 'crane (bird)'")
+    return clean
+
+
+class LabelView(NamedTuple):
+    """The part of a `LabelSpace` that one task looks at."""
+
+    task: str
+    names: tuple[str, ...]
+    columns: slice  # of a (..., K) array in the order of `LabelSpace.names`
+    index: tuple[int, ...]  # the same columns, one number each
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    r"""Seen and unseen labels, and their columns: seen first, then unseen (the order of MKT's and BiAM's code).
+
+    The tasks are the paper's: "ZSL" asks for the unseen labels only, "GZSL" for all; "seen" is what training uses.
+    A view selects *annotations* and *label embeddings*. It must not cut ZSL scores out of GZSL scores: softmax and
+    norms run over the labels being scored, so each task is scored for itself.
+
+    Args:
+        seen: names with annotated training images, at least one.
+        unseen: names without; may be empty, and then the ZSL view has no columns.
+
+    Raises:
+        ValueError: whatever `check_names` refuses, or a name that is both seen and unseen.
+
+    >>> space = LabelSpace(seen=["cat", "dog"], unseen=["polar bear"])
+    >>> space.names, space.n_seen
+    (('cat', 'dog', 'polar bear'), 2)
+    >>> space.view("ZSL")
+    LabelView(task='ZSL', names=('polar bear',), columns=slice(2, 3, None), index=(2,))
+    """
+
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        seen = tuple(check_names(self.seen, "seen"))
+        unseen = tuple(check_names(self.unseen, "unseen")) if len(self.unseen) else ()
+        at = {name: i for i, name in enumerate(seen)}
+        both = [f"{name!r} is both seen[{at[name]}] and unseen[{j}]" for j, name in enumerate(unseen) if name in at]
+        if both:
+            raise ValueError(_join(both) + "; drop one of the two, or tell them apart as in 'crane (bird)'")
+        object.__setattr__(self, "seen", seen)  # frozen: the cleaned names replace the given ones once, here
+        object.__setattr__(self, "unseen", unseen)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names in column order: seen, then unseen."""
+        return self.seen + self.unseen
+
+    @property
+    def n_seen(self) -> int:
+        """Number of seen labels, which is also the first unseen column."""
+        return len(self.seen)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the names in column order, one a line; for records and caches."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
+
+    def columns(self, task: str) -> slice:
+        """Columns of `task` in a (..., K) array ordered like `names`; ValueError for a task not in `TASKS`."""
+        K = len(self.names)
+        slices = {"ZSL": slice(self.n_seen, K), "GZSL": slice(0, K), "seen": slice(0, self.n_seen)}
+        if task not in slices:
+            raise ValueError(f"unknown task {task!r}; use one of {_join(TASKS)}")
+        return slices[task]
+
+    def view(self, task: str) -> LabelView:
+        """Names, slice and column numbers of `task`; ValueError for a task not in `TASKS`."""
+        columns = self.columns(task)
+        return LabelView(task, self.names[columns], columns, tuple(range(columns.start, columns.stop)))
+
+
+def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
+    r"""Refuse scores and annotations that cannot be compared; returns nothing, changes nothing.
+
+    Args:
+        scores: (B, K), any real type.
+        labels: (B, K), values -1, 0, +1; not bool, whose False could mean absent or unknown.
+        finite: refuse infinite scores too, not only NaN.
+
+    Raises:
+        ValueError: shapes that differ or are not two-dimensional, bool or other values among the labels, or scores that
+            are NaN (or infinite); the message names the image and the label index.
+    """
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have one shape (images, labels)"
+        )
+    if labels.dtype == torch.bool:
+        raise ValueError("labels are bool, where False may mean absent or unknown; pass -1 (absent), 0 (unknown), +1")
+    step = max(1, 2**22 // max(1, labels.shape[1]))  # rows a time, so that the masks stay small beside the input
+    for start in range(0, len(labels), step):
+        s, y = scores[start : start + step].detach(), labels[start : start + step]
+        odd_score = ~s.isfinite() if finite else s.isnan()  # (rows, K)
+        odd_label = (y != 1) & (y != 0) & (y != -1)  # (rows, K)
+        if not (odd_score | odd_label).any():  # one look at the device in the normal case
+            continue
+        odd, table, mend = (
+            (odd_score, "scores", "look for a diverged model or broken features")
+            if odd_score.any()
+            else (odd_label, "labels", "use -1 (absent), 0 (unknown) or +1 (present)")
+        )
+        i, k = odd.nonzero()[0].tolist()
+        value = (s if table == "scores" else y)[i, k].item()
+        raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {mend}")
+
+
+def _join(items: Iterable, separator: str = ", ", most: int = 5) -> str:
+    """List at most five items, and count the rest."""
+    items = [str(item) for item in items]
+    rest = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + rest

@@ -1,0 +1,107 @@
+r"""The two losses of HRCF: ranking (Eq. 15) and distillation (Eq. 5). Pure functions.
+
+Symbols: B images, K labels, D embedding width; s_p and s_n the scores of a present and of an absent label of one image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrcf_lib.labels import check_scores
+
+
+def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") -> Tensor:
+    r"""Every label that is present should outscore every label that is absent by a margin of 1 (Eq. 15).
+
+    .. math:: L_i = \sum_{p: y_{ip} = 1} \; \sum_{n: y_{in} = -1} \max(0,\; 1 + s_{in} - s_{ip})
+
+    ``"violations"``  mean over the B images of :math:`L_i / V_i`, with :math:`V_i` the number of pairs whose hinge is
+                      above 0, a constant for the gradient. This is what the public code of BiAM and MKT computes.
+    ``"sum"``         :math:`\sum_i L_i`: Eq. 15 to the letter, divided by nothing, not even by the number of images.
+
+    An image without a positive or without a negative adds 0 and still counts in B. A label whose column is 0 throughout
+    the batch is in no pair, so leaving such columns out beforehand, as the public code does, changes nothing.
+
+    A pair exactly on the margin is no violation and gets no gradient. The public code does the same where the
+    derivative of ``torch.clamp`` at its bound is 0, as in torch 2.15. In older releases it is 1, and that code gives
+    such a pair 1 / V_i, or 1e8 if V_i is 0, as it divides by V_i + 1e-8. Everywhere else value and gradient agree.
+
+    No (B, K, K) array is made. A hinge sum is linear in the scores once its violated pairs are known, so two sorts and
+    two binary searches, which count them, are enough: O(B K log K) time, O(B K) memory.
+
+    Args:
+        scores: (B, K), finite. Half precision is computed in float32.
+        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
+        reduction: ``"violations"`` or ``"sum"``.
+
+    Returns:
+        scalar >= 0 up to rounding, of the scores' type but at least float32; 0 for an empty batch.
+
+    Raises:
+        ValueError: unknown reduction, shapes that differ, a NaN or infinite score, a label outside {-1, 0, 1}.
+
+    Source: Eq. 15 of HRCF; the normalisation is that of ``ranking_lossT`` in BiAM ``model.py`` (MKT has a copy).
+
+    >>> scores = torch.tensor([[2.0, 0.5, 1.5, 9.0]])  # hinges: 0 for (0, 1), 0.5 for (0, 2); label 3 is unknown
+    >>> ranking_loss(scores, torch.tensor([[1, -1, -1, 0]]))
+    tensor(0.5000)
+    """
+    if reduction not in ("violations", "sum"):
+        raise ValueError(f"unknown reduction {reduction!r}; use 'violations' or 'sum'")
+    check_scores(scores, labels, finite=True)
+    s = scores.to(torch.promote_types(scores.dtype, torch.float32)).contiguous()  # (B, K)
+    with torch.no_grad():
+        present, absent = labels == 1, labels == -1  # (B, K)
+        reach = 1 + s  # (B, K): negative n is violated by each positive with s_p < 1 + s_n
+        positives = s.where(present, torch.inf).sort(dim=1).values.contiguous()  # (B, K), the others behind them
+        negatives = reach.where(absent, -torch.inf).sort(dim=1).values.contiguous()  # (B, K), the others before them
+        c_n = absent * torch.searchsorted(positives, reach)  # (B, K): number of p with s_p < 1 + s_n
+        c_p = present * (s.shape[1] - torch.searchsorted(negatives, s, right=True))  # (B, K): of n with 1 + s_n > s_p
+        V = c_n.sum(dim=1)  # (B,), = c_p.sum(dim=1)
+        per_pair = V.clamp(min=1)[:, None].to(s.dtype)  # (B, 1)
+        share_n, share_p = c_n / per_pair, c_p / per_pair  # (B, K), each sums to 1 where V > 0
+        centre = (share_n * s).sum(dim=1, keepdim=True)  # (B, 1): an offset of all scores cancels before it is rounded
+    # L_i / V_i = 1 + sum_n (c_n / V) s_n - sum_p (c_p / V) s_p
+    mean_hinge = (V > 0) + ((share_n - share_p) * (s - centre)).sum(dim=1)  # (B,)
+    if reduction == "sum":
+        return (V * mean_hinge).sum()
+    return mean_hinge.sum() / max(1, len(s))
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+    r"""Keep the student's global embedding near that of the frozen image tower (Eq. 5).
+
+    .. math:: L = \lVert e_g - e_p \rVert_1
+
+    ``"mean"``  mean absolute difference over all B D entries, as in MKT's code.
+    ``"sum"``   the norm to the letter, summed over D, then the mean over the B images: D times ``"mean"``.
+
+    Args:
+        student: (B, D), e_g, any scale. Half precision is computed in float32.
+        teacher: (B, D), e_p; a constant, no gradient flows into it.
+        reduction: ``"mean"`` or ``"sum"``.
+
+    Returns:
+        scalar >= 0, of the wider of the two types but at least float32; 0 for an empty batch.
+
+    Raises:
+        ValueError: unknown reduction, or shapes that differ or are not two-dimensional.
+
+    Source: Eq. 5 of HRCF; the mean is that of ``F.l1_loss`` in MKT's first training stage.
+
+    >>> student, teacher = torch.zeros(2, 4), torch.ones(2, 4)
+    >>> distillation_loss(student, teacher), distillation_loss(student, teacher, reduction="sum")
+    (tensor(1.), tensor(4.))
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"unknown reduction {reduction!r}; use 'mean' or 'sum'")
+    if student.ndim != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape (images, width)"
+        )
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    total = F.l1_loss(student.to(dtype), teacher.detach().to(dtype), reduction="sum")  # sum_i |e_g - e_p|_1
+    B, D = student.shape
+    return total / max(1, B if reduction == "sum" else B * D)

@@ -1,0 +1,157 @@
+r"""Average precision and precision / recall / F1 at K: pure functions that never change their input.
+
+Numbers of this field differ by protocol as much as by method, so print `protocol` beside every mAP.
+Symbols: N images, K labels, k labels predicted per image. Annotations are -1 (absent), 0 (unknown), +1 (present).
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from hrcf_lib.labels import check_scores
+
+CHUNK = 2**22  # entries worked on at a time: about 250 MB beside the input, whatever N and K
+
+_PROTOCOLS = {
+    "zero": "mAP over all labels, a label without positives counts 0 (as MKT, and BiAM on NUS-WIDE)",
+    "skip": "mAP over the labels with at least one positive",
+}
+
+
+def protocol(empty: str = "zero") -> str:
+    """One line that names how `mean_average_precision` averaged; ValueError for an unknown `empty`.
+
+    >>> protocol("skip")
+    'mAP over the labels with at least one positive'
+    """
+    if empty not in _PROTOCOLS:
+        raise ValueError(f"unknown empty={empty!r}; use 'zero' or 'skip'")
+    return _PROTOCOLS[empty]
+
+
+@torch.no_grad()
+def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+    r"""Average precision of each label, not interpolated.
+
+    .. math:: AP = \sum_g (R_g - R_{g-1}) P_g
+
+    over the distinct scores g of a label's images from high to low, with precision P and recall R of predicting all
+    images that score at least g. Images with equal scores enter together, as in scikit-learn's
+    ``average_precision_score``; the order of the images never matters. Entries labelled 0 are left out.
+    With 0/1 annotations, where 0 means absent, pass ``2 * labels - 1``.
+
+    Args:
+        scores: (N, K), any scale, no NaN.
+        labels: (N, K), values -1, 0, +1.
+
+    Returns:
+        (K,) in [0, 1], NaN for a label without positives; of the scores' type but at least float32.
+
+    Raises:
+        ValueError: shapes that differ, no labels or no images, NaN scores, a label outside {-1, 0, 1}.
+
+    Source: without ties, ``compute_AP`` of MKT's ``utils/misc.py``. (BiAM's Open Images code pools the scores of all
+    labels into each AP; that is another measure, not given here.)
+
+    >>> average_precision(torch.tensor([[0.9], [0.8], [0.7], [0.6]]), torch.tensor([[1], [-1], [0], [1]]))
+    tensor([0.8333])
+    """
+    _check(scores, labels)
+    N, K = scores.shape
+    step = max(1, CHUNK // N)
+    parts = [_average_precision_rows(scores[:, k : k + step].T, labels[:, k : k + step].T) for k in range(0, K, step)]
+    return torch.cat(parts).to(torch.promote_types(scores.dtype, torch.float32))  # (K,)
+
+
+def _average_precision_rows(scores: Tensor, labels: Tensor) -> Tensor:
+    """AP of each row: (C, N), (C, N) -> (C,)."""
+    s, order = scores.contiguous().sort(dim=1, descending=True)  # (C, N)
+    y = labels.gather(1, order)  # (C, N)
+    tp = (y == 1).cumsum(dim=1, dtype=torch.int32)  # (C, N): positives so far; unknown entries count nowhere
+    fp = (y == -1).cumsum(dim=1, dtype=torch.int32)  # (C, N): negatives so far
+    last = torch.ones_like(s, dtype=torch.bool)  # (C, N): the last of its group of equal scores
+    last[:, :-1] = s[:, :-1] != s[:, 1:]
+    tp_before = torch.zeros_like(tp)  # (C, N): positives in all groups before
+    tp_before[:, 1:] = tp.where(last, 0).cummax(dim=1).values[:, :-1]
+    real = torch.float32 if s.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    precision = tp.to(real) / (tp + fp).clamp(min=1)  # P_g
+    gain = (tp - tp_before) * last  # (R_g - R_{g-1}) times the number of positives
+    return (gain * precision).sum(dim=1) / tp[:, -1]  # (C,), 0 / 0 = NaN without positives
+
+
+def mean_average_precision(scores: Tensor, labels: Tensor, empty: str = "zero") -> float:
+    r"""Mean of `average_precision` over labels.
+
+    Args:
+        scores: (N, K), any scale, no NaN.
+        labels: (N, K), values -1, 0, +1.
+        empty: ``"zero"``: a label without positives counts 0, as in MKT's and BiAM's published numbers;
+            ``"skip"``: it is left out. `protocol` puts the choice into words.
+
+    Returns:
+        in [0, 1]; NaN where ``"skip"`` leaves no label.
+
+    Raises:
+        ValueError: unknown `empty`, and whatever `average_precision` refuses.
+
+    >>> scores, labels = torch.tensor([[2.0, 0.1], [1.0, 0.2]]), torch.tensor([[1, -1], [-1, -1]])
+    >>> mean_average_precision(scores, labels), mean_average_precision(scores, labels, empty="skip")
+    (0.5, 1.0)
+    """
+    protocol(empty)  # refuses an unknown choice
+    ap = average_precision(scores, labels).cpu().double()  # (K,)
+    return (ap.nan_to_num(0.0).mean() if empty == "zero" else ap.nanmean()).item()
+
+
+@torch.no_grad()
+def precision_recall_f1_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[float, float, float]:
+    r"""Precision, recall and F1 of predicting the k best labels of each image, pooled over all images ("micro").
+
+    .. math:: P = \frac{TP}{N k}, \quad R = \frac{TP}{|\{y = 1\}|}, \quad F_1 = \frac{2 P R}{P + R}
+
+    A predicted label that is annotated 0 (unknown) is a false positive. Equal scores go to the lower label index.
+    Images without any positive stay in, and lower P.
+
+    Args:
+        scores: (N, K), any scale, no NaN.
+        labels: (N, K), values -1, 0, +1.
+        k: labels predicted per image, 1 to K.
+
+    Returns:
+        (precision, recall, f1), each in [0, 1]; 0 / 0 is 0.
+
+    Raises:
+        ValueError: k outside 1..K or no integer, shapes that differ, NaN scores, a label outside {-1, 0, 1}.
+
+    Source: ``compute_F1`` of MKT's ``utils/misc.py`` and of BiAM, mode "overall" (both overwrite the scores).
+
+    >>> precision_recall_f1_at_k(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1, 0, 1]]), k=2)
+    (0.5, 0.5, 0.5)
+    """
+    _check(scores, labels)
+    N, K = scores.shape
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= K:
+        raise ValueError(f"k = {k!r}, but there are {K} labels to choose from; use a whole number from 1 to {K}")
+    tp = positives = 0
+    step = max(1, CHUNK // K)
+    for i in range(0, N, step):
+        s, present = scores[i : i + step], labels[i : i + step] == 1  # (rows, K)
+        kth = s.topk(k, dim=1).values[:, -1:]  # (rows, 1): the k-th best score
+        above, tied = s > kth, s == kth  # (rows, K)
+        room = k - above.sum(dim=1, keepdim=True)  # (rows, 1): places left for labels that score kth
+        predicted = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))  # (rows, K), k a row
+        tp += (predicted & present).sum().item()
+        positives += present.sum().item()
+    precision, recall = tp / (N * k), tp / max(1, positives)
+    return precision, recall, 2 * tp / (N * k + positives)  # 2PR / (P + R) = 2 TP / (N k + positives)
+
+
+def _check(scores: Tensor, labels: Tensor) -> None:
+    check_scores(scores, labels)
+    if scores.numel() == 0:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} hold nothing to evaluate; give at least one image and one label"
+        )
