@@ -1,0 +1,118 @@
+r"""Hierarchical score aggregation, HSA (Sec. III-C, Eqs. 9-14 and 16-17), and the top-k mean pooling that it replaces.
+
+Pure functions. B images, J regions, K labels, D embedding width. Embeddings are at the VLP's own scale, not of unit
+length. The softmax of Eq. 12, the ranking of Eq. 17 and the norms of Eq. 14 run over *the labels that are passed in*:
+scores of one label set are not columns of the scores of another.
+"""
+
+import torch
+from torch import Tensor
+
+
+def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
+    r"""Eq. 9: $S^{global}_k = e_g \cdot t_k$. (B, D), (K, D) -> (B, K), any real number."""
+    _same_width(e_g, label_embeddings)
+    return e_g @ label_embeddings.T  # (B, K)  Eq. 9
+
+
+def region_scores(regions: Tensor, label_embeddings: Tensor) -> Tensor:
+    r"""Eqs. 10-11: $s_{jk} = e_j \cdot t_k$, each region scored as a picture of its own. (B, J, D), (K, D) -> (B, J, K)."""
+    _same_width(regions, label_embeddings)
+    return regions @ label_embeddings.T  # (B, J, K)  Eqs. 10-11
+
+
+def topk_mean(region_scores: Tensor, k: int) -> Tensor:
+    r"""Top-k mean pooling over regions, as in MKT: the mean of each label's ``k`` best regions. (B, J, K) -> (B, K).
+
+    Raises ``ValueError`` if ``k`` is not in 1..J.
+    """
+    J = region_scores.shape[1]
+    if not 1 <= k <= J:
+        raise ValueError(f"top-k mean pooling with k = {k} over {J} regions: choose k from 1 to {J}")
+    return region_scores.topk(k, dim=1).values.mean(dim=1)  # (B, K)
+
+
+def region_score_aggregation(region_scores: Tensor) -> Tensor:
+    r"""RSA (Eqs. 12-13): each region is a single-label problem, and its vote weighs its score.
+
+    $$w_{jk} = \mathrm{softmax}_k(s_{jk}), \qquad S^{region}_k = \sum_j w_{jk}\, s_{jk}$$
+
+    (B, J, K) -> (B, K). This is the plain form; ``aggregate`` computes the same from embeddings without a (B, J, K) tensor.
+    """
+    weights = region_scores.softmax(dim=-1)  # (B, J, K)  Eq. 12: over labels, for each region
+    return (weights * region_scores).sum(dim=1)  # (B, K)  Eq. 13
+
+
+def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
+    """RSA from embeddings, ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form."""
+    _same_width(regions, label_embeddings)
+    parts = regions.split(chunk, dim=1)
+    return sum(region_score_aggregation(region_scores(part, label_embeddings)) for part in parts)
+
+
+def relevance(regions: Tensor, label_embeddings: Tensor) -> Tensor:
+    r"""Eq. 16: what a region says to all labels together, $r_j = \sum_k e_j \cdot t_k = e_j \cdot \sum_k t_k$. -> (B, J)."""
+    _same_width(regions, label_embeddings)
+    return regions @ label_embeddings.sum(dim=0)  # (B, J)  Eq. 16, one dot product a region
+
+
+def select_regions(regions: Tensor, label_embeddings: Tensor, keep: int) -> Tensor:
+    r"""RSS (Eqs. 16-17): keep the ``keep`` regions of highest relevance, in their original order.
+
+    (B, J, D), (K, D) -> (B, keep, D). Ties go to the lower index. Raises ``ValueError`` if ``keep`` is not in 1..J.
+    """
+    return take_best(regions, relevance(regions, label_embeddings), keep)  # Eq. 17
+
+
+def take_best(regions: Tensor, values: Tensor, keep: int) -> Tensor:
+    """The ``keep`` regions of highest ``values`` (B, J), in their original order: (B, J, D) -> (B, keep, D)."""
+    J = regions.shape[1]
+    if not 1 <= keep <= J:
+        raise ValueError(f"keep = {keep} of {J} regions: choose a number from 1 to {J}")
+    if keep == J:
+        return regions
+    best = values.sort(dim=1, descending=True, stable=True).indices[:, :keep]  # (B, keep)
+    best = best.sort(dim=1).values  # original order
+    return regions.gather(1, best.unsqueeze(-1).expand(-1, -1, regions.shape[-1]))  # (B, keep, D)
+
+
+def fuse(s_global: Tensor, s_region: Tensor, lam: float, normalize: bool = True) -> Tensor:
+    r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, each first divided by its L2 norm over the labels.
+
+    Two (B, K) -> (B, K); with ``normalize`` every entry is in -1..1. Without it the sum over 140 regions swamps the
+    global score. Raises ``ValueError`` for ``lam`` outside 0..1 or for shapes that differ.
+    """
+    if s_global.shape != s_region.shape:
+        raise ValueError(
+            f"global scores {tuple(s_global.shape)} and region scores {tuple(s_region.shape)} differ in shape"
+        )
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lambda = {lam} is a weight: choose a number from 0 to 1")
+    if normalize:
+        s_global = torch.nn.functional.normalize(s_global, dim=-1)
+        s_region = torch.nn.functional.normalize(s_region, dim=-1)
+    return lam * s_region + (1 - lam) * s_global  # (B, K)  Eq. 14
+
+
+def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool) -> Tensor:
+    """The whole of HSA under the switches of ``config``: (B, D), (B, J, D), (K, D) -> (B, K).
+
+    ``select`` applies RSS first (test time only, Sec. III-C). Without HCG the same *share* of regions is kept.
+    """
+    if select:
+        J = regions.shape[1]
+        keep = config.keep if config.hcg else round(config.keep / 140 * J)
+        regions = select_regions(regions, label_embeddings, min(keep, J))
+    if config.rsa:
+        s_region = aggregate(regions, label_embeddings)
+    else:
+        s_region = topk_mean(region_scores(regions, label_embeddings), min(config.topk, regions.shape[1]))
+    return fuse(global_scores(e_g, label_embeddings), s_region, config.lam, config.normalize_fusion)
+
+
+def _same_width(embeddings: Tensor, label_embeddings: Tensor) -> None:
+    if label_embeddings.ndim != 2 or embeddings.shape[-1] != label_embeddings.shape[-1]:
+        raise ValueError(
+            f"embeddings {tuple(embeddings.shape)} and label embeddings {tuple(label_embeddings.shape)} do not fit: "
+            "label embeddings are (K, D) with the same D"
+        )
