@@ -1,0 +1,148 @@
+r"""One pass over a split -> scores -> a table of metrics whose protocol is named.
+
+The image side does not depend on the labels, so it runs once (``embed``); every label set and every test-time setting
+(lambda, RSS) is then scored from the stored embeddings. Scores are computed once *per label set*: ZSL scores are not
+columns of GZSL scores, because softmax, ranking and norms run over the labels being scored.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hrcf_lib import metrics, scores
+from hrcf_lib.features import FrozenFeatures
+
+
+@dataclass
+class Embedded:
+    """Global embeddings (n, D) and regions (n, J, D; float16 to save memory) of a split."""
+
+    e_g: Tensor
+    regions: Tensor
+
+
+@torch.no_grad()
+def embed(model, features: FrozenFeatures, batch: int = 128) -> Embedded:
+    """The image side of ``model`` over a split, in evaluation mode and float32."""
+    model.eval()
+    e_g, regions = [], []
+    for rows in torch.arange(len(features)).split(batch):
+        g, r = model.image_embeddings(features.batch(rows, model.vlp.mean.device)[0])
+        e_g.append(g.cpu())
+        regions.append(r.half().cpu())
+    return Embedded(torch.cat(e_g), torch.cat(regions))
+
+
+@torch.no_grad()
+def score_all(embedded: Embedded, label_embeddings: Tensor, scorer, batch: int = 256) -> Tensor:
+    """Scores (n, K) of a whole split; ``scorer(e_g, regions, label_embeddings) -> (B, K)``."""
+    device = label_embeddings.device
+    parts = []
+    for rows in torch.arange(len(embedded.e_g)).split(batch):
+        e_g, regions = embedded.e_g[rows].to(device), embedded.regions[rows].to(device).float()
+        parts.append(scorer(e_g, regions, label_embeddings).cpu())
+    return torch.cat(parts)
+
+
+def measure(values: Tensor, labels: Tensor, ks=(3, 5)) -> dict:
+    """P/R/F1@K and both mAPs, in percent, of scores and annotation (n, K)."""
+    row = {}
+    for k in ks:
+        for name, value in zip("PR", (p_r_f := metrics.precision_recall_f1_at_k(values, labels, k))[:2], strict=True):
+            row[f"{name}@{k}"] = 100 * value
+        row[f"F1@{k}"] = 100 * p_r_f[2]
+    row["mAP"] = 100 * metrics.mean_average_precision(values, labels, empty="zero")
+    row["mAP skip"] = 100 * metrics.mean_average_precision(values, labels, empty="skip")
+    row["images"], row["labels"] = labels.shape
+    return row
+
+
+PROTOCOL = (
+    "P/R/F1@K: micro over all test images. mAP: a label without positives counts 0 (empty='zero'); "
+    "'mAP skip' leaves such labels out. Scores are computed for each task's own label set."
+)
+
+
+def evaluate(model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None, embedded=None) -> pd.DataFrame:
+    """A row a task: P/R/F1@K and mAP in percent. ``scorer`` replaces the model's own HSA (see ``CONTROLS``)."""
+    model.eval()
+    embedded = embed(model, features) if embedded is None else embedded
+    scorer = model.score if scorer is None else scorer
+    rows = {}
+    for task in tasks:
+        view = features.space.view(task)
+        with torch.no_grad():
+            t = model.label_embeddings(view.names)
+        rows[task] = measure(score_all(embedded, t, scorer), features.labels[:, view.columns], model.config.ks)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+
+def uniform_weights(config):
+    """Control for RSA: every region's scores count alike, whatever it votes for."""
+
+    def scorer(e_g, regions, t):
+        if config.rss:
+            regions = scores.select_regions(regions, t, min(config.keep, regions.shape[1]))
+        s_region = scores.region_scores(regions, t).mean(dim=1)
+        return scores.fuse(scores.global_scores(e_g, t), s_region, config.lam, config.normalize_fusion)
+
+    return scorer
+
+
+def random_selection(config, seed: int = 0):
+    """Control for RSS: as many regions, drawn at random for each picture."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def scorer(e_g, regions, t):
+        values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
+        kept = scores.take_best(regions, values, min(config.keep, regions.shape[1]))
+        return scores.score(e_g, kept, t, config, select=False)
+
+    return scorer
+
+
+CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}
+
+
+# The plain VLP ------------------------------------------------------------------------------------------------------
+
+ZERO_SHOT_PROMPTS = {
+    "name": ["{}"],
+    "photo": ["a photo of a {}."],
+    "drawing": ["a drawing of a {}."],
+    "there is": ["there is a {}."],
+    "multi-label": ["A photo for multi-label classification, there is a {}."],
+    "ensemble": ["a photo of a {}.", "a drawing of a {}.", "a picture of a {}.", "there is a {}.", "this is a {}."],
+}
+ZERO_SHOT_SCORES = {
+    "dot": lambda e, t: e @ t.T,
+    "cosine": lambda e, t: torch.nn.functional.normalize(e, dim=-1) @ torch.nn.functional.normalize(t, dim=-1).T,
+    "softmax": lambda e, t: (e @ t.T).softmax(dim=-1),
+}
+
+
+@torch.no_grad()
+def zero_shot(vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5)) -> pd.DataFrame:
+    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
+    rows = {}
+    for task in tasks:
+        view = features.space.view(task)
+        embeddings = [vlp.encode_text([p.format(n) for n in view.names]) for p in ZERO_SHOT_PROMPTS[prompt]]
+        values = ZERO_SHOT_SCORES[score](features.teacher, torch.stack(embeddings).mean(0).cpu())
+        rows[task] = measure(values, features.labels[:, view.columns], ks)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+
+def best_zero_shot(vlp, features: FrozenFeatures) -> tuple[str, str, pd.DataFrame]:
+    """Prompt and score of highest mean mAP over both tasks on ``features`` (give it val), and the whole search."""
+    search = {}
+    for prompt in ZERO_SHOT_PROMPTS:
+        for score in ZERO_SHOT_SCORES:
+            table = zero_shot(vlp, features, prompt, score)
+            search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
+    frame = pd.DataFrame(search).T
+    prompt, score = frame.mean(axis=1).idxmax()
+    return prompt, score, frame.rename_axis(["prompt", "score"]).astype(np.float64)
