@@ -1,14 +1,17 @@
 r"""Every number of an experiment, with its unit and the place in the paper it comes from.
 
 ``mini()`` and ``nus_wide()`` differ in values only: they run the same code. A config is frozen; make a variant with
-``dataclasses.replace(config, lam=0.5)`` or ``config.replace(lam=0.5)``. Setting ``HRCF_SIZE=smoke`` in the environment
-shrinks every preset to seconds, and this file is the only place that looks at it.
+``dataclasses.replace(config, lam=0.5)`` or ``config.replace(lam=0.5)``; a notebook turns its parameters into one with
+``config.preset("mini", lam=lam, seed=seed)``. Setting ``HRCF_SIZE=smoke`` in the environment shrinks every preset to
+seconds, and this file is the only place that looks at it (``is_smoke``).
 """
 
 import dataclasses
 import difflib
+import math
 import os
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,30 @@ class Phase:
     epochs: int  # passes over the training pictures
     batch: int  # B, pictures a step
 
+    def __post_init__(self):
+        if self.trains not in TRAINABLE:
+            raise ValueError(f"phase trains {self.trains!r}: choose one of {', '.join(TRAINABLE)}")
+        for field in ("epochs", "batch"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{field} = {value!r} of a phase must be a whole number, at least 1")
+
 
 # Freezing is data: a phase trains the parameters whose name starts with one of these, and nothing else (Eqs. 20-21).
 TRAINABLE = {
     "hcg": ("block.", "ln_post.", "gather.", "head."),  # Eq. 20: image side, text side fixed
     "prompts": ("prompt.",),  # Eq. 21: text side, image side fixed
 }
+
+CHOICES = {
+    "prompt": ("fixed", "learnable", "hybrid", "tuning"),
+    "augment": ("none", "rand-m9-mstd0.5-inc1"),
+    "ranking_reduction": ("violations", "sum"),
+    "distillation_reduction": ("mean", "sum"),
+}
+RANGES = dict.fromkeys(("lam", "layer_decay", "tag_noise"), (0, 1))  # the other numbers: 0 or more
+RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors"), (1, math.inf))
+RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class Config:
     prompt_lr: float = 1e-3  # prompts
     weight_decay: float = 0.05  # 0 on 1-D parameters
     layer_decay: float = 0.65  # the last block learns at lr * layer_decay, head and merges at lr
-    warmup_epochs: float = 2.0  # image side, once, linear from ``min_lr``
+    warmup_epochs: float = 2.0  # image side, once, linear from 0
     min_lr: float = 1e-6  # end of both cosines
     bf16: bool = True  # the image side runs in bfloat16 autocast; scores, losses and weights stay float32
 
@@ -79,30 +100,16 @@ class Config:
     seed: int = 0  # weights and order of training pictures
 
     def __post_init__(self):
-        choices = {"prompt": ("fixed", "learnable", "hybrid", "tuning"), "augment": ("none", "rand-m9-mstd0.5-inc1")}
-        choices |= {"ranking_reduction": ("violations", "sum"), "distillation_reduction": ("mean", "sum")}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} = {getattr(self, field)!r}: choose one of {', '.join(allowed)}")
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lam = {self.lam} is a weight: choose a number from 0 to 1")
-        for field in ("merges", "keep", "topk", "prompt_vectors"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} = {getattr(self, field)} must be at least 1")
-        for phase in self.phases:
-            if phase.trains not in TRAINABLE:
-                raise ValueError(f"phase trains {phase.trains!r}: choose one of {', '.join(TRAINABLE)}")
-            if phase.epochs < 1 or phase.batch < 1:
-                raise ValueError(f"{phase}: epochs and batch must be at least 1")
+        object.__setattr__(self, "phases", tuple(_phase(p) for p in self.phases))  # lists come from JSON and papermill
+        object.__setattr__(self, "ks", tuple(self.ks))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if not self.ks or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in self.ks):
+            raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")
 
     def replace(self, **changes) -> "Config":
         """A copy with some fields changed. Raises ``ValueError`` naming an unknown field and the nearest known one."""
-        known = [f.name for f in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known names: {', '.join(known)}"
-                raise ValueError(f"unknown config name {name!r}; {hint}")
+        _known(changes, [f.name for f in dataclasses.fields(self)], "config name")
         return dataclasses.replace(self, **changes)
 
     def smoke(self) -> "Config":
@@ -117,10 +124,13 @@ class Config:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of ``Config.to_dict``; unknown names are an error."""
-    phases = tuple(p if isinstance(p, Phase) else Phase(**p) for p in values["phases"])
-    ready = values | {"phases": phases, "ks": tuple(values.get("ks", (3, 5)))}
-    return preset(values["name"]).replace(**ready)
+    """The inverse of ``Config.to_dict``; an unknown name, or one that is missing and has no default, is an error."""
+    fields = dataclasses.fields(Config)
+    _known(values, [f.name for f in fields], "config name")
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
+    if missing:
+        raise ValueError(f"this config lacks {', '.join(missing)}: give them, or start from a preset")
+    return Config(**values)
 
 
 def alternate(hcg_epochs: int, prompt_epochs: int, rounds: int, hcg_batch: int, prompt_batch: int) -> tuple[Phase, ...]:
@@ -186,15 +196,59 @@ def coco_48_17() -> Config:
 PRESETS = {f.__name__: f for f in (mini, nus_wide, open_images, coco_48_17)}
 
 
-def preset(name: str) -> Config:
-    """A preset by name; raises ``ValueError`` that lists the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
+def preset(name: str, **changes) -> Config:
+    """A preset by name with some fields changed, such as the parameters of a notebook.
+
+    A smoke run (``HRCF_SIZE=smoke``) shrinks the result, whatever the changes ask for. Raises ``ValueError`` for an
+    unknown preset or field, with the nearest known name, and for values out of range.
+    """
+    _known([name], list(PRESETS), "preset")
+    return _sized(PRESETS[name]().replace(**changes))
+
+
+def is_smoke() -> bool:
+    """Whether ``HRCF_SIZE=smoke`` asks for runs of seconds. Raises ``ValueError`` for any value but smoke and full."""
+    size = os.environ.get("HRCF_SIZE") or "full"
+    if size not in ("full", "smoke"):
+        raise ValueError(f"HRCF_SIZE = {size!r}: set it to 'smoke', to 'full', or not at all")
+    return size == "smoke"
 
 
 def _sized(config: Config) -> Config:
-    size = os.environ.get("HRCF_SIZE", "full")
-    if size not in ("full", "smoke"):
-        raise ValueError(f"HRCF_SIZE = {size!r}: set it to 'smoke', to 'full', or not at all")
-    return config.smoke() if size == "smoke" else config
+    return config.smoke() if is_smoke() else config
+
+
+def _known(names, known: list[str], what: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
+
+
+def _phase(value) -> Phase:
+    """A ``Phase`` from itself, a dict or a triple, as JSON and papermill give them."""
+    if isinstance(value, Phase):
+        return value
+    try:
+        return Phase(**value) if isinstance(value, dict) else Phase(*value)
+    except TypeError:
+        raise ValueError(f"phase {value!r}: give what it trains, epochs and batch, as in ('hcg', 4, 64)") from None
+
+
+def _checked(field: dataclasses.Field, value):
+    """The value in the type of its field. Raises ``ValueError`` for another type or a number out of ``RANGES``."""
+    if field.name in CHOICES and value not in CHOICES[field.name]:
+        raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(CHOICES[field.name])}")
+    if field.type in (int, float) or (field.type == int | None and value is not None):
+        kind = Real if field.type is float else Integral
+        if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+            raise ValueError(f"{field.name} = {value!r} must be a {'number' if kind is Real else 'whole number'}")
+        low, high = RANGES.get(field.name, (0, math.inf))
+        if not low <= value <= high:
+            bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise ValueError(f"{field.name} = {value!r} must be {bound}")
+        return float(value) if kind is Real else int(value)
+    if field.type in (bool, str, str | None) and not isinstance(value, field.type):
+        raise ValueError(f"{field.name} = {value!r} must be {'True or False' if field.type is bool else 'text'}")
+    return value

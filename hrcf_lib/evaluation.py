@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hrcf_lib import metrics, scores
 from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.labels import LabelSpace, LabelView
 
 
 @dataclass
@@ -48,12 +49,11 @@ def score_all(embedded: Embedded, label_embeddings: Tensor, scorer, batch: int =
 
 
 def measure(values: Tensor, labels: Tensor, ks=(3, 5)) -> dict:
-    """P/R/F1@K and both mAPs, in percent, of scores and annotation (n, K)."""
+    """P/R/F1@K and both mAPs, in percent, of scores and annotation (n, K); protocol as in ``PROTOCOL``."""
     row = {}
     for k in ks:
-        for name, value in zip("PR", (p_r_f := metrics.precision_recall_f1_at_k(values, labels, k))[:2], strict=True):
-            row[f"{name}@{k}"] = 100 * value
-        row[f"F1@{k}"] = 100 * p_r_f[2]
+        values_at_k = metrics.precision_recall_f1_at_k(values, labels, k)
+        row |= {f"{name}@{k}": 100 * value for name, value in zip(("P", "R", "F1"), values_at_k, strict=True)}
     row["mAP"] = 100 * metrics.mean_average_precision(values, labels, empty="zero")
     row["mAP skip"] = 100 * metrics.mean_average_precision(values, labels, empty="skip")
     row["images"], row["labels"] = labels.shape
@@ -67,26 +67,38 @@ PROTOCOL = (
 
 
 def evaluate(model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None, embedded=None) -> pd.DataFrame:
-    """A row a task: P/R/F1@K and mAP in percent. ``scorer`` replaces the model's own HSA (see ``CONTROLS``)."""
+    """A row a task: P/R/F1@K and mAP in percent, each task scored for its own label set.
+
+    ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with ``embedded`` (from ``embed``) the image side does
+    not run again. Raises ``ValueError`` for a task that the label space has no labels for.
+    """
     model.eval()
     embedded = embed(model, features) if embedded is None else embedded
     scorer = model.score if scorer is None else scorer
     rows = {}
     for task in tasks:
-        view = features.space.view(task)
+        view = _view(features.space, task)
         with torch.no_grad():
             t = model.label_embeddings(view.names)
         rows[task] = measure(score_all(embedded, t, scorer), features.labels[:, view.columns], model.config.ks)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 
+def _view(space: LabelSpace, task: str) -> LabelView:
+    """The view of a task that has labels."""
+    view = space.view(task)
+    if not view.names:
+        raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
+    return view
+
+
 def uniform_weights(config):
-    """Control for RSA: every region's scores count alike, whatever it votes for."""
+    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels whatever it shows."""
 
     def scorer(e_g, regions, t):
         if config.rss:
-            regions = scores.select_regions(regions, t, min(config.keep, regions.shape[1]))
-        s_region = scores.region_scores(regions, t).mean(dim=1)
+            regions = scores.select_regions(regions, t, _keep(config, regions))
+        s_region = regions.sum(dim=1) @ t.T / len(t)  # (B, K) = sum_j s_jk / K
         return scores.fuse(scores.global_scores(e_g, t), s_region, config.lam, config.normalize_fusion)
 
     return scorer
@@ -98,10 +110,16 @@ def random_selection(config, seed: int = 0):
 
     def scorer(e_g, regions, t):
         values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
-        kept = scores.take_best(regions, values, min(config.keep, regions.shape[1]))
+        kept = scores.take_best(regions, values, _keep(config, regions))
         return scores.score(e_g, kept, t, config, select=False)
 
     return scorer
+
+
+def _keep(config, regions: Tensor) -> int:
+    """How many regions RSS keeps; without HCG the same share of them, as in ``scores.score``."""
+    J = regions.shape[1]
+    return min(config.keep if config.hcg else round(config.keep / 140 * J), J)
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}
@@ -129,7 +147,7 @@ def zero_shot(vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZS
     """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
     rows = {}
     for task in tasks:
-        view = features.space.view(task)
+        view = _view(features.space, task)
         embeddings = [vlp.encode_text([p.format(n) for n in view.names]) for p in ZERO_SHOT_PROMPTS[prompt]]
         values = ZERO_SHOT_SCORES[score](features.teacher, torch.stack(embeddings).mean(0).cpu())
         rows[task] = measure(values, features.labels[:, view.columns], ks)
@@ -141,7 +159,7 @@ def best_zero_shot(vlp, features: FrozenFeatures) -> tuple[str, str, pd.DataFram
     search = {}
     for prompt in ZERO_SHOT_PROMPTS:
         for score in ZERO_SHOT_SCORES:
-            table = zero_shot(vlp, features, prompt, score)
+            table = zero_shot(vlp, features, prompt, score, ks=())
             search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
     frame = pd.DataFrame(search).T
     prompt, score = frame.mean(axis=1).idxmax()

@@ -1,9 +1,10 @@
-r"""Where a label was seen. HRCF's own maps need no gradient: each region's share of a label's score, put where it came from."""
+r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrcf_lib.labels import check_names
 from hrcf_lib.scores import region_scores
 
 
@@ -23,7 +24,11 @@ def level_maps(shares: Tensor, sides: list[int]) -> list[Tensor]:
 
 @torch.no_grad()
 def region_map(shares: Tensor, sides: list[int], size: int) -> Tensor:
-    """All levels in one map (B, K, size, size): each level enlarged bilinearly, divided by its cell's area, summed, in 0..1."""
+    """All levels in one map (B, K, size, size) in 0..1, from shares (B, J, K).
+
+    A share becomes a density (divided by the area of its cell, negative ones count 0), each level is enlarged
+    bilinearly, and the sum is stretched to 0..1 for each label; a map without any difference is 0.
+    """
     maps = [
         F.interpolate(m.clamp(min=0), size=(size, size), mode="bilinear", align_corners=False) * m.shape[-1] ** 2
         for m in level_maps(shares, sides)
@@ -33,21 +38,23 @@ def region_map(shares: Tensor, sides: list[int], size: int) -> Tensor:
     return (total - low) / (high - low).clamp(min=1e-12)
 
 
+@torch.no_grad()
 def maps_for(model, images: Tensor, labels) -> Tensor:
-    r"""Maps (B, K, side, side) of pictures (B, 3, side, side) for the given label names, inside the reference vocabulary.
+    r"""Maps (B, K, side, side) of pictures (B, 3, side, side) for the K given label names.
 
-    The softmax runs over the model's reference labels and the user's; only the user's columns come back.
+    The softmax runs over the model's reference labels and the user's; only the user's columns come back. All regions
+    take part: RSS leaves some out of the score, not out of the picture. Raises ``ValueError`` as ``predict.classify``.
     """
     names, columns = reference_columns(model, labels)
-    with torch.no_grad():
-        _, regions = model.image_embeddings(model.vlp.trunk(images))
-        shares = region_shares(regions, model.label_embeddings(names))[..., columns]  # (B, J, K)
+    _, regions = model.image_embeddings(model.vlp.trunk(images))
+    shares = region_shares(regions, model.label_embeddings(names))[..., columns]  # (B, J, K)
     sides = model.gather.sides if model.config.hcg else [model.vlp.N]
     return region_map(shares, sides, model.vlp.side)
 
 
 def reference_columns(model, labels) -> tuple[list[str], list[int]]:
     """Reference vocabulary plus the user's labels, and the columns of the user's labels in it."""
-    names = list(model.reference_labels) + [name for name in labels if name not in model.reference_labels]
+    labels = check_names(labels)
+    names = list(dict.fromkeys([*model.reference_labels, *labels]))
     column = {name: k for k, name in enumerate(names)}
     return names, [column[name] for name in labels]

@@ -7,6 +7,7 @@ two convolutions. Exact when pictures are not augmented, up to the rounding to f
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from hrcf_lib.labels import LabelSpace
 class FrozenFeatures:
     """Features and annotation of one split; n pictures, K labels in the order of ``space.names``."""
 
-    trunk: np.ndarray  # (n, 1 + N^2, C) float16, perhaps memory-mapped
+    trunk: np.ndarray  # (n, 1 + N^2, C) float16, perhaps memory-mapped; relative rounding error below 2^-11
     teacher: Tensor  # (n, D) float32, e_p
     labels: Tensor  # (n, K) -1/0/+1
     space: LabelSpace
@@ -39,48 +40,71 @@ class FrozenFeatures:
 
 @torch.no_grad()
 def extract(
-    vlp, dataset: Dataset, space: LabelSpace, folder: str | Path | None = None, batch=64, workers=0
+    vlp, dataset: Dataset, space: LabelSpace, folder: str | Path | None = None, batch: int = 64, workers: int = 0
 ) -> FrozenFeatures:
     r"""Run the frozen VLP over ``dataset`` (items: image uint8 (3, side, side), labels (K,)).
 
-    With ``folder``, the result is stored there under a key made of the VLP's weights and the data (``dataset.fingerprint``),
-    so that a stale cache is never read; files are renamed into place when complete. Progress is shown on a terminal.
+    With ``folder``, the result is stored there under a key made of the VLP's weights, the label names and the data
+    (``dataset.fingerprint()``: plain values that change whenever a picture or an annotation does), so that a stale
+    cache is never read. Files are renamed into place when complete, the small one last; what an interrupted run leaves
+    is never read. Progress is shown on a terminal.
+
+    Raises ``ValueError`` for an empty dataset, labels that do not fit ``space``, a dataset that cannot be told from
+    another (no ``fingerprint``) though a folder is given, and pictures whose features are not finite in float16.
     """
-    paths = _paths(folder, vlp, dataset) if folder is not None and hasattr(dataset, "fingerprint") else None
-    if paths and paths[1].exists():
-        small = np.load(paths[1])
-        return FrozenFeatures(
-            np.load(paths[0], mmap_mode="r"),
-            torch.from_numpy(small["teacher"]),
-            torch.from_numpy(small["labels"]),
-            space,
-        )
-    n, tokens = len(dataset), vlp.N**2 + 1
-    if paths:
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        part = paths[0].with_suffix(".part")
-        trunk = np.lib.format.open_memmap(part, "w+", np.float16, (n, tokens, vlp.C))
-    else:
-        trunk = np.empty((n, tokens, vlp.C), np.float16)
-    teacher, labels, at, device = [], [], 0, vlp.mean.device
-    loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
-    for images, y in tqdm(loader, desc="frozen features", disable=None, leave=False):
-        x = vlp.trunk(images.to(device))  # (B, 1 + N*N, C)
-        trunk[at : at + len(x)] = x.cpu().numpy()
-        teacher.append(vlp.teacher(x).cpu())
-        labels.append(y)
-        at += len(x)
-    features = FrozenFeatures(trunk, torch.cat(teacher), torch.cat(labels), space)
-    if paths:
-        trunk.flush()
-        part.replace(paths[0])
-        with open(paths[1].with_suffix(".part"), "wb") as file:
+    if not len(dataset):
+        raise ValueError("the dataset is empty: there is nothing to extract features of")
+    paths = None if folder is None else _paths(Path(folder), vlp, dataset, space)
+    if paths and all(path.exists() for path in paths):
+        small = np.load(paths[1], allow_pickle=False)
+        teacher, labels = torch.from_numpy(small["teacher"]), torch.from_numpy(small["labels"])
+        return FrozenFeatures(np.load(paths[0], mmap_mode="r"), teacher, labels, space)
+    if paths is None:
+        return _run(vlp, dataset, space, None, batch, workers)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    parts = [path.with_suffix(f".{os.getpid()}.part") for path in paths]  # two runs at once do not share a file
+    try:
+        features = _run(vlp, dataset, space, parts[0], batch, workers)
+        with open(parts[1], "wb") as file:
             np.savez(file, teacher=features.teacher.numpy(), labels=features.labels.numpy())
-        paths[1].with_suffix(".part").replace(paths[1])
+        for part, path in zip(parts, paths, strict=True):
+            part.replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
     return features
 
 
-def _paths(folder, vlp, dataset) -> tuple[Path, Path]:
-    key = json.dumps([vlp.name, vlp.hash, vlp.side, dataset.fingerprint()])
+def _run(vlp, dataset, space, path, batch, workers) -> FrozenFeatures:
+    shape = (len(dataset), 1 + vlp.N**2, vlp.C)
+    trunk = np.empty(shape, np.float16) if path is None else np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    teacher, labels, at = [], [], 0
+    loader = DataLoader(dataset, batch_size=batch, num_workers=workers)
+    for images, y in tqdm(loader, desc="frozen features", disable=None, leave=False):
+        if y.shape[1] != len(space.names):
+            raise ValueError(f"the dataset annotates {y.shape[1]} labels, the label space has {len(space.names)} names")
+        x = vlp.trunk(images.to(vlp.mean.device))  # (B, 1 + N*N, C)
+        e_p = vlp.teacher(x)  # (B, D)
+        x = x.half()
+        finite = (x.isfinite().flatten(1).all(dim=1) & e_p.isfinite().all(dim=1)).cpu()  # (B,)
+        if not finite.all():
+            first = at + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"features of picture {first} are NaN or beyond float16: look at it and at the VLP's weights"
+            )
+        trunk[at : at + len(x)] = x.cpu().numpy()
+        teacher.append(e_p.cpu())
+        labels.append(y)
+        at += len(x)
+    if path is not None:
+        trunk.flush()
+    return FrozenFeatures(trunk, torch.cat(teacher), torch.cat(labels), space)
+
+
+def _paths(folder: Path, vlp, dataset, space: LabelSpace) -> tuple[Path, Path]:
+    if not hasattr(dataset, "fingerprint"):
+        kind = type(dataset).__name__
+        raise ValueError(f"{kind} has no fingerprint(), so its features cannot be cached: give folder=None, or add one")
+    key = json.dumps([1, vlp.name, vlp.hash, vlp.side, space.names, dataset.fingerprint()])  # 1: form of the files
     stem = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return Path(folder) / f"{stem}.trunk.npy", Path(folder) / f"{stem}.npz"
+    return folder / f"{stem}.trunk.npy", folder / f"{stem}.npz"

@@ -14,7 +14,7 @@ from hrcf_lib.model import HRCF
 
 @cache
 def default_model() -> HRCF:
-    """The HRCF that ships with the library: trained on MojiScenes with the mini VLP, so it knows OpenMoji drawings only."""
+    """The HRCF that ships: trained on MojiScenes with the mini VLP, so it knows OpenMoji drawings and nothing else."""
     return HRCF.from_pretrained(str(files("hrcf_lib") / "assets" / "hrcf-mini-trained"))
 
 
@@ -27,21 +27,24 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
         labels: names, any number from 1. They are scored inside the model's reference vocabulary (its seen labels):
             softmax, region selection and norms run over reference and own labels together, so that a single label does
             not always score 1; only your columns come back.
-        model: an ``HRCF``; by default the one that ships (``default_model``).
-        top_k: labels to report for each picture.
+        model: an ``HRCF``; by default the one that ships (``default_model``). It is left in evaluation mode.
+        top_k: labels to report for each picture; fewer come back if there are fewer labels.
+        batch: pictures at a time.
 
     Returns:
-        a tidy frame: image, label, score (Eq. 14, in -1..1, comparable within a picture), rank (1 is best).
+        a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (Eq. 14,
+        in -1..1, comparable within a picture), rank (1 is best).
 
     Raises:
         ValueError: empty, blank or duplicate names, a name that the text tower does not know, ``top_k`` below 1, or a
             picture that cannot be read, naming it. FileNotFoundError: a picture or folder that does not exist.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k = {top_k}: ask for at least 1 label")
+    for name, value in (("top_k", top_k), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {value!r}: give a whole number from 1")
     labels = check_names(labels)
-    model = default_model() if model is None else model.eval()
     items = find_images(images)
+    model = (default_model() if model is None else model).eval()
     names, columns = reference_columns(model, labels)
     t = model.label_embeddings(names)  # (K, D)
     rows = []
@@ -50,6 +53,14 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
         pictures = torch.stack([read_image(item, model.vlp.side) for item in part]).to(t.device)
         values = model(pictures, t)[:, columns].cpu()  # (B, K of the user)
         best = values.topk(min(top_k, len(labels)), dim=1)
-        for item, scores, ks in zip(part, best.values.tolist(), best.indices.tolist(), strict=True):
-            rows += [(str(item), labels[k], s, r) for r, (s, k) in enumerate(zip(scores, ks, strict=True), 1)]
+        for i, (scores, ks) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), first):
+            name = _name(items[i], i)
+            rows += [(name, labels[k], s, rank) for rank, (s, k) in enumerate(zip(scores, ks, strict=True), 1)]
     return pd.DataFrame(rows, columns=["image", "label", "score", "rank"])
+
+
+def _name(item, i: int) -> str:
+    """What the frame calls a picture: the path, or its number in the list."""
+    if hasattr(item, "getpixel"):  # a PIL image
+        return getattr(item, "filename", "") or f"picture {i}"
+    return str(item)

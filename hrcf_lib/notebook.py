@@ -1,0 +1,44 @@
+r"""Run a notebook headless with changed parameters; one that the notebook does not have is an error, not a warning."""
+
+import difflib
+from pathlib import Path
+
+import papermill
+
+
+def known_parameters(path: str | Path) -> list[str]:
+    """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such notebook")
+    names = list(papermill.inspect_notebook(str(path)))
+    if not names:
+        raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
+    return names
+
+
+def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = None, cwd=None, progress=False) -> Path:
+    r"""Execute ``path`` with ``parameters`` and write the executed copy to ``out``; returns ``out``.
+
+    The kernel is that of the Python which runs this. It starts in ``cwd``, by default the folder of the notebook.
+    Raises ``ValueError`` for a parameter that the notebook does not have, naming the nearest and all known ones, before
+    anything runs; ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
+    """
+    parameters = dict(parameters or {})
+    known = known_parameters(path) if parameters else []
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{path} has no parameter {name!r}; {hint}known: {', '.join(known)}")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        str(path),
+        str(out),
+        parameters,
+        kernel_name="python3",
+        cwd=str(cwd or Path(path).parent),
+        progress_bar=progress,
+    )
+    return out
