@@ -9,6 +9,10 @@ place. Table III compares four kinds:
 ``learnable``  the M vectors and the template's own four tokens are learnt: (M + 4) x C numbers
 ``hybrid``     the M vectors are learnt, the template is fixed: M x C numbers (the paper's choice)
 ``tuning``     MKT's: "There is a {name} in the scene", the token table is learnt, the rows that spell names are not
+
+The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,096 and 25,296,896.
+
+Source: Sec. III-D and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
 """
 
 import torch
@@ -17,9 +21,10 @@ from torch import Tensor, nn
 from hrcf_lib.labels import check_names
 from hrcf_lib.vlp import VLP, check_length, encode_tokens
 
-START = "A photo for multi-label classification,"  # exactly 8 tokens: where the M vectors start
+START = "A photo for multi-label classification,"  # exactly 8 tokens: where the M vectors start from
 TEMPLATE = ("there is a", ".")
 TUNING_TEMPLATE = ("There is a", "in the scene")
+KINDS = ("fixed", "learnable", "hybrid", "tuning")
 
 
 class PromptLearner(nn.Module):
@@ -29,19 +34,26 @@ class PromptLearner(nn.Module):
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
         kind: ``fixed``, ``learnable``, ``hybrid`` or ``tuning``.
         M: number of prompt vectors. They start from the token embeddings of ``START``, cut off or repeated to length.
+            The kinds ``fixed`` and ``tuning`` have none and take no notice of it.
+
+    Raises:
+        ValueError: unknown kind, M below 1, or a text tower that never saw the words of ``START`` or the template.
     """
 
     def __init__(self, vlp: VLP, kind: str = "hybrid", M: int = 8):
         super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"prompt {kind!r}: choose one of {', '.join(KINDS)}")
+        if M < 1:
+            raise ValueError(f"{M} prompt vectors: choose at least 1, or the kind 'fixed'")
         self.kind = kind
         table = vlp.model.token_embedding.weight.detach()
-        ids = vlp.tokenizer.encode(START)
-        ids = [ids[m % len(ids)] for m in range(M)]
-        before, after = (vlp.tokenizer.encode(part) for part in (TUNING_TEMPLATE if kind == "tuning" else TEMPLATE))
+        ids = [] if kind == "tuning" else vlp.token_ids(START)
+        if kind in ("learnable", "hybrid"):
+            ids = [ids[m % len(ids)] for m in range(M)]
+        before, after = (vlp.token_ids(part) for part in (TUNING_TEMPLATE if kind == "tuning" else TEMPLATE))
         self.n_before, self.n_after = len(before), len(after)
-        self.register_buffer(
-            "start_ids", torch.tensor(ids if kind != "tuning" else [], dtype=torch.long), persistent=False
-        )
+        self.register_buffer("start_ids", torch.tensor(ids, dtype=torch.long), persistent=False)
         self.register_buffer("template_ids", torch.tensor(before + after), persistent=False)
         if kind in ("learnable", "hybrid"):
             self.vectors = nn.Parameter(table[ids].clone())  # (M, C)  v_1 .. v_M of Eq. 18
@@ -52,6 +64,9 @@ class PromptLearner(nn.Module):
 
     def forward(self, vlp: VLP, names) -> Tensor:
         r"""Embeddings t_k of ``names``: -> (K, D), not of unit length (Eq. 19).
+
+        A name is spelt by itself, as Eq. 18 has it: where it ends in punctuation, "crane (bird)", the full stop of the
+        template stays a token of its own, while a tokenizer that reads the whole sentence makes one token of ").".
 
         Raises ``ValueError`` for an empty list, empty or duplicate names, a name too long for the text tower, or a name
         with a token that this text tower never saw.

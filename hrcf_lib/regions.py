@@ -5,7 +5,10 @@ $$H^0 = \mathrm{reshape}(R_1, \ldots, R_{N^2}), \qquad
 
 Both convolutions are 3 x 3, stride 1, without padding, so each merge takes 4 off the side: 14 -> 10 -> 6 -> 2, which
 makes J = 10^2 + 6^2 + 2^2 = 140 regions. The convolutions are shared by the merges; each level has a layer norm of its
-own over (C, h, w), which fixes the size of the input picture. That reading gives the paper's 18.3 M trainable parameters.
+own over (C, h, w), which fixes the size of the input picture. With CLIP's ViT-B/16 that is the paper's count of
+trainable parameters, 18.3 M; the start at zero is ours. B pictures, N side of the patch grid, C width of the ViT.
+
+Source: Sec. III-B of HRCF (Ma et al., IEEE TMM 2025), which has no public code.
 """
 
 import torch
@@ -22,17 +25,19 @@ class HierarchicalClueGathering(nn.Module):
         merges: number of levels, at least 1.
         start_at_zero: the second convolution starts at zero, so that training starts from resized VLP tokens.
 
+    Attributes: ``sides`` of the levels' maps, [10, 6, 2] for N = 14.
+
     Raises:
-        ValueError: the grid is too small for that many merges (each takes 4 off its side).
+        ValueError: fewer than one merge, or a grid too small for that many (each takes 4 off its side).
     """
 
     def __init__(self, width: int, grid: int, merges: int = 3, start_at_zero: bool = True):
         super().__init__()
-        self.sides = [grid - 4 * l for l in range(1, merges + 1)]
-        if self.sides[-1] < 1:
+        if not 1 <= merges <= (grid - 1) // 4:
             raise ValueError(
-                f"{merges} merges of a {grid} x {grid} grid: each takes 4 off its side; choose at most {(grid - 1) // 4}"
+                f"{merges} merges of a {grid} x {grid} grid: each takes 4 off its side; choose 1 to {(grid - 1) // 4}"
             )
+        self.sides = [grid - 4 * l for l in range(1, merges + 1)]
         self.conv1 = nn.Conv2d(width, width, 3)
         self.conv2 = nn.Conv2d(width, width, 3)
         self.norms = nn.ModuleList(nn.LayerNorm((width, side, side)) for side in self.sides)
@@ -46,14 +51,17 @@ class HierarchicalClueGathering(nn.Module):
         return sum(side**2 for side in self.sides)
 
     def merge(self, H: Tensor, level: int) -> Tensor:
-        """(B, C, h, h) -> (B, C, h-4, h-4). The one equation of this file."""
+        r"""The map of ``level`` (0 is the first merge) from the map below it: (B, C, h, h) -> (B, C, h-4, h-4)."""
         side = self.sides[level]
         near = self.conv2(F.relu(self.conv1(H)))  # (B, C, h-4, h-4)
         pooled = F.interpolate(H, size=(side, side), mode="bilinear", align_corners=False)  # (B, C, h-4, h-4)
         return self.norms[level](near + pooled)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Patch tokens (B, N*N, C) -> regions (B, J, C), level after level, each row by row."""
+        r"""Patch tokens (B, N*N, C) -> regions (B, J, C), level after level, each row by row.
+
+        Raises ``ValueError`` if the tokens are not those of an N x N grid.
+        """
         B, patches, C = tokens.shape
         N = self.sides[0] + 4
         if patches != N * N:

@@ -3,10 +3,18 @@ r"""Hierarchical score aggregation, HSA (Sec. III-C, Eqs. 9-14 and 16-17), and t
 Pure functions. B images, J regions, K labels, D embedding width. Embeddings are at the VLP's own scale, not of unit
 length. The softmax of Eq. 12, the ranking of Eq. 17 and the norms of Eq. 14 run over *the labels that are passed in*:
 scores of one label set are not columns of the scores of another.
+
+Functions of embeddings raise ``ValueError`` if the label embeddings are not (K, D) with the D of the others.
+
+Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025); top-k pooling and the norms of the fusion are MKT's code.
 """
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+REGIONS = 140  # J of the paper, which ``config.keep`` counts from
+LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on the backward pass computes votes a second time
 
 
 def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -16,7 +24,7 @@ def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
 
 
 def region_scores(regions: Tensor, label_embeddings: Tensor) -> Tensor:
-    r"""Eqs. 10-11: $s_{jk} = e_j \cdot t_k$, each region scored as a picture of its own. (B, J, D), (K, D) -> (B, J, K)."""
+    r"""Eqs. 10-11: $s_{jk} = e_j \cdot t_k$, each region as a picture of its own. (B, J, D), (K, D) -> (B, J, K)."""
     _same_width(regions, label_embeddings)
     return regions @ label_embeddings.T  # (B, J, K)  Eqs. 10-11
 
@@ -37,21 +45,36 @@ def region_score_aggregation(region_scores: Tensor) -> Tensor:
 
     $$w_{jk} = \mathrm{softmax}_k(s_{jk}), \qquad S^{region}_k = \sum_j w_{jk}\, s_{jk}$$
 
-    (B, J, K) -> (B, K). This is the plain form; ``aggregate`` computes the same from embeddings without a (B, J, K) tensor.
+    (B, J, K) -> (B, K), any real number. A region that is sure of one label gives it the whole of its score; one that
+    is undecided gives each label a K-th. This is the plain form; ``aggregate`` computes the same from embeddings
+    without a (B, J, K) tensor.
     """
     weights = region_scores.softmax(dim=-1)  # (B, J, K)  Eq. 12: over labels, for each region
     return (weights * region_scores).sum(dim=1)  # (B, K)  Eq. 13
 
 
 def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
-    """RSA from embeddings, ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form."""
+    r"""RSA from embeddings, ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form.
+
+    No (B, J, K) tensor is made. If it were a ``LARGE`` one, its parts are not kept for the backward pass either.
+    """
     _same_width(regions, label_embeddings)
-    parts = regions.split(chunk, dim=1)
-    return sum(region_score_aggregation(region_scores(part, label_embeddings)) for part in parts)
+    B, J, _ = regions.shape
+    votes = _votes
+    if torch.is_grad_enabled() and B * J * len(label_embeddings) > LARGE:
+        votes = lambda *part: checkpoint(_votes, *part, use_reentrant=False, preserve_rng_state=False)
+    return sum(votes(part, label_embeddings) for part in regions.split(chunk, dim=1))
+
+
+def _votes(regions: Tensor, label_embeddings: Tensor) -> Tensor:
+    return region_score_aggregation(region_scores(regions, label_embeddings))
 
 
 def relevance(regions: Tensor, label_embeddings: Tensor) -> Tensor:
-    r"""Eq. 16: what a region says to all labels together, $r_j = \sum_k e_j \cdot t_k = e_j \cdot \sum_k t_k$. -> (B, J)."""
+    r"""Eq. 16: what a region says to all labels together, $r_j = \sum_k e_j \cdot t_k = e_j \cdot \sum_k t_k$.
+
+    (B, J, D), (K, D) -> (B, J), any real number.
+    """
     _same_width(regions, label_embeddings)
     return regions @ label_embeddings.sum(dim=0)  # (B, J)  Eq. 16, one dot product a region
 
@@ -65,7 +88,10 @@ def select_regions(regions: Tensor, label_embeddings: Tensor, keep: int) -> Tens
 
 
 def take_best(regions: Tensor, values: Tensor, keep: int) -> Tensor:
-    """The ``keep`` regions of highest ``values`` (B, J), in their original order: (B, J, D) -> (B, keep, D)."""
+    r"""The ``keep`` regions of highest ``values`` (B, J), in their original order: (B, J, D) -> (B, keep, D).
+
+    Ties go to the lower index. Raises ``ValueError`` if ``keep`` is not in 1..J.
+    """
     J = regions.shape[1]
     if not 1 <= keep <= J:
         raise ValueError(f"keep = {keep} of {J} regions: choose a number from 1 to {J}")
@@ -77,10 +103,11 @@ def take_best(regions: Tensor, values: Tensor, keep: int) -> Tensor:
 
 
 def fuse(s_global: Tensor, s_region: Tensor, lam: float, normalize: bool = True) -> Tensor:
-    r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, each first divided by its L2 norm over the labels.
+    r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, each first divided by its norm over labels.
 
-    Two (B, K) -> (B, K); with ``normalize`` every entry is in -1..1. Without it the sum over 140 regions swamps the
-    global score. Raises ``ValueError`` for ``lam`` outside 0..1 or for shapes that differ.
+    Two (B, K) -> (B, K); with ``normalize`` (L2, as in MKT) every entry is in -1..1, and scores that are all zero stay
+    zero. Without it the sum over 140 regions swamps the global score. Raises ``ValueError`` for ``lam`` outside 0..1 or
+    for shapes that differ.
     """
     if s_global.shape != s_region.shape:
         raise ValueError(
@@ -94,15 +121,18 @@ def fuse(s_global: Tensor, s_region: Tensor, lam: float, normalize: bool = True)
     return lam * s_region + (1 - lam) * s_global  # (B, K)  Eq. 14
 
 
-def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool) -> Tensor:
-    """The whole of HSA under the switches of ``config``: (B, D), (B, J, D), (K, D) -> (B, K).
+def regions_to_keep(config, J: int) -> int:
+    r"""``config.keep`` of the paper's 140 regions, and the same share of any other number: 108, or 151 of 196."""
+    return min(max(round(config.keep * J / REGIONS), 1), J)
 
-    ``select`` applies RSS first (test time only, Sec. III-C). Without HCG the same *share* of regions is kept.
+
+def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool) -> Tensor:
+    r"""The whole of HSA under the switches of ``config``: (B, D), (B, J, D), (K, D) -> (B, K).
+
+    ``select`` applies RSS first (test time only, Sec. III-C); ``regions_to_keep`` says how many stay.
     """
     if select:
-        J = regions.shape[1]
-        keep = config.keep if config.hcg else round(config.keep / 140 * J)
-        regions = select_regions(regions, label_embeddings, min(keep, J))
+        regions = select_regions(regions, label_embeddings, regions_to_keep(config, regions.shape[1]))
     if config.rsa:
         s_region = aggregate(regions, label_embeddings)
     else:
