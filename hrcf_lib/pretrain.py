@@ -1,0 +1,175 @@
+r"""How the mini VLP is made: contrastive pre-training on pictures with one dominant thing and captions that name it.
+
+The recipe of CLIP at the size of a laptop. Each step draws ``batch`` different concepts (one caption a concept, so no
+caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
+2021) between pictures and captions. Small things beside the dominant one are painted but never named: like CLIP, the
+model learns *what a picture is of*, not *all that is in it*. Two stages: 56 px pictures on a random 7 x 7 window of the
+14 x 14 grid (49 tokens, four times cheaper), then the full 112 px.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+from hrcf_lib.data.portraits import concepts, portrait
+from hrcf_lib.vlp import VLP, create_mini, encode_tokens
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Recipe of the shipped mini VLP."""
+
+    steps_small: int = 2000  # steps at 56 px
+    steps_full: int = 1000  # steps at 112 px
+    batch: int = 160  # different concepts a step
+    lr: float = 2e-3  # peak of one warm-up and one cosine over both stages
+    warmup: int = 200  # steps
+    weight_decay: float = 0.1  # 0 on 1-D parameters
+    distractors: float = 0.5  # share of pictures that also show 1 or 2 small, unnamed things
+    fade: float = 0.65  # colour fills are painted with an opacity in [1 - fade, 1]
+    keep_patches: float = 0.4  # share of the 196 patches that a 112 px picture keeps in training
+    final_steps: int = 100  # last steps at 112 px with all patches
+    save_every: int = 200  # steps between two checkpoints
+    workers: int = 1  # processes that paint
+    seed: int = 0
+
+
+class PortraitBatches(Dataset):
+    """Step number -> (images (batch, 3, side, side) uint8, captions): a pure function of (step, seed)."""
+
+    def __init__(self, config: PretrainConfig, first: int = 0):
+        self.config, self.first = config, first
+
+    def __len__(self):
+        return self.config.steps_small + self.config.steps_full - self.first
+
+    def __getitem__(self, item):
+        c, step = self.config, self.first + item
+        rng = np.random.default_rng([step, c.seed, 7])
+        small = step < c.steps_small
+        side, size = (56, (0.35, 0.98)) if small else (112, (0.2, 0.95))
+        drawn = rng.choice(len(concepts()), min(c.batch, len(concepts())), replace=False)
+        pictures = [portrait(rng, int(k), side, size, c.distractors * (step > 500), c.fade) for k in drawn]
+        return torch.from_numpy(np.stack([p.image for p in pictures])), [p.caption for p in pictures]
+
+
+def image_features(model, images, keep=None, offset=(0, 0)):
+    """Class-token embeddings (B, D) of normalised images whose grid may be a window of the model's own.
+
+    ``offset``: row and column of the window's first patch; ``keep``: indices of the patches to keep (patch dropout).
+    """
+    v = model.visual
+    x = v.conv1(images)  # (B, C, n, n)
+    n, grid = x.shape[-1], v.grid_size[0]
+    position = v.positional_embedding[1:].view(grid, grid, -1)
+    position = position[offset[0] : offset[0] + n, offset[1] : offset[1] + n].reshape(n * n, -1)
+    x = x.flatten(2).transpose(1, 2) + position  # (B, n*n, C)
+    if keep is not None:
+        x = x[:, keep]
+    cls = (v.class_embedding + v.positional_embedding[0]).expand(len(x), 1, -1)
+    x = v.transformer(v.ln_pre(torch.cat([cls, x], dim=1)))
+    return v.ln_post(x[:, 0]) @ v.proj
+
+
+def text_features(model, tokens):
+    """Caption embeddings (B, D); tokens after the longest caption are never computed (the tower is causal)."""
+    last = tokens.argmax(dim=-1)  # the end token has the highest id
+    tokens = tokens[:, : int(last.max()) + 1]
+    return encode_tokens(model, model.token_embedding(tokens), last)
+
+
+def learning_rate(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, then a cosine to 1 % of the peak."""
+    total = config.steps_small + config.steps_full
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, total - config.warmup)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: float = float("inf")) -> VLP:
+    """Train the mini VLP; checkpoints in ``folder`` make an interrupted run go on where it stopped.
+
+    ``budget`` (seconds) stops early, checkpoint written. Returns the VLP with rescaled projections (``rescale``).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "pretrain.pt"
+    torch.manual_seed(config.seed)
+    vlp = create_mini()
+    model = vlp.model.train()
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    flat = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    first, history, spent = 0, [], 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["config"] != repr(config):
+            raise ValueError(f"{checkpoint} was written with another recipe; remove it or choose another folder")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, history, spent = state["step"], state["history"], state["seconds"]
+    generator = torch.Generator()
+    batches = DataLoader(
+        PortraitBatches(config, first),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+    )
+    start, mean, std = time.time(), vlp.mean, vlp.std
+    for step, (images, captions) in enumerate(batches, start=first):
+        generator.manual_seed(step * 1000 + config.seed)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        keep, offset, total = None, (0, 0), config.steps_small + config.steps_full
+        if images.shape[-1] < 112:
+            spare = 14 - images.shape[-1] // 8
+            offset = torch.randint(0, spare + 1, (2,), generator=generator).tolist()
+        elif step < total - config.final_steps:
+            keep = torch.randperm(196, generator=generator)[: int(196 * config.keep_patches)]
+        tokens = vlp.tokenizer(captions)
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # faster than flash at 50 tokens
+            x = image_features(model, (images.float() / 255 - mean) / std, keep, offset)
+            t = text_features(model, tokens)
+        logits = model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T  # (B, B)
+        target = torch.arange(len(logits))
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        correct = (logits.argmax(1) == target).float().mean()
+        history.append((step, float(loss.detach()), float(correct)))
+        stop = time.time() - start > budget
+        if (step + 1) % config.save_every == 0 or step + 1 == total or stop:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "history": history,
+                "config": repr(config),
+                "seconds": spent + time.time() - start,
+            }
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+            recent = np.mean([h[1:] for h in history[-config.save_every :]], axis=0)
+            seconds = spent + time.time() - start
+            log(f"step {step + 1}/{total}  loss {recent[0]:.3f}  batch top-1 {recent[1]:.3f}  {seconds:.0f} s")
+        if stop:
+            break
+    vlp.history, vlp.seconds = history, spent + time.time() - start
+    model.eval()
+    return vlp
