@@ -1,0 +1,134 @@
+r"""How any picture is found and read: paths, folders and PIL images, one way for training and for ``classify``."""
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hrcf_lib.labels import _join
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what a search in a folder finds
+MAX_PIXELS = 100_000_000  # larger pictures are refused: decoded, this many take 300 MB
+LONGEST = 8  # of a picture longer than so many times its shorter side, only the middle is looked at
+
+
+def find_images(source) -> list[Path | Image.Image]:
+    r"""A path, a PIL image, a folder, or a list of any of these, as a flat list of paths and PIL images.
+
+    A folder is searched with its subfolders, by file extension (``EXTENSIONS``) and in alphabetical order; hidden files
+    are left out. Pictures are not opened.
+
+    Raises:
+        FileNotFoundError: paths that do not exist, all of them at once.
+        ValueError: an empty list, or a folder without pictures.
+        TypeError: anything else than paths and PIL images, naming its place in the list.
+    """
+    single = isinstance(source, (str, os.PathLike, Image.Image))
+    if not single and not isinstance(source, Iterable):
+        raise TypeError(f"images is a {type(source).__name__}: give a path, a folder, a PIL image, or a list of them")
+    items = [source] if single else list(source)
+    if not items:
+        raise ValueError("the list of images is empty: give at least one path or PIL image")
+    found, missing = [], []
+    for i, item in enumerate(items):
+        if isinstance(item, Image.Image):
+            found.append(item)
+        elif not isinstance(item, (str, os.PathLike)):
+            mend = "give paths or PIL images (Image.fromarray makes one of an array)"
+            raise TypeError(f"images[{i}] is a {type(item).__name__}: {mend}")
+        elif (path := Path(item).expanduser()).is_dir():
+            inside = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            if not inside:
+                raise ValueError(f"no pictures in {path}: none of its files ends in {', '.join(EXTENSIONS)}")
+            found += sorted(inside)
+        else:
+            found.append(path)
+            missing += [path] * (not path.exists())
+    if missing:
+        raise FileNotFoundError(f"no such file or folder: {_join(missing)}; correct the path")
+    return found
+
+
+def read_image(source: str | os.PathLike | Image.Image, side: int) -> Tensor:
+    r"""One picture as uint8 (3, side, side): resized (bicubic) until its shorter side fits, then the centre square.
+
+    This is the preprocessing of CLIP, except that a rotation noted in a photograph's EXIF data is applied. Everything
+    is converted to RGB by PIL (grey, CMYK and palette pictures too; transparency is dropped, of animations the first
+    frame is taken). A picture that is ``side`` x ``side`` already keeps its bits.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: naming the file: not an image, truncated, more than ``MAX_PIXELS``, or 16-bit and float pixels,
+            which a conversion to 8 bits would clip; or a side below 1.
+    """
+    if side < 1:
+        raise ValueError(f"side = {side}: give a number of pixels from 1 up")
+    image = rgb(source)
+    w, h = image.size
+    if max(w, h) > LONGEST * min(w, h):  # only the middle of a strip: resized whole it could fill the memory
+        w, h = min(w, LONGEST * h), min(h, LONGEST * w)
+        image = _centre(image, w, h)
+    short = min(w, h)
+    image = image.resize((int(side * w / short), int(side * h / short)), Image.Resampling.BICUBIC)
+    image = _centre(image, side, side)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, side, side)
+
+
+def _centre(image: Image.Image, w: int, h: int) -> Image.Image:
+    left, top = round((image.width - w) / 2), round((image.height - h) / 2)
+    return image.crop((left, top, left + w, top + h))
+
+
+def rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
+    """Open, decode, turn upright and convert one picture; raises what ``read_image`` raises."""
+    if isinstance(source, Image.Image):
+        return _convert(source, getattr(source, "filename", "") or repr(source))
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"no picture at {path}: correct the path")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a picture: name a file in it")
+    try:
+        with warnings.catch_warnings():  # MAX_PIXELS is close to where PIL begins to warn
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise _too_large(path) from None
+    except Exception as error:  # each format raises its own
+        empty = path.is_file() and path.stat().st_size == 0
+        raise _unreadable(path, "the file is empty" if empty else f"{type(error).__name__}: {error}") from error
+    with image:
+        return _convert(image, path)
+
+
+def _convert(image: Image.Image, name) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name, f"{image.width} x {image.height} pixels, ")
+    if min(image.size) < 1:
+        raise _unreadable(name, f"{image.width} x {image.height} pixels")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        mend = "scale the pixels to 0..255 and save them with 8 bits"
+        raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {mend}")
+    try:
+        image.load()
+    except Exception as error:
+        raise _unreadable(name, f"corrupt or truncated: {error}") from error
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data: the picture as it is stored
+        pass
+    return image.convert("RGB")
+
+
+def _unreadable(name, why: str) -> ValueError:
+    return ValueError(f"{name} cannot be read as a picture ({why}); replace the file, or leave it out")
+
+
+def _too_large(name, size: str = "") -> ValueError:
+    return ValueError(f"{name} has {size}more than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first")
