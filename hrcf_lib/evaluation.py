@@ -97,7 +97,7 @@ def uniform_weights(config):
 
     def scorer(e_g, regions, t):
         if config.rss:
-            regions = scores.select_regions(regions, t, _keep(config, regions))
+            regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
         s_region = regions.sum(dim=1) @ t.T / len(t)  # (B, K) = sum_j s_jk / K
         return scores.fuse(scores.global_scores(e_g, t), s_region, config.lam, config.normalize_fusion)
 
@@ -110,16 +110,10 @@ def random_selection(config, seed: int = 0):
 
     def scorer(e_g, regions, t):
         values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
-        kept = scores.take_best(regions, values, _keep(config, regions))
+        kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
         return scores.score(e_g, kept, t, config, select=False)
 
     return scorer
-
-
-def _keep(config, regions: Tensor) -> int:
-    """How many regions RSS keeps; without HCG the same share of them, as in ``scores.score``."""
-    J = regions.shape[1]
-    return min(config.keep if config.hcg else round(config.keep / 140 * J), J)
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}

@@ -55,24 +55,24 @@ def extract(
     if not len(dataset):
         raise ValueError("the dataset is empty: there is nothing to extract features of")
     paths = None if folder is None else _paths(Path(folder), vlp, dataset, space)
-    if paths and all(path.exists() for path in paths):
-        small = np.load(paths[1], allow_pickle=False)
-        teacher, labels = torch.from_numpy(small["teacher"]), torch.from_numpy(small["labels"])
-        return FrozenFeatures(np.load(paths[0], mmap_mode="r"), teacher, labels, space)
     if paths is None:
         return _run(vlp, dataset, space, None, batch, workers)
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    parts = [path.with_suffix(f".{os.getpid()}.part") for path in paths]  # two runs at once do not share a file
-    try:
-        features = _run(vlp, dataset, space, parts[0], batch, workers)
-        with open(parts[1], "wb") as file:
-            np.savez(file, teacher=features.teacher.numpy(), labels=features.labels.numpy())
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    return features
+    if not all(path.exists() for path in paths):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        parts = [path.with_suffix(f".{os.getpid()}.part") for path in paths]  # two runs at once do not share a file
+        try:
+            fresh = _run(vlp, dataset, space, parts[0], batch, workers)
+            with open(parts[1], "wb") as file:
+                np.savez(file, teacher=fresh.teacher.numpy(), labels=fresh.labels.numpy())
+            del fresh  # closes the memory map: some systems rename no open file
+            for part, path in zip(parts, paths, strict=True):
+                part.replace(path)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+    small = np.load(paths[1], allow_pickle=False)
+    teacher, labels = torch.from_numpy(small["teacher"]), torch.from_numpy(small["labels"])
+    return FrozenFeatures(np.load(paths[0], mmap_mode="r"), teacher, labels, space)
 
 
 def _run(vlp, dataset, space, path, batch, workers) -> FrozenFeatures:

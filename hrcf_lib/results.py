@@ -43,7 +43,7 @@ def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds
         "protocol": protocol,
         "seconds": round(seconds, 1),
         "date": datetime.date.today().isoformat(),
-        "device": _device(),
+        "device": device(),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
@@ -86,13 +86,22 @@ def mean_and_spread(frames: list[pd.DataFrame]) -> pd.DataFrame:
     A single frame shows its values without a spread. Raises ``ValueError`` if rows or columns of the frames differ.
     """
     first = frames[0]
-    if any(not f.index.equals(first.index) or not f.columns.equals(first.columns) for f in frames):
-        raise ValueError("these tables have different rows or columns: their cells cannot be averaged")
-    values = np.stack([f.to_numpy(float) for f in frames])  # (seeds, rows, columns)
+    for axis in ("index", "columns"):
+        if any(sorted(map(str, getattr(f, axis))) != sorted(map(str, getattr(first, axis))) for f in frames):
+            raise ValueError(f"these tables differ in their {axis}: their cells cannot be averaged")
+    aligned = [f.reindex(index=first.index, columns=first.columns) for f in frames]
+    values = np.stack([f.to_numpy(float) for f in aligned])  # (seeds, rows, columns)
     text = np.vectorize("{:.1f}".format, otypes=[object])(values.mean(axis=0))
     if len(frames) > 1:
         text = text + np.vectorize(" ± {:.1f}".format, otypes=[object])(values.std(axis=0, ddof=1))
     return pd.DataFrame(text, first.index, first.columns)
+
+
+def device() -> str:
+    """What this process computes on, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _plain(frame: pd.DataFrame) -> list[dict]:
@@ -112,12 +121,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _commit() -> str:

@@ -1,0 +1,42 @@
+"""A small HRCF with random weights and random frozen features: training without data or weights."""
+
+import numpy as np
+import torch
+
+from hrcf_lib import config as configs
+from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.labels import LabelSpace
+from hrcf_lib.model import HRCF
+
+SPACE = LabelSpace(seen=["cat", "dog", "bus", "sun", "tree"], unseen=["boat", "beach"])
+PHASES = (("hcg", 2, 8), ("prompts", 1, 8), ("hcg", 1, 8))  # of 20 pictures: 6 + 3 + 3 steps
+
+
+def config(**changes) -> configs.Config:
+    ready = {"phases": PHASES, "warmup_epochs": 0.5, "bf16": False, "ks": (1, 2)} | changes
+    return configs.mini().replace(**ready)
+
+
+def model(**changes) -> HRCF:
+    return HRCF(config(**changes), pretrained=False)
+
+
+def features(n: int = 20, seed: int = 0, space: LabelSpace = SPACE) -> FrozenFeatures:
+    """Features of the mini VLP's shapes; each picture has at least one positive seen label."""
+    rng = np.random.default_rng(seed)
+    trunk = rng.standard_normal((n, 197, 128), dtype=np.float32).astype(np.float16)
+    teacher = torch.from_numpy(rng.standard_normal((n, 128), dtype=np.float32))
+    labels = torch.from_numpy(np.where(rng.uniform(size=(n, len(space.names))) < 0.3, 1.0, -1.0)).float()
+    labels[torch.arange(n), torch.arange(n) % space.n_seen] = 1
+    return FrozenFeatures(trunk, teacher, labels, space)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    """A copy of all weights, the frozen ones too."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict, b: dict, prefix: str = "") -> bool:
+    """Whether two sets of weights agree bit for bit, in the parameters whose name starts with ``prefix``."""
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a if name.startswith(prefix))
