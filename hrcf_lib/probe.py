@@ -1,13 +1,14 @@
 r"""What a VLP knows before HRCF touches it: accuracy on pictures of one thing, recall by size where there are many.
 
 Also the last step of making the mini VLP, ``rescale``: CLIP's *unnormalised* embeddings have dot products with the
-spread of its learnt temperature, and RSA's softmax relies on that. A VLP trained on cosines alone must be brought there.
+spread of its learnt temperature, and RSA relies on that. A VLP trained on cosines alone must be brought there.
 """
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hrcf_lib.data import mojiscenes, openmoji
@@ -99,3 +100,25 @@ def caption_tokens(vlp: VLP) -> Tensor:
     texts = [t.format(name) for t in TEMPLATES for name in openmoji.names()] + list(TEXTURE_CAPTIONS.values())
     ids = {i for text in texts for i in vlp.tokenizer.encode(text)}
     return torch.tensor(sorted(ids | {vlp.tokenizer.sot_token_id, vlp.tokenizer.eot_token_id}))
+
+
+def covered(scenes, sides: list[int]) -> Tensor:
+    """(B, J) share of each region's cell that lies inside the box of some thing (not of a scene label), in 0..1."""
+    picture = scenes[0].image.shape[0]
+    masks = torch.zeros(len(scenes), 1, picture, picture)
+    for mask, scene in zip(masks, scenes, strict=True):
+        for x0, y0, x1, y1 in scene.boxes[scene.boxes[:, 2] - scene.boxes[:, 0] < picture].round().astype(int):
+            mask[0, y0:y1, x0:x1] = 1
+    return torch.cat([F.adaptive_avg_pool2d(masks, side).flatten(1) for side in sides], dim=1)
+
+
+def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Series:
+    r"""Does Eq. 16 tell things from background? Area under the ROC curve of r_j (B, J) for each level, 0.5 is chance.
+
+    A region counts as a thing if more than half of its cell is covered, as background if less than a tenth is.
+    """
+    auc, areas = {}, [side**2 for side in sides]
+    for level, (r, c) in enumerate(zip(relevance.split(areas, 1), share.split(areas, 1), strict=True), 1):
+        clear = (c > 0.5) | (c < 0.1)
+        auc[f"level {level}"] = roc_auc_score((c > 0.5)[clear].numpy(), r[clear].numpy())
+    return pd.Series(auc, name="AUC of relevance")
