@@ -125,9 +125,7 @@ class VLP(nn.Module):
 def check_length(text: str, tokens: int, context_length: int) -> None:
     """Raise ``ValueError`` naming a text that does not fit the text tower (nothing is ever cut silently)."""
     if tokens > context_length:
-        raise ValueError(
-            f"{text[:60]!r} needs {tokens} tokens, the text tower takes {context_length}; shorten the label"
-        )
+        raise ValueError(f"{text[:60]!r} needs {tokens} tokens, the text tower takes {context_length}; shorten it")
 
 
 def encode_tokens(model, embeddings: Tensor, last: Tensor) -> Tensor:
