@@ -35,7 +35,8 @@ def region_map(shares: Tensor, sides: list[int], size: int) -> Tensor:
     ]
     total = torch.stack(maps).sum(0)  # (B, K, size, size)
     low, high = total.amin((-2, -1), keepdim=True), total.amax((-2, -1), keepdim=True)
-    return (total - low) / (high - low).clamp(min=1e-12)
+    span = high - low
+    return torch.where(span > 1e-5 * high, (total - low) / span, 0)  # rounding errors of a flat map are not stretched
 
 
 @torch.no_grad()

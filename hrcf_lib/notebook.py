@@ -8,10 +8,7 @@ import papermill
 
 def known_parameters(path: str | Path) -> list[str]:
     """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such notebook")
-    names = list(papermill.inspect_notebook(str(path)))
+    names = list(papermill.inspect_notebook(str(_existing(path))))
     if not names:
         raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
     return names
@@ -20,11 +17,11 @@ def known_parameters(path: str | Path) -> list[str]:
 def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = None, cwd=None, progress=False) -> Path:
     r"""Execute ``path`` with ``parameters`` and write the executed copy to ``out``; returns ``out``.
 
-    The kernel is that of the Python which runs this. It starts in ``cwd``, by default the folder of the notebook.
-    Raises ``ValueError`` for a parameter that the notebook does not have, naming the nearest and all known ones, before
-    anything runs; ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
+    The kernel is ``python3``. It starts in ``cwd``, by default the folder of the notebook. Raises ``ValueError`` for a
+    parameter that the notebook does not have, naming the nearest and all known ones, before anything runs;
+    ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
     """
-    parameters = dict(parameters or {})
+    path, parameters = _existing(path), dict(parameters or {})
     known = known_parameters(path) if parameters else []
     for name in parameters:
         if name not in known:
@@ -38,7 +35,13 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
         str(out),
         parameters,
         kernel_name="python3",
-        cwd=str(cwd or Path(path).parent),
+        cwd=str(cwd or path.parent),
         progress_bar=progress,
     )
     return out
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such notebook")
+    return Path(path)

@@ -72,10 +72,8 @@ def published(table: str) -> pd.DataFrame:
     """A table of ``papers/published`` by file name without ``.csv``; numbers as printed, on the paper's own data."""
     path = REPOSITORY / "papers" / "published" / f"{table}.csv"
     if not path.is_file():
-        known = (
-            ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
-            or "none: papers/ is part of the repository only"
-        )
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
+        known = known or "none, because papers/ is part of the repository, not of the installed library"
         raise FileNotFoundError(f"no published table {table!r}; known: {known}")
     return pd.read_csv(path)
 

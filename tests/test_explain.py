@@ -1,0 +1,104 @@
+"""Maps of where a label was seen: shares that add up to the score, and the right cell lights up."""
+
+import pytest
+import synthetic
+import torch
+
+from hrcf_lib import scores
+from hrcf_lib.explain import level_maps, maps_for, reference_columns, region_map, region_shares
+
+SIDES = [10, 6, 2]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = synthetic.model().eval()
+    model.reference_labels = ("cat", "dog", "bus")
+    return model
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_shares_add_up_to_the_region_score(scale):
+    regions, t = scale * draw(4, 140, 16), draw(9, 16, seed=1)
+    shares = region_shares(regions, t)
+    assert shares.shape == (4, 140, 9)
+    assert torch.equal(shares.sum(dim=1), scores.region_score_aggregation(scores.region_scores(regions, t)))
+    torch.testing.assert_close(shares.sum(dim=1), scores.aggregate(regions, t))
+
+
+def test_level_maps_are_the_regions_row_by_row():
+    shares = torch.arange(140.0).expand(2, 140).unsqueeze(-1).repeat(1, 1, 3)
+    maps = level_maps(shares, SIDES)
+    assert [tuple(m.shape) for m in maps] == [(2, 3, 10, 10), (2, 3, 6, 6), (2, 3, 2, 2)]
+    assert maps[0][1, 2].flatten().tolist() == list(range(100))
+    assert maps[1][0, 0, 0].tolist() == list(range(100, 106))
+    assert maps[2][0, 0].tolist() == [[136, 137], [138, 139]]
+
+
+@pytest.mark.parametrize(
+    ("region", "side", "row", "column"), [(37, 10, 3, 7), (100 + 6 * 4 + 1, 6, 4, 1), (137, 2, 0, 1)]
+)
+def test_a_planted_region_lights_its_own_cell(region, side, row, column):
+    shares = torch.zeros(1, 140, 2)
+    shares[0, region, 1] = 0.3
+    maps = region_map(shares, SIDES, 120)
+    assert maps.shape == (1, 2, 120, 120)
+    assert maps[0, 0].eq(0).all(), "no difference, no light"
+    y, x = divmod(int(maps[0, 1].argmax()), 120)
+    cell = 120 // side
+    assert (y // cell, x // cell) == (row, column)
+    assert maps[0, 1].min() == 0 and maps[0, 1].max() == 1
+    middle = maps[0, 1, row * cell + cell // 2, column * cell + cell // 2]
+    assert middle > 0.9
+
+
+def test_a_planted_region_wins_through_the_scores():
+    t = torch.eye(4, 16) * 12
+    regions = 0.05 * draw(1, 140, 16)
+    regions[0, 62] += torch.eye(16)[2]  # level 0, row 6, column 2
+    m = region_map(region_shares(regions, t), SIDES, 100)[0, 2]
+    y, x = divmod(int(m.argmax()), 100)
+    assert (y // 10, x // 10) == (6, 2)
+
+
+def test_maps_are_within_0_and_1_whatever_the_shares():
+    for shares in (draw(3, 140, 5), -draw(3, 140, 5).abs(), 1e-8 * draw(3, 140, 5).abs(), 1e6 * draw(3, 140, 5)):
+        kept = shares.clone()
+        m = region_map(shares, SIDES, 28)
+        assert m.isfinite().all() and m.min() >= 0 and m.max() <= 1
+        assert torch.equal(shares, kept)
+
+
+def test_equal_density_at_all_levels_is_a_flat_map():
+    shares = torch.cat([torch.full((1, side**2, 1), 1 / side**2) for side in SIDES], dim=1)
+    assert region_map(shares, SIDES, 60).eq(0).all()
+
+
+def test_maps_for_labels_of_ones_own(model):
+    images = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    maps = maps_for(model, images, ["sun", " dog "])
+    assert maps.shape == (2, 2, 112, 112) and not maps.requires_grad
+    assert maps.min() >= 0 and maps.max() <= 1
+    names = ["cat", "dog", "bus", "sun"]
+    with torch.no_grad():
+        _, regions = model.image_embeddings(model.vlp.trunk(images))
+        shares = region_shares(regions, model.label_embeddings(names))[..., [3, 1]]
+    torch.testing.assert_close(maps, region_map(shares, SIDES, 112))
+
+
+def test_maps_without_hcg_are_the_patches():
+    model = synthetic.model(hcg=False).eval()
+    assert maps_for(model, torch.zeros(1, 3, 112, 112), ["cat", "dog"]).shape == (1, 2, 112, 112)
+
+
+def test_reference_columns(model):
+    assert reference_columns(model, ["sun", "dog", "a  b"]) == (["cat", "dog", "bus", "sun", "a b"], [3, 1, 4])
+    assert reference_columns(model, ["bus"]) == (["cat", "dog", "bus"], [2])
+    assert reference_columns(synthetic.model(), ["sun"]) == (["sun"], [0]), "not trained: no reference"
+    for wrong in ([], [""], ["sun", "sun "], "sun"):
+        with pytest.raises(ValueError):
+            reference_columns(model, wrong)

@@ -1,0 +1,65 @@
+"""Running notebooks headless: parameters arrive, and an unknown one stops the run before it starts."""
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from hrcf_lib.notebook import known_parameters, run_notebook
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    parameters = new_code_cell(
+        "seed = 0  # order of pictures\nname = 'mini'  # preset", metadata={"tags": ["parameters"]}
+    )
+    run = new_code_cell("import os\nprint(seed + 1, name, os.path.basename(os.getcwd()))\nassert seed < 100")
+    cells = [new_markdown_cell("# 99 A tiny notebook"), parameters, run]
+    path = tmp_path / "here" / "99_tiny.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
+    return path
+
+
+def printed(path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+def test_known_parameters(notebook, tmp_path):
+    assert known_parameters(notebook) == ["seed", "name"]
+    with pytest.raises(FileNotFoundError, match="98_other.ipynb: no such notebook"):
+        known_parameters(tmp_path / "98_other.ipynb")
+    bare = tmp_path / "bare.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("x = 1")], metadata={"kernelspec": KERNEL}), bare)
+    with pytest.raises(ValueError, match="bare.ipynb has no parameters: tag the cell"):
+        known_parameters(bare)
+
+
+def test_parameters_arrive(notebook, tmp_path):
+    out = run_notebook(notebook, tmp_path / "new" / "out.ipynb", {"seed": 41})
+    assert out == tmp_path / "new" / "out.ipynb"
+    assert printed(out) == "42 mini here\n"
+    assert "injected-parameters" in [
+        t for c in nbformat.read(out, as_version=4).cells for t in c.metadata.get("tags", [])
+    ]
+
+
+def test_an_unknown_parameter_is_an_error_before_anything_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(papermill, "execute_notebook", None)
+    with pytest.raises(ValueError, match="has no parameter 'sede'; did you mean 'seed'. known: seed, name"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"name": "mini", "sede": 1})
+    with pytest.raises(ValueError, match="has no parameter 'zzz'; known: seed, name"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"zzz": 1})
+    with pytest.raises(FileNotFoundError):
+        run_notebook(tmp_path / "none.ipynb", tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_failing_cell_is_an_error_and_can_be_looked_at(notebook, tmp_path):
+    out = tmp_path / "out.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="AssertionError"):
+        run_notebook(notebook, out, {"seed": 100}, cwd=tmp_path)
+    assert printed(out).startswith(f"101 mini {tmp_path.name}")
