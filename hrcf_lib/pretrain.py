@@ -4,7 +4,9 @@ The recipe of CLIP at the size of a laptop. Each step draws ``batch`` different 
 caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
 2021) between pictures and captions. Small things beside the dominant one are painted but never named: like CLIP, the
 model learns *what a picture is of*, not *all that is in it*. Two stages: 56 px pictures on a random 7 x 7 window of the
-14 x 14 grid (49 tokens, four times cheaper), then the full 112 px.
+14 x 14 grid (49 tokens, four times cheaper), then the full 112 px. A short third stage asks the mean of the *patch*
+tokens to name the picture too: only the class token of the last block was ever trained until then, and regions made
+of untrained tokens say nothing, whereas CLIP's patch tokens are known to speak of what they show.
 """
 
 import math
@@ -35,10 +37,23 @@ class PretrainConfig:
     distractors: float = 0.5  # share of pictures that also show 1 or 2 small, unnamed things
     fade: float = 0.65  # colour fills are painted with an opacity in [1 - fade, 1]
     keep_patches: float = 0.4  # share of the 196 patches that a 112 px picture keeps in training
-    final_steps: int = 100  # last steps at 112 px with all patches
+    final_steps: int = 100  # last steps of the second stage, with all patches
+    steps_dense: int = 330  # third stage: the mean of the patch tokens is trained towards the caption as well
+    lr_dense: float = 6e-4  # its own peak, short warm-up and cosine
+    final_dense: int = 30  # its last steps, with all patches
     save_every: int = 200  # steps between two checkpoints
     workers: int = 1  # processes that paint
     seed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Steps of all three stages."""
+        return self.steps_small + self.steps_full + self.steps_dense
+
+    def keeps_all(self, step: int) -> bool:
+        """Whether a 112 px step sees all 196 patches."""
+        second = self.steps_small + self.steps_full
+        return second - self.final_steps <= step < second or step >= self.total - self.final_dense
 
 
 class PortraitBatches(Dataset):
@@ -48,7 +63,7 @@ class PortraitBatches(Dataset):
         self.config, self.first = config, first
 
     def __len__(self):
-        return self.config.steps_small + self.config.steps_full - self.first
+        return self.config.total - self.first
 
     def __getitem__(self, item):
         c, step = self.config, self.first + item
@@ -61,8 +76,9 @@ class PortraitBatches(Dataset):
 
 
 def image_features(model, images, keep=None, offset=(0, 0)):
-    """Class-token embeddings (B, D) of normalised images whose grid may be a window of the model's own.
+    """Class-token embeddings and mean patch embeddings, (B, D) each, of normalised images.
 
+    The grid of the images may be a window of the model's own.
     ``offset``: row and column of the window's first patch; ``keep``: indices of the patches to keep (patch dropout).
     """
     v = model.visual
@@ -75,7 +91,8 @@ def image_features(model, images, keep=None, offset=(0, 0)):
         x = x[:, keep]
     cls = (v.class_embedding + v.positional_embedding[0]).expand(len(x), 1, -1)
     x = v.transformer(v.ln_pre(torch.cat([cls, x], dim=1)))
-    return v.ln_post(x[:, 0]) @ v.proj
+    x = v.ln_post(x)
+    return x[:, 0] @ v.proj, x[:, 1:].mean(dim=1) @ v.proj
 
 
 def text_features(model, tokens):
@@ -86,12 +103,22 @@ def text_features(model, tokens):
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
-    total = config.steps_small + config.steps_full
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, total - config.warmup)
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    """Linear warm-up, then a cosine to 1 % of the peak: once over the first two stages, once over the third."""
+    peak, warmup, total = config.lr, config.warmup, config.steps_small + config.steps_full
+    if step >= total:
+        step, peak, warmup, total = step - total, config.lr_dense, 20, config.steps_dense
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def contrastive_loss(model, x, t):
+    """CLIP's symmetric cross-entropy between pictures and captions (B, D), and the share of pictures that find theirs."""
+    logits = model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T  # (B, B)
+    target = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(1) == target).float().mean()
 
 
 def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: float = float("inf")) -> VLP:
@@ -129,29 +156,25 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
         generator.manual_seed(step * 1000 + config.seed)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        keep, offset, total = None, (0, 0), config.steps_small + config.steps_full
+        keep, offset, total = None, (0, 0), config.total
         if images.shape[-1] < 112:
             spare = 14 - images.shape[-1] // 8
             offset = torch.randint(0, spare + 1, (2,), generator=generator).tolist()
-        elif step < total - config.final_steps:
+        elif not config.keeps_all(step):
             keep = torch.randperm(196, generator=generator)[: int(196 * config.keep_patches)]
         tokens = vlp.tokenizer(captions)
-        with (
-            torch.autocast("cpu", dtype=torch.bfloat16),
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # faster than flash at 50 tokens
-            x = image_features(model, (images.float() / 255 - mean) / std, keep, offset)
+        with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # beats flash at 50 tokens
+            x, patches = image_features(model, (images.float() / 255 - mean) / std, keep, offset)
             t = text_features(model, tokens)
-        logits = model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T  # (B, B)
-        target = torch.arange(len(logits))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss, correct = contrastive_loss(model, x, t)
+        if step >= config.steps_small + config.steps_full:
+            loss = loss + contrastive_loss(model, patches, t)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
-        correct = (logits.argmax(1) == target).float().mean()
         history.append((step, float(loss.detach()), float(correct)))
         stop = time.time() - start > budget
         if (step + 1) % config.save_every == 0 or step + 1 == total or stop:

@@ -1,9 +1,10 @@
 r"""MojiScenes: scenes composed from OpenMoji drawings, each a pure function of (split, index, seed).
 
 A scene shows 2 to 6 different things at sizes from 14 % to 90 % of the picture's side, on a nameable scene (beach,
-night, ...) or on a plain texture. Labels and boxes are exact. Splits: ``train``, ``val`` and ``test`` draw from the
-same distribution; ``test-line`` draws the line art only, a style that no training picture has. Any concept may be *in*
-any picture, as in real benchmarks; what differs is which labels the annotation speaks of (``LabelSpace``).
+night, ...) or on a plain texture. Labels and boxes are exact. Splits: ``train``, ``val`` and ``test`` follow one law,
+but val and test show their own unseen things four times as often (the 81 unseen concepts of NUS-WIDE are frequent ones
+too); ``test-line`` draws the line art only, a style that no training picture has. Any concept may be *in* any picture,
+as in real benchmarks; what differs is which labels the annotation speaks of (``LabelSpace``).
 
 Nothing is stored and nothing is downloaded: ``draw("test", 7)`` paints the eighth test scene, the same bits on every
 machine with OpenMoji 17, resvg-py 0.5 and Pillow 13 (up to Pillow 12, ``resize`` rounds some pixels otherwise, by one
@@ -44,6 +45,7 @@ class SceneLaw:
     dominant: tuple[float, float] = (0.40, 0.90)  # size of the first thing, uniform; the largest, or close to it
     others: tuple[float, float] = (0.14, 0.50)  # size of each further thing, log-uniform
     covered: float = 0.5  # largest share of an earlier thing that a later one may hide (tried 10 times)
+    unseen_weight: float = 4.0  # val and test show their own unseen things this many times as often as others
     scene_share: float = 0.6  # share of pictures on a nameable scene; the rest is on a plain texture
     fade: float = 0.0  # fill opacity is drawn from [1 - fade, 1]; 0: drawings as they are
 
@@ -54,6 +56,8 @@ class SceneLaw:
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} = {(low, high)}: give least and most, as shares of the side in (0, 1]")
+        if not 0 < self.unseen_weight < 1e6:
+            raise ValueError(f"unseen_weight = {self.unseen_weight}: give a positive number, 1 for no preference")
         for name in ("covered", "scene_share", "fade"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a share between 0 and 1")
@@ -87,7 +91,8 @@ def draw(split: str, index: int, seed: int = 0, side: int = 112, law: SceneLaw =
         raise ValueError(f"index = {index}, seed = {seed}, side = {side}: give numbers from 0, 0 and 16 up")
     rng = np.random.default_rng([crc32(split.encode()), index, seed])
     things = _things()
-    chosen = rng.choice(len(things), rng.integers(law.objects[0], law.objects[1] + 1), replace=False)
+    count = rng.integers(law.objects[0], law.objects[1] + 1)
+    chosen = rng.choice(len(things), count, replace=False, p=_frequency(split, law.unseen_weight))
     sizes = np.exp(rng.uniform(*np.log(law.others), len(chosen)))
     sizes[0] = rng.uniform(*law.dominant)
     order = np.argsort(-sizes, kind="stable")
@@ -95,6 +100,20 @@ def draw(split: str, index: int, seed: int = 0, side: int = 112, law: SceneLaw =
     scene = scenes[rng.integers(len(scenes))] if rng.uniform() < law.scene_share else None
     style = "line" if split == "test-line" else "colour"
     return compose(rng, [things[i] for i in chosen[order]], sizes[order], scene, side, style, law, split, index)
+
+
+@cache
+def _frequency(split: str, unseen_weight: float) -> np.ndarray | None:
+    """Chance of each thing to be drawn; ``None`` (all alike) in train, whose pictures nobody chose for unseen labels.
+
+    The 81 test concepts of NUS-WIDE are frequent ones (1.9 a test picture): without a weight, two test scenes of three
+    would show no unseen thing at all.
+    """
+    if split == "train":
+        return None
+    unseen = "test-unseen" if split.startswith("test") else "val-unseen"
+    weights = np.array([unseen_weight if thing.split == unseen else 1.0 for thing in _things()])
+    return weights / weights.sum()
 
 
 def compose(rng, things, sizes, scene=None, side=112, style="colour", law=SceneLaw(), split="", index=-1) -> Scene:
