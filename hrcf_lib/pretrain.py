@@ -114,7 +114,7 @@ def learning_rate(step: int, config: PretrainConfig) -> float:
 
 
 def contrastive_loss(model, x, t):
-    """CLIP's symmetric cross-entropy between pictures and captions (B, D), and the share of pictures that find theirs."""
+    """CLIP's symmetric cross-entropy between pictures and captions (B, D), and the share of pictures that match."""
     logits = model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T  # (B, B)
     target = torch.arange(len(logits))
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -9,7 +9,7 @@ from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
 
 SPACE = LabelSpace(seen=["cat", "dog", "bus", "sun", "tree"], unseen=["boat", "beach"])
-PHASES = (("hcg", 2, 8), ("prompts", 1, 8), ("hcg", 1, 8))  # of 20 pictures: 6 + 3 + 3 steps
+PHASES = (("hcg", 2, 4), ("prompts", 1, 4), ("hcg", 1, 4))  # of 10 pictures: 6 + 3 + 3 steps
 
 
 def config(**changes) -> configs.Config:
@@ -21,7 +21,7 @@ def model(**changes) -> HRCF:
     return HRCF(config(**changes), pretrained=False)
 
 
-def features(n: int = 20, seed: int = 0, space: LabelSpace = SPACE) -> FrozenFeatures:
+def features(n: int = 10, seed: int = 0, space: LabelSpace = SPACE) -> FrozenFeatures:
     """Features of the mini VLP's shapes; each picture has at least one positive seen label."""
     rng = np.random.default_rng(seed)
     trunk = rng.standard_normal((n, 197, 128), dtype=np.float32).astype(np.float16)

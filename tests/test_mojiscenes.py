@@ -372,9 +372,12 @@ def test_unseen_things_are_frequent_where_they_are_tested():
     """Train draws all alike; val and test draw their own unseen things four times as often as others."""
     splits = {thing.name: thing.split for thing in openmoji.vocabulary()}
 
-    def share(split, unseen, law=SceneLaw()):
+    def share(split, unseen, law=None):
         drawn = [
-            name for i in range(150) for name in draw(split, i, side=16, law=law).names if splits[name] in SPLIT_NAMES
+            name
+            for i in range(150)
+            for name in draw(split, i, side=16, law=law or SceneLaw()).names
+            if splits[name] in SPLIT_NAMES
         ]
         return np.mean([splits[name] == unseen for name in drawn])
 
