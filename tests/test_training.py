@@ -143,9 +143,11 @@ def test_the_slow_twin(features, unbroken):
                 optimizers[side].zero_grad()
                 loss.backward()
                 optimizers[side].step()
-    ours = synthetic.weights(model)
-    for name, value in unbroken[2].items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    twin, ours = synthetic.weights(model), dict(unbroken[2])
+    for weights in (twin, ours):  # the key bias has no gradient but rounding errors, which Adam blows up
+        weights["block.attn.in_proj_bias"] = torch.cat(weights["block.attn.in_proj_bias"].chunk(3)[::2])
+    for name, value in ours.items():
+        torch.testing.assert_close(twin[name], value, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_it_learns(features):
