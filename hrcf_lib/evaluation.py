@@ -116,6 +116,11 @@ def random_selection(config, seed: int = 0):
     return scorer
 
 
+def without_rss(config):
+    """All regions are scored, as in training."""
+    return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False)
+
+
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}
 
 
