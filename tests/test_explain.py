@@ -73,6 +73,13 @@ def test_maps_are_within_0_and_1_whatever_the_shares():
         assert torch.equal(shares, kept)
 
 
+def test_a_share_from_a_small_cell_is_brighter():
+    shares = torch.zeros(1, 140, 1)
+    shares[0, 22] = shares[0, 139] = 0.3  # row 2, column 2 of 10 x 10; the lower right quarter
+    m = region_map(shares, SIDES, 100)[0, 0]
+    assert m[25, 25] > 0.95 and m[75, 75] == pytest.approx(float(m[25, 25]) * 4 / 100, rel=0.1)
+
+
 def test_equal_density_at_all_levels_is_a_flat_map():
     shares = torch.cat([torch.full((1, side**2, 1), 1 / side**2) for side in SIDES], dim=1)
     assert region_map(shares, SIDES, 60).eq(0).all()
