@@ -124,7 +124,7 @@ def test_forward_is_the_sum_of_its_parts():
     t = model.label_embeddings(NAMES)
     e_g, regions = model.image_embeddings(model.vlp.trunk(pictures()))
     kept = scores.select_regions(regions, t, 108)
-    expected = scores.fuse(e_g @ t.T, scores.region_score_aggregation(kept @ t.T), 0.25)
+    expected = scores.fuse(e_g @ t.T, scores.region_score_aggregation(kept @ t.T), model.config.lam)
     assert_close(model(pictures(), NAMES), expected, rtol=1e-5, atol=1e-6)
     assert_close(model(pictures(), t), expected, rtol=1e-5, atol=1e-6)
     bytes_ = (pictures() * 255).round()

@@ -176,14 +176,14 @@ def chroma(image):
 
 
 def test_line_pictures_are_drawn_without_colour(scenes, blanked):
-    """Ink never adds colour to what is behind it; fills do."""
+    """Ink never adds colour to what is behind it; fills do, unless the thing is grey or the background gaudy."""
     added = {"line": [], "colour": []}
-    for scene in scenes[30:40] + scenes[45:55]:
+    for scene in scenes[30:45] + scenes[45:60]:
         empty = blanked(scene, set(range(9))).image
         drawn = (empty != scene.image).any(axis=2)
         style = "line" if scene.split == "test-line" else "colour"
         added[style].append((chroma(scene.image)[drawn] > chroma(empty)[drawn] + 10).mean())
-    assert max(added["line"]) < 0.01 and np.mean(added["colour"]) > 0.2
+    assert max(added["line"]) < 0.01 and np.mean(added["colour"]) > 0.1
 
 
 def test_line_layers_are_grey_and_fade_is_between_the_layers():

@@ -235,7 +235,7 @@ def test_the_switches_of_the_config_do_what_they_say():
         ({"lam": 1.0, "normalize_fusion": False}, False, rsa(regions)),
         ({"lam": 0.0, "normalize_fusion": False}, True, s_global),
     ]:
-        assert_close(scores.score(e_g, regions, t, HRCF.replace(**on), select), expected)
+        assert_close(scores.score(e_g, regions, t, HRCF.replace(**({"lam": 0.25} | on)), select), expected)
 
 
 @pytest.mark.parametrize(
