@@ -7,11 +7,13 @@ seconds, and this file is the only place that looks at it (``is_smoke``).
 """
 
 import dataclasses
-import difflib
 import math
 import os
 from dataclasses import dataclass
+from functools import wraps
 from numbers import Integral, Real
+
+from hrcf_lib.names import check_known
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Config:
 
     def replace(self, **changes) -> "Config":
         """A copy with some fields changed. Raises ``ValueError`` naming an unknown field and the nearest known one."""
-        _known(changes, [f.name for f in dataclasses.fields(self)], "config name")
+        check_known(changes, [f.name for f in dataclasses.fields(self)], "unknown config name")
         return dataclasses.replace(self, **changes)
 
     def smoke(self) -> "Config":
@@ -126,7 +128,7 @@ class Config:
 def from_dict(values: dict) -> Config:
     """The inverse of ``Config.to_dict``; an unknown name, or one that is missing and has no default, is an error."""
     fields = dataclasses.fields(Config)
-    _known(values, [f.name for f in fields], "config name")
+    check_known(values, [f.name for f in fields], "unknown config name")
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ValueError(f"this config lacks {', '.join(missing)}: give them, or start from a preset")
@@ -139,62 +141,57 @@ def alternate(hcg_epochs: int, prompt_epochs: int, rounds: int, hcg_batch: int, 
     return (pair * rounds)[:-1]
 
 
+PRESETS = {}  # name -> function that builds it at full size
+
+
+def _preset(build):
+    """Enter a preset, and shrink what it builds where ``HRCF_SIZE=smoke`` asks for it."""
+    PRESETS[build.__name__] = build
+    return wraps(build)(lambda: _sized(build()))
+
+
+@_preset
 def mini() -> Config:
     """MojiScenes with the mini VLP: about 4 minutes of training on two CPU cores. ``lam`` was chosen on val."""
-    return _sized(
-        Config(
-            name="mini",
-            dataset="mojiscenes",
-            vlp="hrcf-mini",
-            vlp_weights=None,
-            phases=alternate(2, 1, rounds=2, hcg_batch=32, prompt_batch=32),
-            train_size=8000,
-            val_size=1500,
-            test_size=1500,
-            warmup_epochs=0.5,
-            lam=0.5,
-        )
+    return Config(
+        name="mini",
+        dataset="mojiscenes",
+        vlp="hrcf-mini",
+        vlp_weights=None,
+        phases=alternate(2, 1, rounds=2, hcg_batch=32, prompt_batch=32),
+        train_size=8000,
+        val_size=1500,
+        test_size=1500,
+        warmup_epochs=0.5,
+        lam=0.5,
     )
 
 
+@_preset
 def nus_wide() -> Config:
     """NUS-WIDE with CLIP ViT-B/16 as in the paper: 50 + 4 epochs (Sec. IV-B). Needs the official download and a GPU."""
-    return _sized(
-        Config(
-            name="nus_wide",
-            dataset="nus_wide",
-            vlp="ViT-B-16",
-            vlp_weights="openai",
-            phases=alternate(10, 1, rounds=5, hcg_batch=64, prompt_batch=16),
-            augment="rand-m9-mstd0.5-inc1",
-        )
+    return Config(
+        name="nus_wide",
+        dataset="nus_wide",
+        vlp="ViT-B-16",
+        vlp_weights="openai",
+        phases=alternate(10, 1, rounds=5, hcg_batch=64, prompt_batch=16),
+        augment="rand-m9-mstd0.5-inc1",
     )
 
 
+@_preset
 def open_images() -> Config:
     """Open Images V4 with CLIP ViT-B/16 as in the paper: 5 + 1 epochs (Sec. IV-B)."""
-    return _sized(
-        Config(
-            name="open_images",
-            dataset="open_images",
-            vlp="ViT-B-16",
-            vlp_weights="openai",
-            phases=(Phase("hcg", 3, 128), Phase("prompts", 1, 128), Phase("hcg", 2, 128)),
-            lr=1e-4,
-            prompt_lr=1e-4,
-            lam=0.5,
-            ks=(10, 20),
-            augment="rand-m9-mstd0.5-inc1",
-        )
-    )
+    phases = (Phase("hcg", 3, 128), Phase("prompts", 1, 128), Phase("hcg", 2, 128))
+    changes = {"phases": phases, "lr": 1e-4, "prompt_lr": 1e-4, "lam": 0.5, "ks": (10, 20)}
+    return PRESETS["nus_wide"]().replace(name="open_images", dataset="open_images", **changes)
 
 
+@_preset
 def coco_48_17() -> Config:
     """COCO with 48 seen and 17 unseen labels: the benchmark of real photographs that needs no signed form (ours)."""
-    return nus_wide().replace(name="coco_48_17", dataset="coco_48_17", ks=(3, 5))
-
-
-PRESETS = {f.__name__: f for f in (mini, nus_wide, open_images, coco_48_17)}
+    return PRESETS["nus_wide"]().replace(name="coco_48_17", dataset="coco_48_17")
 
 
 def preset(name: str, **changes) -> Config:
@@ -203,7 +200,7 @@ def preset(name: str, **changes) -> Config:
     A smoke run (``HRCF_SIZE=smoke``) shrinks the result, whatever the changes ask for. Raises ``ValueError`` for an
     unknown preset or field, with the nearest known name, and for values out of range.
     """
-    _known([name], list(PRESETS), "preset")
+    check_known([name], list(PRESETS), "unknown preset")
     return _sized(PRESETS[name]().replace(**changes))
 
 
@@ -217,14 +214,6 @@ def is_smoke() -> bool:
 
 def _sized(config: Config) -> Config:
     return config.smoke() if is_smoke() else config
-
-
-def _known(names, known: list[str], what: str) -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(known)}")
 
 
 def _phase(value) -> Phase:

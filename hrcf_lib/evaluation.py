@@ -6,6 +6,7 @@ columns of GZSL scores, because softmax, ranking and norms run over the labels b
 """
 
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from hrcf_lib import metrics, scores
 from hrcf_lib.features import FrozenFeatures
-from hrcf_lib.labels import LabelSpace, LabelView
 
 
 @dataclass
@@ -75,21 +75,23 @@ def evaluate(model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None
     model.eval()
     embedded = embed(model, features) if embedded is None else embedded
     scorer = model.score if scorer is None else scorer
+
+    @torch.no_grad()
+    def values(names):
+        return score_all(embedded, model.label_embeddings(names), scorer)
+
+    return _rows(features, tasks, values, model.config.ks)
+
+
+def _rows(features: FrozenFeatures, tasks, values, ks) -> pd.DataFrame:
+    """A row a task; ``values(names)`` -> scores (n, K) of all pictures for the task's own names."""
     rows = {}
     for task in tasks:
-        view = _view(features.space, task)
-        with torch.no_grad():
-            t = model.label_embeddings(view.names)
-        rows[task] = measure(score_all(embedded, t, scorer), features.labels[:, view.columns], model.config.ks)
+        view = features.space.view(task)
+        if not view.names:
+            raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
+        rows[task] = measure(values(view.names), features.labels[:, view.columns], ks)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
-
-
-def _view(space: LabelSpace, task: str) -> LabelView:
-    """The view of a task that has labels."""
-    view = space.view(task)
-    if not view.names:
-        raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
-    return view
 
 
 def uniform_weights(config):
@@ -144,21 +146,30 @@ ZERO_SHOT_SCORES = {
 @torch.no_grad()
 def zero_shot(vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5)) -> pd.DataFrame:
     """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
-    rows = {}
-    for task in tasks:
-        view = _view(features.space, task)
-        embeddings = [vlp.encode_text([p.format(n) for n in view.names]) for p in ZERO_SHOT_PROMPTS[prompt]]
-        values = ZERO_SHOT_SCORES[score](features.teacher, torch.stack(embeddings).mean(0).cpu())
-        rows[task] = measure(values, features.labels[:, view.columns], ks)
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+    return _zero_shot(vlp, features, prompt, [score], tasks, ks)[score]
+
+
+def _zero_shot(vlp, features, prompt, kinds, tasks, ks) -> dict[str, pd.DataFrame]:
+    """The table of each kind of score; texts are encoded once a task."""
+    encode = cache(partial(_prompted, vlp, prompt=prompt))
+
+    def values(kind, names):
+        return ZERO_SHOT_SCORES[kind](features.teacher, encode(names))
+
+    return {kind: _rows(features, tasks, partial(values, kind), ks) for kind in kinds}
+
+
+def _prompted(vlp, names, prompt: str) -> Tensor:
+    """(K, D) mean embedding of each name over the texts of a prompt of ``ZERO_SHOT_PROMPTS``."""
+    texts = ZERO_SHOT_PROMPTS[prompt]
+    return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in texts]).mean(0).cpu()
 
 
 def best_zero_shot(vlp, features: FrozenFeatures) -> tuple[str, str, pd.DataFrame]:
     """Prompt and score of highest mean mAP over both tasks on ``features`` (give it val), and the whole search."""
     search = {}
     for prompt in ZERO_SHOT_PROMPTS:
-        for score in ZERO_SHOT_SCORES:
-            table = zero_shot(vlp, features, prompt, score, ks=())
+        for score, table in _zero_shot(vlp, features, prompt, ZERO_SHOT_SCORES, ("ZSL", "GZSL"), ks=()).items():
             search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
     frame = pd.DataFrame(search).T
     prompt, score = frame.mean(axis=1).idxmax()

@@ -5,14 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrcf_lib.labels import check_names
-from hrcf_lib.scores import region_scores
+from hrcf_lib.scores import region_scores, votes
 
 
 @torch.no_grad()
 def region_shares(regions: Tensor, label_embeddings: Tensor) -> Tensor:
     r"""What each region adds to each label's RSA score, $w_{jk} s_{jk}$ of Eq. 13: (B, J, D), (K, D) -> (B, J, K)."""
-    s = region_scores(regions, label_embeddings)  # (B, J, K)
-    return s.softmax(dim=-1) * s
+    return votes(region_scores(regions, label_embeddings))
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 r"""Run a notebook headless with changed parameters; one that the notebook does not have is an error, not a warning."""
 
-import difflib
 from pathlib import Path
 
 import papermill
+
+from hrcf_lib.names import check_known
 
 
 def known_parameters(path: str | Path) -> list[str]:
@@ -22,12 +23,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
     """
     path, parameters = _existing(path), dict(parameters or {})
-    known = known_parameters(path) if parameters else []
-    for name in parameters:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{path} has no parameter {name!r}; {hint}known: {', '.join(known)}")
+    check_known(parameters, known_parameters(path) if parameters else [], f"{path} has no parameter")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import TEMPLATES, TEXTURE_CAPTIONS, portrait
+from hrcf_lib.scores import region_scores
 from hrcf_lib.vlp import VLP
 
 PROBE_PROMPT = "a photo of a {}."
@@ -40,11 +41,8 @@ def embed_images(vlp: VLP, images: Tensor, batch: int = 64) -> Tensor:
 def single_object_accuracy(vlp: VLP, images: Tensor, concepts: Tensor) -> pd.DataFrame:
     """Top-1 and top-5 in percent over the *whole* vocabulary, for each split of it and for all; chance is 0.3 %."""
     vocabulary = openmoji.vocabulary()
-    t = F.normalize(vlp.encode_text([PROBE_PROMPT.format(c.name) for c in vocabulary]), dim=-1)  # (308, D)
-    best = (F.normalize(embed_images(vlp, images), dim=-1) @ t.T).topk(5).indices  # (n, 5)
-    hit = best == concepts[:, None]
+    hit = _best_names(vlp, images, [c.name for c in vocabulary], 5) == concepts[:, None]  # (n, 5)
     frame = pd.DataFrame({"split": [vocabulary[k].split for k in concepts], "top-1": hit[:, 0], "top-5": hit.any(1)})
-    frame["concept"] = [vocabulary[k].name for k in concepts]
     table = frame.groupby("split")[["top-1", "top-5"]].mean() * 100
     table.loc["whole vocabulary"] = frame[["top-1", "top-5"]].mean() * 100
     table["pictures"] = [*frame.groupby("split").size(), len(frame)]
@@ -60,10 +58,9 @@ def recall_by_size(vlp: VLP, n: int = 1000, split: str = "test", k: int = 5, see
     """
     names = [c.name for c in openmoji.vocabulary() if c.openmoji]
     column = {name: i for i, name in enumerate(names)}
-    t = F.normalize(vlp.encode_text([PROBE_PROMPT.format(name) for name in names]), dim=-1)  # (300, D)
     scenes = [mojiscenes.draw(split, i, seed) for i in range(n)]
     images = torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in scenes]))
-    best = (F.normalize(embed_images(vlp, images), dim=-1) @ t.T).topk(k).indices.tolist()
+    best = _best_names(vlp, images, names, k).tolist()
     rows = []
     for scene, top in zip(scenes, best, strict=True):
         for i, (name, (x0, y0, x1, y1)) in enumerate(zip(scene.names, scene.boxes, strict=True)):
@@ -76,10 +73,16 @@ def recall_by_size(vlp: VLP, n: int = 1000, split: str = "test", k: int = 5, see
     return pd.DataFrame(table).T.rename_axis("size")
 
 
+def _best_names(vlp: VLP, images: Tensor, names: list[str], k: int) -> Tensor:
+    """(n, k) numbers of the names nearest to each picture by cosine, best first."""
+    t = F.normalize(vlp.encode_text([PROBE_PROMPT.format(name) for name in names]), dim=-1)  # (K, D)
+    return (F.normalize(embed_images(vlp, images), dim=-1) @ t.T).topk(k).indices
+
+
 @torch.no_grad()
 def region_entropy(regions: Tensor, label_embeddings: Tensor) -> tuple[float, float]:
     """Mean entropy in nats of Eq. 12's softmax over the labels, and its largest possible value ln K."""
-    p = (regions @ label_embeddings.T).softmax(dim=-1)  # (B, J, K)
+    p = region_scores(regions, label_embeddings).softmax(dim=-1)  # (B, J, K)
     return float(-(p * p.clamp(min=1e-30).log()).sum(-1).mean()), float(np.log(p.shape[-1]))
 
 

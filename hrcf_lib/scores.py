@@ -49,8 +49,13 @@ def region_score_aggregation(region_scores: Tensor) -> Tensor:
     is undecided gives each label a K-th. This is the plain form; ``aggregate`` computes the same from embeddings
     without a (B, J, K) tensor.
     """
+    return votes(region_scores).sum(dim=1)  # (B, K)  Eq. 13
+
+
+def votes(region_scores: Tensor) -> Tensor:
+    r"""What each region adds to each label's score, $w_{jk} s_{jk}$ of Eqs. 12-13: (B, J, K) -> (B, J, K)."""
     weights = region_scores.softmax(dim=-1)  # (B, J, K)  Eq. 12: over labels, for each region
-    return (weights * region_scores).sum(dim=1)  # (B, K)  Eq. 13
+    return weights * region_scores
 
 
 def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
@@ -60,13 +65,13 @@ def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Ten
     """
     _same_width(regions, label_embeddings)
     B, J, _ = regions.shape
-    votes = _votes
+    part_of = _aggregate
     if torch.is_grad_enabled() and B * J * len(label_embeddings) > LARGE:
-        votes = lambda *part: checkpoint(_votes, *part, use_reentrant=False, preserve_rng_state=False)
-    return sum(votes(part, label_embeddings) for part in regions.split(chunk, dim=1))
+        part_of = lambda *part: checkpoint(_aggregate, *part, use_reentrant=False, preserve_rng_state=False)
+    return sum(part_of(part, label_embeddings) for part in regions.split(chunk, dim=1))
 
 
-def _votes(regions: Tensor, label_embeddings: Tensor) -> Tensor:
+def _aggregate(regions: Tensor, label_embeddings: Tensor) -> Tensor:
     return region_score_aggregation(region_scores(regions, label_embeddings))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hrcf_lib import weights
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
@@ -191,12 +192,9 @@ def _about(model, features) -> dict:
 
 
 def _save(path: Path, about: dict, model, optimizers, history, step: int) -> None:
-    """Written beside, then renamed: what lies under the checkpoint's name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {"about": about, "step": step, "history": history, "model": model.trainable_state()}
     state["optimizers"] = {side: o.state_dict() for side, o in optimizers.items()}
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    weights.save_checkpoint(state, path)
 
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:

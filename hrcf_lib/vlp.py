@@ -5,7 +5,6 @@ The mini VLP is an open_clip model like any other: its config is ``assets/hrcf-m
 convolution, because a stem of three strided convolutions learns much faster than one 8 x 8 patch projection.
 """
 
-import difflib
 import logging
 import warnings
 from functools import cache
@@ -16,6 +15,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from hrcf_lib.names import did_you_mean
 from hrcf_lib.towers import VLP, check_length, encode_tokens
 from hrcf_lib.weights import find, fit, read, write
 
@@ -89,8 +89,7 @@ def _check_build(name: str) -> None:
     """``VLP`` walks through the towers itself, so it takes plain CLIP only, and refuses what it would get wrong."""
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
-        near = difflib.get_close_matches(name, open_clip.list_models(), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "see open_clip.list_models(), for example 'ViT-B-16'"
+        hint = did_you_mean(name, open_clip.list_models(), "see open_clip.list_models(), for example 'ViT-B-16'")
         raise ValueError(f"open_clip knows no model {name!r}; {hint}")
     vision, text = config["vision_cfg"], config["text_cfg"]
     odd = {"custom_text", "multimodal_cfg"} & config.keys()

@@ -1,6 +1,5 @@
 r"""Weights on disk: found, read, fitted and written. Only tensors: nothing here ever unpickles an object."""
 
-import difflib
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
@@ -9,6 +8,9 @@ import torch
 from huggingface_hub.utils import get_session
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from hrcf_lib.files import replacing
+from hrcf_lib.names import did_you_mean
 
 
 def find(name: str, weights: str) -> Path:
@@ -25,8 +27,7 @@ def find(name: str, weights: str) -> Path:
         if Path(weights).is_file():
             return Path(weights)
         known = open_clip.list_pretrained_tags_by_model(name)
-        near = difflib.get_close_matches(str(weights), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"tags: {', '.join(known) or 'none'}"
+        hint = did_you_mean(weights, known, f"tags: {', '.join(known) or 'none'}")
         raise FileNotFoundError(f"weights {str(weights)!r}: no such file, and no tag of open_clip's {name}; {hint}")
     repository, _, file = tag.get("hf_hub", "").rpartition("/")
     choices = [str(PurePosixPath(file).with_suffix(".safetensors")), file] if file else HUB_FILES
@@ -103,7 +104,11 @@ def fit(module: nn.Module, state: dict[str, Tensor], source) -> None:
 
 def write(state: dict[str, Tensor], path: str | Path) -> None:
     """Write safetensors under a temporary name, then rename: a killed run leaves the old file whole."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    save_file({n: v.detach().contiguous() for n, v in state.items()}, part)
-    part.replace(path)
+    with replacing(path) as part:
+        save_file({n: v.detach().contiguous() for n, v in state.items()}, part)
+
+
+def save_checkpoint(state: dict, path: str | Path) -> None:
+    """``torch.save`` of tensors and plain values for ``torch.load(weights_only=True)``; the file is always whole."""
+    with replacing(path) as part:
+        torch.save(state, part)

@@ -382,13 +382,13 @@ def test_killed_in_mid_epoch_and_resumed(features, unbroken, tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(torch.get_num_threads())]
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    assert (tmp_path / "checkpoint.part").read_bytes() == b"half a check"
+    assert (tmp_path / "checkpoint.pt.part").read_bytes() == b"half a check"
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 8
     model = synthetic.model()
     history = train(model, features, tmp_path)
     assert history.step.tolist() == list(range(1, STEPS + 1))
     assert synthetic.same(synthetic.weights(model), unbroken[2])
-    assert not (tmp_path / "checkpoint.part").exists()
+    assert not (tmp_path / "checkpoint.pt.part").exists()
 
 
 def test_a_finished_run_is_not_run_again(features, tmp_path, monkeypatch):

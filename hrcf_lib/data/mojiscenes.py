@@ -27,6 +27,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from hrcf_lib.data import backgrounds, openmoji
+from hrcf_lib.files import replacing
 from hrcf_lib.labels import LabelSpace
 
 SPLITS = ("train", "val", "test", "test-line")
@@ -317,7 +318,5 @@ def export(dataset: MojiScenes, out: str | Path) -> Path:
 
 
 def _write(path: Path, rows, columns) -> None:
-    """A CSV under a temporary name, renamed when complete."""
-    temporary = path.with_suffix(".csv.part")
-    pd.DataFrame(rows, columns=columns).to_csv(temporary, index=False)
-    temporary.replace(path)
+    with replacing(path) as part:
+        pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
