@@ -4,6 +4,8 @@ Also the last step of making the mini VLP, ``rescale``: CLIP's *unnormalised* em
 spread of its learnt temperature, and RSA relies on that. A VLP trained on cosines alone must be brought there.
 """
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -11,9 +13,10 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from hrcf_lib import evaluation
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import TEMPLATES, TEXTURE_CAPTIONS, portrait
-from hrcf_lib.scores import region_scores
+from hrcf_lib.scores import region_scores, score
 from hrcf_lib.vlp import VLP
 
 PROBE_PROMPT = "a photo of a {}."
@@ -125,3 +128,18 @@ def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Seri
         clear = (c > 0.5) | (c < 0.1)
         auc[f"level {level}"] = roc_auc_score((c > 0.5)[clear].numpy(), r[clear].numpy())
     return pd.Series(auc, name="AUC of relevance")
+
+
+def by_level(model, features) -> pd.DataFrame:
+    """mAP in percent (ZSL, GZSL) of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
+    embedded, config = evaluation.embed(model, features), model.config.replace(lam=1.0)
+    rows, end = {}, 0
+    for level, side in enumerate(model.gather.sides, 1):
+        part, end = slice(end, end + side**2), end + side**2
+        scorer = partial(_some_regions, part=part, config=config)
+        rows[f"level {level}"] = evaluation.evaluate(model, features, scorer=scorer, embedded=embedded)["mAP"]
+    return pd.DataFrame(rows).T.rename_axis("regions")
+
+
+def _some_regions(e_g, regions, t, part: slice, config) -> Tensor:
+    return score(e_g, regions[:, part], t, config, select=False)

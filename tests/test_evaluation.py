@@ -1,13 +1,14 @@
 """Evaluation: metrics as called directly, each task scored for itself, controls that are what they say."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
 import synthetic
 import torch
 
-from hrcf_lib import evaluation, metrics, scores
+from hrcf_lib import evaluation, metrics, probe, scores
 from hrcf_lib.evaluation import Embedded, embed, evaluate, measure, random_selection, uniform_weights, zero_shot
 from hrcf_lib.labels import LabelSpace
 
@@ -256,3 +257,31 @@ def test_embedded_is_all_that_scoring_needs(model):
     regions[0, 17, 1], regions[1, 99, 2] = 1.0, 1.0
     s = evaluation.score_all(Embedded(torch.ones(2, 8), regions.half()), t, model.score)
     assert s.argmax(dim=1).tolist() == [1, 2]
+
+
+# -- probes of what the regions say ------------------------------------------------------------------------------------
+
+
+def test_each_level_is_scored_alone(model, features):
+    table = probe.by_level(model, features)
+    assert list(table.index) == ["level 1", "level 2", "level 3"] and list(table.columns) == ["ZSL", "GZSL"]
+    embedded = embed(model, features)
+    with torch.no_grad():
+        t = model.label_embeddings(features.space.names)
+        last = scores.region_score_aggregation(scores.region_scores(embedded.regions[:, 136:].float(), t))
+    alone = torch.nn.functional.normalize(last, dim=-1)
+    assert table.loc["level 3", "GZSL"] == pytest.approx(100 * metrics.mean_average_precision(alone, features.labels))
+    assert table.GZSL.nunique() == 3
+
+
+def test_entropy_of_the_region_softmax_lies_between_one_hot_and_uniform():
+    t = torch.eye(4)
+    assert probe.region_entropy(torch.zeros(2, 3, 4), t) == pytest.approx((math.log(4), math.log(4)))
+    assert probe.region_entropy(1e4 * t.expand(2, 4, 4), t)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_relevance_auc_by_hand():
+    share = torch.tensor([[1.0, 1.0, 0.0, 0.0, 1.0]])  # the last is a level of its own, without background
+    relevance = torch.tensor([[3.0, 1.0, 2.0, 0.0, 5.0]])
+    auc = probe.relevance_auc(relevance[:, :4], share[:, :4], [2])
+    assert auc["level 1"] == pytest.approx(0.75)
