@@ -3,10 +3,12 @@ r"""How the mini VLP is made: contrastive pre-training on pictures with one domi
 The recipe of CLIP at the size of a laptop. Each step draws ``batch`` different concepts (one caption a concept, so no
 caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
 2021) between pictures and captions. Small things beside the dominant one are painted but never named: like CLIP, the
-model learns *what a picture is of*, not *all that is in it*. Two stages: 56 px pictures on a random 7 x 7 window of the
-14 x 14 grid (49 tokens, four times cheaper), then the full 112 px. A short third stage asks the mean of the *patch*
-tokens to name the picture too: only the class token of the last block was ever trained until then, and regions made
-of untrained tokens say nothing, whereas CLIP's patch tokens are known to speak of what they show.
+model learns *what a picture is of*, not *all that is in it*. Three stages: 56 px pictures
+on a random 7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the full 112 px; then *crowds*, whose
+captions name one of several things, the large ones more often. In the third stage the *patch* tokens are trained too:
+the score of a caption is a smooth maximum over patches (token-wise matching as in FILIP, Yao et al., 2022). CLIP's
+patch tokens are known to speak of what they show without it, at a scale that no laptop reaches; a small VLP's say
+nothing unless they are asked.
 """
 
 import math
@@ -20,8 +22,9 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from hrcf_lib.data.portraits import concepts, portrait
+from hrcf_lib.data.portraits import concepts, crowd, portrait
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
+from hrcf_lib.weights import save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class PretrainConfig:
     fade: float = 0.65  # colour fills are painted with an opacity in [1 - fade, 1]
     keep_patches: float = 0.4  # share of the 196 patches that a 112 px picture keeps in training
     final_steps: int = 100  # last steps of the second stage, with all patches
-    steps_dense: int = 330  # third stage: the mean of the patch tokens is trained towards the caption as well
-    lr_dense: float = 6e-4  # its own peak, short warm-up and cosine
-    final_dense: int = 30  # its last steps, with all patches
+    steps_crowds: int = 1500  # third stage
+    lr_crowds: float = 1e-3  # its own peak of its own warm-up and cosine
+    warmup_crowds: int = 40  # steps
+    final_crowds: int = 40  # its last steps, with all patches
     save_every: int = 200  # steps between two checkpoints
     workers: int = 1  # processes that paint
     seed: int = 0
@@ -48,12 +52,16 @@ class PretrainConfig:
     @property
     def total(self) -> int:
         """Steps of all three stages."""
-        return self.steps_small + self.steps_full + self.steps_dense
+        return self.portraits + self.steps_crowds
+
+    @property
+    def portraits(self) -> int:
+        """Steps of the first two stages."""
+        return self.steps_small + self.steps_full
 
     def keeps_all(self, step: int) -> bool:
         """Whether a 112 px step sees all 196 patches."""
-        second = self.steps_small + self.steps_full
-        return second - self.final_steps <= step < second or step >= self.total - self.final_dense
+        return self.portraits - self.final_steps <= step < self.portraits or step >= self.total - self.final_crowds
 
 
 class PortraitBatches(Dataset):
@@ -71,12 +79,15 @@ class PortraitBatches(Dataset):
         small = step < c.steps_small
         side, size = (56, (0.35, 0.98)) if small else (112, (0.2, 0.95))
         drawn = rng.choice(len(concepts()), min(c.batch, len(concepts())), replace=False)
-        pictures = [portrait(rng, int(k), side, size, c.distractors * (step > 500), c.fade) for k in drawn]
+        if step >= c.portraits:
+            pictures = [crowd(rng, int(k), fade=c.fade) for k in drawn]
+        else:
+            pictures = [portrait(rng, int(k), side, size, c.distractors * (step > 500), c.fade) for k in drawn]
         return torch.from_numpy(np.stack([p.image for p in pictures])), [p.caption for p in pictures]
 
 
 def image_features(model, images, keep=None, offset=(0, 0)):
-    """Class-token embeddings and mean patch embeddings, (B, D) each, of normalised images.
+    """Class-token embeddings (B, D) and patch embeddings (B, n, D) of normalised images.
 
     The grid of the images may be a window of the model's own.
     ``offset``: row and column of the window's first patch; ``keep``: indices of the patches to keep (patch dropout).
@@ -91,8 +102,8 @@ def image_features(model, images, keep=None, offset=(0, 0)):
         x = x[:, keep]
     cls = (v.class_embedding + v.positional_embedding[0]).expand(len(x), 1, -1)
     x = v.transformer(v.ln_pre(torch.cat([cls, x], dim=1)))
-    x = v.ln_post(x)
-    return x[:, 0] @ v.proj, x[:, 1:].mean(dim=1) @ v.proj
+    x = v.ln_post(x) @ v.proj  # (B, 1 + n, D)
+    return x[:, 0], x[:, 1:]
 
 
 def text_features(model, tokens):
@@ -104,18 +115,27 @@ def text_features(model, tokens):
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
     """Linear warm-up, then a cosine to 1 % of the peak: once over the first two stages, once over the third."""
-    peak, warmup, total = config.lr, config.warmup, config.steps_small + config.steps_full
+    peak, warmup, total = config.lr, config.warmup, config.portraits
     if step >= total:
-        step, peak, warmup, total = step - total, config.lr_dense, 20, config.steps_dense
+        step, peak, warmup, total = step - total, config.lr_crowds, config.warmup_crowds, config.steps_crowds
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def contrastive_loss(model, x, t):
-    """CLIP's symmetric cross-entropy between pictures and captions (B, D), and the share of pictures that match."""
-    logits = model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T  # (B, B)
+def global_logits(model, x, t):
+    """Cosines of pictures and captions (B, D) times the learnt scale: (B, B)."""
+    return model.logit_scale.exp() * F.normalize(x.float(), dim=-1) @ F.normalize(t.float(), dim=-1).T
+
+
+def patch_logits(model, patches, t):
+    """(B, n, D), (B, D) -> (B, B): each caption's smooth maximum, log mean exp, over the patches of each picture."""
+    return global_logits(model, patches, t).logsumexp(dim=1) - math.log(patches.shape[1])
+
+
+def contrastive_loss(logits):
+    """CLIP's symmetric cross-entropy of (B, B) logits, and the share of pictures whose own caption scores highest."""
     target = torch.arange(len(logits))
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     return loss, (logits.argmax(1) == target).float().mean()
@@ -124,7 +144,8 @@ def contrastive_loss(model, x, t):
 def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: float = float("inf")) -> VLP:
     """Train the mini VLP; checkpoints in ``folder`` make an interrupted run go on where it stopped.
 
-    ``budget`` (seconds) stops early, checkpoint written. Returns the VLP with rescaled projections (``rescale``).
+    ``budget`` (seconds) stops early, checkpoint written. Returns the VLP with ``history`` (rows of step, loss,
+    batch top-1) and ``seconds``; ``probe.rescale`` is a step of its own.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,9 +187,9 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # beats flash at 50 tokens
             x, patches = image_features(model, (images.float() / 255 - mean) / std, keep, offset)
             t = text_features(model, tokens)
-        loss, correct = contrastive_loss(model, x, t)
-        if step >= config.steps_small + config.steps_full:
-            loss = loss + contrastive_loss(model, patches, t)[0]
+        loss, correct = contrastive_loss(global_logits(model, x, t))
+        if step >= config.portraits:
+            loss = loss + contrastive_loss(patch_logits(model, patches, t))[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -186,8 +207,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
                 "config": repr(config),
                 "seconds": spent + time.time() - start,
             }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+            save_checkpoint(state, checkpoint)
             recent = np.mean([h[1:] for h in history[-config.save_every :]], axis=0)
             seconds = spent + time.time() - start
             log(f"step {step + 1}/{total}  loss {recent[0]:.3f}  batch top-1 {recent[1]:.3f}  {seconds:.0f} s")

@@ -2,15 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from hrcf_lib import probe, results, vlp
 from hrcf_lib.data import mojiscenes, openmoji
+from hrcf_lib.data.portraits import crowd
 from hrcf_lib.predict import classify, default_model
-from hrcf_lib.pretrain import PretrainConfig, contrastive_loss, learning_rate, pretrain
+from hrcf_lib.pretrain import PretrainConfig, contrastive_loss, global_logits, learning_rate, patch_logits, pretrain
 
-HASH = "54a690db1953f0f0"  # committed before the first HRCF run that is reported
+HASH = "7866641dc5613fad"  # committed before the first HRCF run that is reported
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,8 @@ def test_pretraining_learns_and_resumes(tmp_path):
         steps_small=2,
         steps_full=2,
         final_steps=1,
-        steps_dense=2,
-        final_dense=1,
+        steps_crowds=2,
+        final_crowds=1,
         batch=4,
         workers=0,
         save_every=1,
@@ -99,16 +101,42 @@ def test_pretraining_learns_and_resumes(tmp_path):
 def test_contrastive_loss_by_hand(mini):
     x, t = torch.eye(3), torch.eye(3)
     scale = float(mini.model.logit_scale.exp())
-    loss, correct = contrastive_loss(mini.model, x, t)
+    loss, correct = contrastive_loss(global_logits(mini.model, x, t))
     assert correct == 1
     expected = -torch.log_softmax(torch.tensor([scale, 0.0, 0.0]), 0)[0]
     assert float(loss) == pytest.approx(float(expected), abs=1e-6)
-    assert float(contrastive_loss(mini.model, x, t.roll(1, 0))[1]) == 0
+    assert float(contrastive_loss(global_logits(mini.model, x, t.roll(1, 0)))[1]) == 0
+
+
+def test_patch_logits_are_a_smooth_maximum_over_patches(mini):
+    rng = torch.Generator().manual_seed(0)
+    patches, t = torch.randn(3, 7, 5, generator=rng), torch.randn(3, 5, generator=rng)
+    found = patch_logits(mini.model, patches, t)
+    each = torch.stack([global_logits(mini.model, patches[:, j], t) for j in range(7)], dim=1)  # (3, 7, 3)
+    assert torch.allclose(found, each.exp().mean(dim=1).log(), atol=1e-4)
+    assert (found <= each.amax(dim=1)).all() and (found >= each.mean(dim=1)).all()
+
+
+def test_a_crowd_names_what_it_shows_and_large_things_more_often():
+    rng = np.random.default_rng(0)
+    shown = []
+    real = mojiscenes.compose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mojiscenes, "compose", lambda *a, **k: (shown.append(a[1:4]), real(*a, **k))[1])
+        pictures = [crowd(rng, k % 200, alone=0.0) for k in range(150)]
+    names = openmoji.names()
+    place = []
+    for (things, sizes, _), picture in zip(shown, pictures, strict=True):
+        assert names[picture.concept] in picture.caption and list(sizes) == sorted(sizes, reverse=True)
+        place.append([t.name for t in things].index(names[picture.concept]))
+    pairs = [(p, len(s[0])) for p, s in zip(place, shown, strict=True)]
+    largest, smallest = sum(p == 0 for p, _ in pairs), sum(p == n - 1 for p, n in pairs)
+    assert largest > 1.3 * smallest > 0
 
 
 def test_two_learning_rate_curves():
     recipe = PretrainConfig()
-    second = recipe.steps_small + recipe.steps_full
+    second = recipe.portraits
     rates = [learning_rate(s, recipe) for s in range(recipe.total)]
-    assert max(rates[:second]) == pytest.approx(recipe.lr) and max(rates[second:]) == pytest.approx(recipe.lr_dense)
+    assert max(rates[:second]) == pytest.approx(recipe.lr) and max(rates[second:]) == pytest.approx(recipe.lr_crowds)
     assert rates[0] < rates[recipe.warmup // 2] < rates[recipe.warmup] and rates[second - 1] < 0.02 * recipe.lr

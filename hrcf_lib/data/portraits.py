@@ -1,4 +1,8 @@
-r"""Portraits: pictures of one dominant thing, and captions that name it. What the mini VLP is trained and probed on."""
+r"""What the mini VLP is trained and probed on: portraits and crowds, with captions.
+
+A portrait is a picture of one dominant thing, and its caption names that thing. A crowd shows up to four things, and
+its caption names one of them: the larger a thing, the more often it is the one. So speak captions on the web, too.
+"""
 
 from dataclasses import dataclass
 
@@ -24,7 +28,7 @@ TEXTURE_CAPTIONS = {kind: f"a {kind} background" for kind in backgrounds.TEXTURE
 
 @dataclass(frozen=True)
 class Portrait:
-    """A picture of one thing, (3, side, side) uint8; its place in ``concepts()``; a caption."""
+    """A picture and what its caption names, (3, side, side) uint8; place in ``concepts()``; the caption."""
 
     image: np.ndarray
     concept: int
@@ -55,8 +59,40 @@ def portrait(rng, concept: int, side: int = 112, size=(0.25, 0.95), distractors=
             things.append(others[k])
             sizes.append(rng.uniform(0.12, max(0.16, min(0.4, largest))))
     if concept >= len(vocabulary):
-        kind = list(TEXTURE_CAPTIONS)[concept - len(vocabulary)]
-        canvas = backgrounds.texture(rng, side, kind) + rng.normal(0, rng.uniform(0, 8), (side, side, 1))
-        return Portrait(np.clip(canvas, 0, 255).astype(np.uint8).transpose(2, 0, 1), concept, TEXTURE_CAPTIONS[kind])
+        return _texture(rng, concept, side)
     image = mojiscenes.compose(rng, things, sizes, scene, side, law=law).image
     return Portrait(image.transpose(2, 0, 1), concept, TEMPLATES[rng.integers(len(TEMPLATES))].format(name))
+
+
+def crowd(rng, concept: int, side: int = 112, size=(0.14, 0.75), alone=0.4, most: int = 4, fade=0.0) -> Portrait:
+    """Paint a picture with ``concept`` in it, and up to ``most`` things in all, and name ``concept``.
+
+    The chance that a thing of a given size is the one that is named grows in proportion to its size. ``alone``: share
+    of pictures that show the named thing only (it may then be as large as in a portrait).
+    """
+    vocabulary = openmoji.vocabulary()
+    if concept >= len(vocabulary):
+        return _texture(rng, concept, side)
+    others = [c for c in vocabulary if c.openmoji]
+    named = vocabulary[concept]
+    n = int(rng.integers(2, most + 1)) if rng.uniform() >= alone else 1
+    sizes = rng.uniform(size[0], 0.95 if n == 1 else size[1], n)
+    if named.openmoji:
+        first = rng.choice(n, p=sizes / sizes.sum())  # size of the named thing
+        sizes[[0, first]] = sizes[[first, 0]]
+        things = [named] + [others[k] for k in rng.choice(len(others), n - 1, replace=False)]
+        scene = rng.choice(list(backgrounds.SCENES)) if rng.uniform() < 0.5 else None
+    else:
+        things, scene = [others[k] for k in rng.choice(len(others), n - 1, replace=False)], named.name
+        sizes = sizes[1:]
+    order = np.argsort(-sizes)  # the largest is painted first
+    law = mojiscenes.SceneLaw(fade=fade, covered=0.25)
+    image = mojiscenes.compose(rng, [things[k] for k in order], sizes[order].tolist(), scene, side, law=law).image
+    return Portrait(image.transpose(2, 0, 1), concept, TEMPLATES[rng.integers(len(TEMPLATES))].format(named.name))
+
+
+def _texture(rng, concept: int, side: int) -> Portrait:
+    """A picture of nothing but a texture; ``concept`` counts on from the vocabulary."""
+    kind = list(TEXTURE_CAPTIONS)[concept - len(openmoji.vocabulary())]
+    canvas = backgrounds.texture(rng, side, kind) + rng.normal(0, rng.uniform(0, 8), (side, side, 1))
+    return Portrait(np.clip(canvas, 0, 255).astype(np.uint8).transpose(2, 0, 1), concept, TEXTURE_CAPTIONS[kind])
