@@ -44,7 +44,7 @@ _PUBLIC = {
 }
 _MODULES = (
     *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
-    *("evaluation", "results", "explain", "predict", "figures", "notebook", "data"),
+    *("protocols", "evaluation", "results", "explain", "predict", "figures", "notebook", "data"),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hrcf_lib import metrics, scores
+from hrcf_lib import protocols, scores
 from hrcf_lib.features import FrozenFeatures
 
 
@@ -48,16 +48,16 @@ def score_all(embedded: Embedded, label_embeddings: Tensor, scorer, batch: int =
     return torch.cat(parts)
 
 
-def measure(values: Tensor, labels: Tensor, ks=(3, 5)) -> dict:
-    """P/R/F1@K and both mAPs, in percent, of scores and annotation (n, K); protocol as in ``PROTOCOL``."""
-    row = {}
-    for k in ks:
-        values_at_k = metrics.precision_recall_f1_at_k(values, labels, k)
-        row |= {f"{name}@{k}": 100 * value for name, value in zip(("P", "R", "F1"), values_at_k, strict=True)}
-    row["mAP"] = 100 * metrics.mean_average_precision(values, labels, empty="zero")
-    row["mAP skip"] = 100 * metrics.mean_average_precision(values, labels, empty="skip")
-    row["images"], row["labels"] = labels.shape
-    return row
+def measure(values: Tensor, labels: Tensor, ks=(3, 5), protocol="per_class", task="GZSL") -> dict:
+    """A row of metrics in percent from scores and annotation (n, K), with the protocol, and images and labels in mAP.
+
+    ``protocol`` is a name of ``protocols.PROTOCOLS`` (or a ``Protocol``); ``PROTOCOL`` says what the default computes.
+    ``task`` matters to those that treat seen, ZSL and GZSL differently. Raises what ``protocols.measure`` refuses.
+    """
+    protocol = protocols.named(protocol)
+    row = protocols.measure(values, labels, ks, protocol, task)
+    counts = {name: row.pop(name) for name in ("images", "labels")}
+    return {name: 100 * value for name, value in row.items()} | {"protocol": protocol.name} | counts
 
 
 PROTOCOL = (
@@ -66,12 +66,16 @@ PROTOCOL = (
 )
 
 
-def evaluate(model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None, embedded=None) -> pd.DataFrame:
-    """A row a task: P/R/F1@K and mAP in percent, each task scored for its own label set.
+def evaluate(
+    model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol="per_class"
+) -> pd.DataFrame:
+    """A row a task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
 
     ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with ``embedded`` (from ``embed``) the image side does
-    not run again. Raises ``ValueError`` for a task that the label space has no labels for.
+    not run again. ``protocol`` as in ``measure``. Raises ``ValueError`` for an unknown protocol, or a task that the
+    label space has no labels for.
     """
+    protocol = protocols.named(protocol)  # an unknown name fails before the work
     model.eval()
     embedded = embed(model, features) if embedded is None else embedded
     scorer = model.score if scorer is None else scorer
@@ -80,17 +84,17 @@ def evaluate(model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None
     def values(names):
         return score_all(embedded, model.label_embeddings(names), scorer)
 
-    return _rows(features, tasks, values, model.config.ks)
+    return _rows(features, tasks, values, model.config.ks, protocol)
 
 
-def _rows(features: FrozenFeatures, tasks, values, ks) -> pd.DataFrame:
+def _rows(features: FrozenFeatures, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
     """A row a task; ``values(names)`` -> scores (n, K) of all pictures for the task's own names."""
     rows = {}
     for task in tasks:
         view = features.space.view(task)
         if not view.names:
             raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
-        rows[task] = measure(values(view.names), features.labels[:, view.columns], ks)
+        rows[task] = measure(values(view.names), features.labels[:, view.columns], ks, protocol, task)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 
@@ -144,19 +148,21 @@ ZERO_SHOT_SCORES = {
 
 
 @torch.no_grad()
-def zero_shot(vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5)) -> pd.DataFrame:
+def zero_shot(
+    vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
+) -> pd.DataFrame:
     """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
-    return _zero_shot(vlp, features, prompt, [score], tasks, ks)[score]
+    return _zero_shot(vlp, features, prompt, [score], tasks, ks, protocol)[score]
 
 
-def _zero_shot(vlp, features, prompt, kinds, tasks, ks) -> dict[str, pd.DataFrame]:
+def _zero_shot(vlp, features, prompt, kinds, tasks, ks, protocol="per_class") -> dict[str, pd.DataFrame]:
     """The table of each kind of score; texts are encoded once a task."""
     encode = cache(partial(_prompted, vlp, prompt=prompt))
 
     def values(kind, names):
         return ZERO_SHOT_SCORES[kind](features.teacher, encode(names))
 
-    return {kind: _rows(features, tasks, partial(values, kind), ks) for kind in kinds}
+    return {kind: _rows(features, tasks, partial(values, kind), ks, protocol) for kind in kinds}
 
 
 def _prompted(vlp, names, prompt: str) -> Tensor:

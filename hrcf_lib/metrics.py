@@ -54,12 +54,12 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
         ValueError: shapes that differ, no labels or no images, NaN scores, a label outside {-1, 0, 1}.
 
     Source: without ties, ``compute_AP`` of MKT's ``utils/misc.py``. (BiAM's Open Images code pools the scores of all
-    labels into each AP; that is another measure, not given here.)
+    labels into each AP: `hrcf_lib.pooled_ap`.)
 
     >>> average_precision(torch.tensor([[0.9], [0.8], [0.7], [0.6]]), torch.tensor([[1], [-1], [0], [1]]))
     tensor([0.8333])
     """
-    _check(scores, labels)
+    check(scores, labels)
     N, K = scores.shape
     step = max(1, CHUNK // N)
     parts = [_average_precision_rows(scores[:, k : k + step].T, labels[:, k : k + step].T) for k in range(0, K, step)]
@@ -102,7 +102,13 @@ def mean_average_precision(scores: Tensor, labels: Tensor, empty: str = "zero") 
     (0.5, 1.0)
     """
     protocol(empty)  # refuses an unknown choice
-    ap = average_precision(scores, labels).cpu().double()  # (K,)
+    return mean_over_labels(average_precision(scores, labels), empty)
+
+
+def mean_over_labels(ap: Tensor, empty: str = "zero") -> float:
+    """Mean of APs (K,) whose NaN (no positives) counts 0 or, with ``"skip"``, not at all; NaN if nothing is left."""
+    protocol(empty)  # refuses an unknown choice
+    ap = ap.cpu().double()  # (K,)
     return (ap.nan_to_num(0.0).mean() if empty == "zero" else ap.nanmean()).item()
 
 
@@ -131,25 +137,40 @@ def precision_recall_f1_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[fl
     >>> precision_recall_f1_at_k(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1, 0, 1]]), k=2)
     (0.5, 0.5, 0.5)
     """
-    _check(scores, labels)
+    check(scores, labels)
     N, K = scores.shape
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= K:
-        raise ValueError(f"k = {k!r}, but there are {K} labels to choose from; use a whole number from 1 to {K}")
+    check_k(k, K)
     tp = positives = 0
     step = max(1, CHUNK // K)
     for i in range(0, N, step):
-        s, present = scores[i : i + step], labels[i : i + step] == 1  # (rows, K)
-        kth = s.topk(k, dim=1).values[:, -1:]  # (rows, 1): the k-th best score
-        above, tied = s > kth, s == kth  # (rows, K)
-        room = k - above.sum(dim=1, keepdim=True)  # (rows, 1): places left for labels that score kth
-        predicted = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))  # (rows, K), k a row
-        tp += (predicted & present).sum().item()
-        positives += present.sum().item()
-    precision, recall = tp / (N * k), tp / max(1, positives)
-    return precision, recall, 2 * tp / (N * k + positives)  # 2PR / (P + R) = 2 TP / (N k + positives)
+        hits, present = hits_at_k(scores[i : i + step], labels[i : i + step], k)
+        tp, positives = tp + hits, positives + present
+    return precision_recall_f1(tp, N * k, positives)
 
 
-def _check(scores: Tensor, labels: Tensor) -> None:
+def hits_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[int, int]:
+    """How many of the k best labels of each image are present, and how many labels are; both tables (rows, K)."""
+    present = labels == 1  # (rows, K)
+    kth = scores.topk(k, dim=1).values[:, -1:]  # (rows, 1): the k-th best score
+    above, tied = scores > kth, scores == kth  # (rows, K)
+    room = k - above.sum(dim=1, keepdim=True)  # (rows, 1): places left for labels that score kth
+    predicted = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))  # (rows, K), k a row
+    return (predicted & present).sum().item(), present.sum().item()
+
+
+def precision_recall_f1(tp: int, predicted: int, positives: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 from counts; 0 / 0 is 0."""
+    return tp / max(1, predicted), tp / max(1, positives), 2 * tp / max(1, predicted + positives)
+
+
+def check_k(k: int, K: int) -> None:
+    """ValueError unless `k` is a whole number from 1 to `K`."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= K:
+        raise ValueError(f"k = {k!r}, but there are {K} labels to choose from; use a whole number from 1 to {K}")
+
+
+def check(scores: Tensor, labels: Tensor) -> None:
+    """Refuse what no metric can use: `hrcf_lib.labels.check_scores`, and tables without images or labels."""
     check_scores(scores, labels)
     if scores.numel() == 0:
         raise ValueError(

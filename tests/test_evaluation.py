@@ -52,7 +52,7 @@ def test_measure_is_the_metrics_called_directly():
     assert row["mAP"] == 100 * metrics.mean_average_precision(values, labels, "zero")
     assert row["mAP skip"] == 100 * metrics.mean_average_precision(values, labels, "skip")
     assert row["mAP"] < row["mAP skip"]
-    assert list(row) == ["P@2", "R@2", "F1@2", "P@4", "R@4", "F1@4", "mAP", "mAP skip", "images", "labels"]
+    assert list(row) == ["P@2", "R@2", "F1@2", "P@4", "R@4", "F1@4", "mAP", "mAP skip", "protocol", "images", "labels"]
     assert (row["images"], row["labels"]) == (50, 9)
     assert torch.equal(values, kept[0]) and torch.equal(labels, kept[1])
 
@@ -247,7 +247,8 @@ def test_zero_shot_scores(features, model):
             if name == "softmax":
                 s = s.softmax(dim=1)
             row = measure(s.detach(), features.labels[:, space.columns(task)], ks=(1,))
-            assert table.loc[task].to_dict() == pytest.approx(row, rel=1e-6)
+            assert table.loc[task, "protocol"] == row.pop("protocol") == "per_class"
+            assert table.loc[task].drop("protocol").to_dict() == pytest.approx(row, rel=1e-6)
 
 
 def test_embedded_is_all_that_scoring_needs(model):
