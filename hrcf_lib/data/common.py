@@ -64,7 +64,13 @@ class Table:
             split.flush()
         finally:
             split.close()
-        counts = {"official": official, "expected": expected, **split.counts(), "problems": dict(split.problems)}
+        counts = {
+            "official": official,
+            "expected": expected,
+            **split.counts(),
+            "problems": dict(split.problems),
+            "notes": dict(split.notes),
+        }
         _write_json(self.part / f"{name}.json", counts)
 
 
@@ -74,7 +80,8 @@ class Split:
     def __init__(self, table: Table, name: str):
         self.table, self.name = table, name
         self.listed = self.rows = self.shards = self.positives = self.negatives = self.without_positives = 0
-        self.problems: Counter = Counter()
+        self.problems: Counter = Counter()  # what was left out
+        self.notes: Counter = Counter()  # what is only counted
         self._rows: list[tuple] = []  # (id, file, row)
         self._lists = {kind: (array("i"), array("i", [0])) for kind in ("positives", "negatives")}  # values, offsets
         self._writer, self._in_shard = None, 0
@@ -236,7 +243,9 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
 def find(root: Path, file: str) -> tuple[str, int] | None:
     """The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
     (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""
-    forms = (file,) if file.isascii() else (file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file))
+    forms = (
+        (file,) if file.isascii() else (file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file))
+    )
     for name in forms:
         path = root / name
         try:

@@ -109,6 +109,11 @@ def load(
             f"{folder} is no prepared table, so it has no splits and no other images root: keep a folder a split, or "
             "make a table with hrcf_lib.data.folder.prepare"
         )
+    return read_folder(folder, labels, side, strict, hide_unseen, _problems if skip_bad else _refuse_missing)
+
+
+def read_folder(folder: Path, labels, side: int, strict: bool, hide_unseen: bool, skip) -> ImageFolderTable:
+    """``load`` for a folder with a ``labels.csv``; ``skip(folder, files)`` gives the frame of pictures to leave out."""
     table = _read_labels(folder)
     stated = _read_label_space(folder)
     if labels is None and stated:
@@ -121,29 +126,31 @@ def load(
     elif not isinstance(labels, LabelSpace):
         labels = LabelSpace(labels)
     column = {name: k for k, name in enumerate(labels.names)}
-    ignored = Counter(n for names in table.values() for n in names if n not in column)
-    if ignored and strict:
-        raise ValueError(_strangers(folder, table, ignored, labels))
-
-    if skip_bad:
-        skipped = _problems(folder, table)
-    else:
-        skipped = pd.DataFrame(columns=["file", "problem"])
-        missing = [file for file in table if not (folder / file).exists()]
-        if missing:
-            mend = "restore them, correct the table, or load with skip_bad=True"
-            raise FileNotFoundError(
-                f"{folder / 'labels.csv'} lists pictures that do not exist: {_join(missing)}; {mend}"
-            )
+    ignored = count_strangers(folder, table, labels, strict)
+    skipped = skip(folder, table)
     bad = set(skipped["file"])
     files = [file for file in table if file not in bad]
-    _warn_of_skipped(folder, skipped, len(table), stacklevel=3)
+    _warn_of_skipped(folder, skipped, len(table))
 
     annotated = stated[1] if stated else set(labels.names)
     hidden = set(labels.unseen) if hide_unseen else set()
     background = np.array([-1 if n in annotated - hidden else 0 for n in labels.names], np.float32)
     columns = [sorted(column[n] for n in set(table[file]) - hidden if n in column) for file in files]
     return ImageFolderTable(folder, files, columns, labels, background, side, skipped, dict(ignored))
+
+
+def _refuse_missing(folder: Path, files: Iterable[str]) -> pd.DataFrame:
+    """Nothing to leave out; ``FileNotFoundError`` if a picture does not exist."""
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        mend = "restore them, correct the table, or load with skip_bad=True"
+        raise FileNotFoundError(f"{folder / 'labels.csv'} lists pictures that do not exist: {_join(missing)}; {mend}")
+    return leave_all(folder, files)
+
+
+def leave_all(folder: Path, files: Iterable[str]) -> pd.DataFrame:
+    """Nothing to leave out, whether or not the pictures are there."""
+    return pd.DataFrame(columns=["file", "problem"])
 
 
 def _load_prepared(folder, labels, side, strict, skip_bad, hide_unseen, split, images):
@@ -162,14 +169,14 @@ def _load_prepared(folder, labels, side, strict, skip_bad, hide_unseen, split, i
         )
     if skip_bad and len(dataset):
         skipped = _problems(dataset.folder, list(dataset.files))
-        _warn_of_skipped(folder, skipped, len(dataset), stacklevel=4)
+        _warn_of_skipped(folder, skipped, len(dataset))
         bad = set(skipped["file"])
         dataset = dataset.take([i for i, file in enumerate(dataset.files) if file not in bad]) if bad else dataset
         dataset.skipped = skipped
     return dataset
 
 
-def _warn_of_skipped(folder: Path, skipped: pd.DataFrame, n: int, stacklevel: int) -> None:
+def _warn_of_skipped(folder: Path, skipped: pd.DataFrame, n: int) -> None:
     """Warn how many of ``n`` pictures are skipped; ``ValueError`` if none is left."""
     if not len(skipped):
         return
@@ -177,7 +184,7 @@ def _warn_of_skipped(folder: Path, skipped: pd.DataFrame, n: int, stacklevel: in
     if len(skipped) == n:
         raise ValueError(f"none of the {n} pictures of {folder} can be read; the first: {first}")
     say = f"{folder}: skipped {len(skipped)} of {n} pictures (listed in .skipped); the first: {first}"
-    warnings.warn(say, stacklevel=stacklevel)
+    warnings.warn(say, stacklevel=4)  # the caller of load
 
 
 def scan(folder) -> pd.DataFrame:
@@ -272,11 +279,15 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     return [(line, dict(zip(header, row))) for line, row in rows[1:]]
 
 
-def _strangers(folder: Path, table: dict[str, list[str]], ignored: Counter, labels: LabelSpace) -> str:
-    """What to say of labels that are not in the label space."""
+def count_strangers(folder: Path, table: dict[str, list[str]], labels: LabelSpace, strict: bool = True) -> Counter:
+    """Labels of a table that are not in the label space, and how often; if there are any and ``strict``, an error."""
+    known = set(labels.names)
+    ignored = Counter(n for names in table.values() for n in names if n not in known)
+    if not (ignored and strict):
+        return ignored
     first = {name: file for file, names in reversed(table.items()) for name in names if name in ignored}
     said = [f"{name!r} ({n} times, first in {first[name]})" for name, n in ignored.items()]
     near = [(name, difflib.get_close_matches(name, labels.names, 1)) for name in list(ignored)[:5]]
     hints = [f"{name!r} is close to {match[0]!r}" for name, match in near if match]
     mend = "; ".join(hints + ["correct them, add them to the LabelSpace, or load with strict=False to leave them out"])
-    return f"{folder / 'labels.csv'} has labels outside the label space: {_join(said)}; {mend}"
+    raise ValueError(f"{folder / 'labels.csv'} has labels outside the label space: {_join(said)}; {mend}")

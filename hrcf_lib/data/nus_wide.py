@@ -191,7 +191,9 @@ def _check_train_test(files, names, concepts, splits) -> list[str]:
                     f"{concepts[k, rows[at]]} for the same picture ({differs.sum()} such rows): labels and image lists "
                     "are of different releases or sorted; unpack Groundtruth.zip and ImageList.zip again"
                 )
-    return [f"{len(missing)} files of TrainTestLabels are missing and were not compared: {_join(missing)}"] * bool(missing)
+    return [f"{len(missing)} files of TrainTestLabels are missing and were not compared: {_join(missing)}"] * bool(
+        missing
+    )
 
 
 def _tags(files, n: int, splits):

@@ -45,7 +45,9 @@ class Source:
     def __init__(self, folder, endings: Sequence[str], prune: Iterable[str] = ()):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder {self.folder}: give the one that the official archives were unpacked in")
+            raise FileNotFoundError(
+                f"no folder {self.folder}: give the one that the official archives were unpacked in"
+            )
         prune = {name.lower() for name in prune}
         self._found: dict[str, list[Path]] = defaultdict(list)
         self.archives: list[str] = []

@@ -92,6 +92,13 @@ class LabelRows:
         columns = np.where(present, self._codes, -1 - self._codes)
         return tuple(np.bincount(columns[side], minlength=self.K) for side in (present, ~present))
 
+    def row_counts(self, keep: np.ndarray) -> np.ndarray:
+        """How many of the labels ``keep`` (K,) bool each picture has: (n,)."""
+        if self._dense is not None:
+            return (self._dense[:, keep] == 1).sum(1)
+        counted = (self._codes >= 0) & keep[np.maximum(self._codes, 0)]
+        return np.diff(np.concatenate([[0], np.cumsum(counted)])[self._offsets])
+
     def digest(self) -> bytes:
         """SHA-256 of all annotations."""
         arrays = [self._dense] if self._dense is not None else [self._codes, self._offsets]
@@ -146,6 +153,14 @@ class CommonTable(ImageFolderTable):
                 of_labels[self.labels.n_seen :] = 0
             counts.append(of_labels)
         return tuple(counts)
+
+    def positives_per_picture(self) -> np.ndarray:
+        """(n,): how many labels each picture has."""
+        keep = np.zeros(len(self.table_labels.names), bool)
+        keep[self._from] = True
+        if self.hide_unseen:
+            keep[self._from[self._to >= self.labels.n_seen]] = False
+        return self._known.row_counts(keep)
 
     def known_counts(self) -> tuple[np.ndarray, np.ndarray]:
         """As ``label_counts``, in the columns of the table, whatever the label space of this dataset leaves out."""
