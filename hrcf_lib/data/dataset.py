@@ -191,7 +191,8 @@ def scan(folder) -> pd.DataFrame:
     r"""Decode every picture of a folder and list the bad ones: a frame (file, problem), empty if all is well.
 
     With a ``labels.csv`` its pictures are looked at, of a prepared table those in its rows, otherwise all that
-    ``find_images`` finds. Decodes in several threads. ``doctor`` says more. Raises as ``load`` and ``find_images`` do where it cannot begin.
+    ``find_images`` finds. They are decoded in several threads; ``doctor`` tells more. Raises as ``load`` and
+    ``find_images`` do where it cannot begin.
     """
     folder = Path(folder).expanduser()
     if (folder / "about.json").is_file():

@@ -39,12 +39,12 @@ class Report:
         lines = [f"{self.name}: {len(self.labels)} labels", self.counts.to_string(), ""]
         if len(self.per_picture):
             q = np.quantile(self.per_picture, [0, 0.5, 1])
-            lines.append(
-                f"positive labels a picture: {self.per_picture.mean():.2f} on average, {q[0]:.0f} to {q[2]:.0f}, median {q[1]:.0f}"
-            )
+            mean = self.per_picture.mean()
+            lines.append(f"positive labels a picture: {q[0]:.0f} to {q[2]:.0f}, mean {mean:.2f}, median {q[1]:.0f}")
         for part, group in self.labels.groupby("part", sort=False):
             lines.append(
-                f"{part}: {len(group)} labels, {group.positives.sum():,} positives, {group.negatives.sum():,} negatives, "
+                f"{part}: {len(group)} labels, {group.positives.sum():,} positives, "
+                f"{group.negatives.sum():,} negatives, "
                 f"{group.unknown.sum():,} unknown; {(group.positives == 0).sum()} labels without a positive"
             )
         if self.skipped:

@@ -24,8 +24,8 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
         labels: the label space; by default that of ``label_space.csv`` of the first folder or, without that file, all
             labels of all tables in alphabetical order, all seen.
 
-    A label that a row does not name is absent, or unknown if ``label_space.csv`` says that nobody looked for it. Missing
-    pictures are counted and named in ``skipped.csv``.
+    A label that a row does not name is absent, or unknown if ``label_space.csv`` says that nobody looked for it.
+    Missing pictures are counted and named in ``skipped.csv``.
 
     Raises what ``load`` raises for faulty tables and labels outside the label space; ``ValueError`` for a picture in
     two splits.

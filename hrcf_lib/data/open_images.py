@@ -62,9 +62,8 @@ def prepare(source, out, images=None) -> Path:
     known = _check_lists(files, extras)
     notes = [f"{SPLITS[name]}{ENDING} is missing: no split {name}" for name, path in tables.items() if path is None]
     notes += [f"not unpacked: {_join(files.archives)}"] * bool(files.archives)
-    for name, path in tables.items():
-        if path is not None:
-            check_header(path)
+    for path in filter(None, tables.values()):
+        check_header(path)
 
     evaluation: dict[int, str] = {}  # image -> split: 170,000 of test and validation, to find them again in train
     with common.writing(

@@ -45,7 +45,7 @@ def known_mask(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
 
 
 def single_positive(labels: np.ndarray, seed: int = SINGLE_SEED) -> np.ndarray:
-    r"""Which labels are known: (n, K) bool, one positive of each row that has any, chosen as the code of Cole et al. does.
+    r"""Which labels are known: (n, K) bool, one positive of each row that has any, chosen as Cole's code does.
 
     Args:
         labels: (n, K) in -1/+1, complete: the draws depend on every label, the negatives included.
@@ -66,7 +66,7 @@ def single_positive(labels: np.ndarray, seed: int = SINGLE_SEED) -> np.ndarray:
 
 
 def train_val(n: int, share: float = 0.2, seed: int = SINGLE_SEED) -> tuple[np.ndarray, np.ndarray]:
-    r"""Rows for training and validation out of an official training set of ``n``, as the code of Cole et al. divides it.
+    r"""Rows for training and validation out of an official training set of ``n``, as Cole's code divides it.
 
     The last ``round(share * n)`` of a permutation are val; both come sorted. ``ValueError`` if one would be empty.
     """
@@ -86,7 +86,8 @@ class Hidden(Dataset):
     def __init__(self, dataset, known: np.ndarray):
         if known.shape != (len(dataset), len(dataset.labels.names)):
             raise ValueError(
-                f"a mask {known.shape} for {len(dataset)} pictures x {len(dataset.labels.names)} labels: make it of that size"
+                f"a mask {known.shape} for {len(dataset)} pictures x {len(dataset.labels.names)} labels: "
+                "make it of that size"
             )
         self.dataset, self.known, self.labels, self.side = dataset, known, dataset.labels, dataset.side
 

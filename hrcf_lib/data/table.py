@@ -129,7 +129,8 @@ class CommonTable(ImageFolderTable):
     def __getitem__(self, index):
         if self.folder is None and 0 <= index < len(self):
             raise FileNotFoundError(
-                f"picture {self.files[index]}: this table was prepared without pictures; pass load(..., images=<folder>)"
+                f"picture {self.files[index]}: this table was prepared without pictures; "
+                "pass load(..., images=<folder>)"
             )
         return super().__getitem__(index)
 
