@@ -41,7 +41,7 @@ NUS_FOLDERS = ("harbor", "zebra", "dogs_at_play", "café")
 
 
 def nus_wide(root: Path, n: int = 24, end: str = "\r\n", seed: int = 0, pictures: bool = True) -> dict:
-    """A NUS-WIDE tree of ``n`` pictures, every third of them in test; returns what is in it, by row of Imagelist.txt."""
+    """A NUS-WIDE tree of ``n`` pictures, every third in test; returns what is in it, by row of Imagelist.txt."""
     rng = np.random.default_rng(seed)
     concepts, seen = label_list("nus_wide_unseen81.txt"), label_list("nus_wide_seen925.txt")
     known = {"computer", "fire", "map", "swimmers", "tattoo", "whales"}  # concepts that are no tags

@@ -9,7 +9,8 @@ r"""PASCAL VOC 2007 and 2012, 20 labels.
 
 A label is present if the picture has an object of that class that is not ``difficult`` and absent otherwise. What
 ``difficult`` objects alone mean is a setting: absent, as in SST, SARB and DualCoOp (2007) and Cole (2012, from the
-class files), unknown, or present. Pictures left without a label stay. 2007's test set and 2012's val set are the split test.
+class files), unknown, or present. Pictures left without a label stay. The split test is 2007's test set and 2012's val
+set.
 """
 
 import xml.etree.ElementTree as ET
