@@ -92,7 +92,10 @@ COCO_FAULTS = {
     ),
     "no file name": (lambda c: c["images"][1].pop("file_name"), r"images\[1\] has no file_name; correct"),
     "no list": (lambda c: c.pop("images"), "has no list 'images': it is no file of instances"),
-    "a renamed category": (lambda c: c["categories"][0].update(name="tooth brush"), "'tooth brush': did you mean 'tooth"),
+    "a renamed category": (
+        lambda c: c["categories"][0].update(name="tooth brush"),
+        "'tooth brush': did you mean 'tooth",
+    ),
     "exchanged categories": (
         lambda c: c["categories"][0].update(id=0),
         "categories by id: line 1 is 'toothbrush', expected 'person'",
@@ -125,7 +128,7 @@ def test_annotations_of_nothing_are_named(source, tmp_path):
 
 
 def test_no_coco(source, tmp_path):
-    with pytest.raises(ValueError, match="COCO has no year 2015; .*known: 2014, 2017|COCO has no year 2015"):
+    with pytest.raises(ValueError, match="COCO has no year 2015; known: 2014, 2017"):
         coco.prepare(source, tmp_path / "out", year=2015)
     with pytest.raises(FileNotFoundError, match="no instances_train2017.json.*annotations_trainval2017.zip"):
         coco.prepare(source, tmp_path / "out", year=2017)

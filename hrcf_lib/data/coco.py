@@ -47,7 +47,8 @@ def prepare(
         ValueError: a file that is no JSON of this form, categories other than the 80, an image id or file name twice in
             one file, or an image in both.
     """
-    check_known([year], list(IMAGES), "COCO has no year")
+    if year not in IMAGES:
+        raise ValueError(f"COCO has no year {year!r}; known: 2014, 2017")
     check_known([labels], LABELS, "unknown labels")
     files = official.Source(source, (".json",), prune=[f"{s}{y}" for s in ("train", "val", "test") for y in IMAGES])
     names = {name: f"instances_{other}{year}.json" for name, other in SPLITS.items()}

@@ -88,7 +88,8 @@ def prepare(source, out, images=None) -> Path:
                             split.notes["labels beyond the 7,586"] += 1
                         else:
                             split.skip(image, "unknown label", mid)
-                    split.notes["images without any of the labels"] += not values
+                    if not values:
+                        split.notes["images without any of the labels"] += 1
                     split.add(
                         image, places(image, SPLITS[name]), *(sorted(k for k, v in values if v == s) for s in (1, -1))
                     )
@@ -163,10 +164,10 @@ def parse(lines: Iterable[str], name: str, skip) -> Iterator[tuple[str, str, int
                 skip(f"{name}:{number}", "unreadable row", f"{len(cells)} cells instead of 4: {line.strip()[:80]}")
             continue
         image, origin, mid, confidence = cells
+        if origin == "machine":
+            raise ValueError(f"{name}, line {number} is a machine label; take the table of human labels, *{ENDING}")
         value = CONFIDENCE.get(confidence)
         if value is None or not mid.startswith("/") or not _is_image_id(image):
-            if origin == "machine":
-                raise ValueError(f"{name}, line {number} is a machine label; take the table of human labels, *{ENDING}")
             skip(f"{name}:{number}", "unreadable row", line.strip()[:80])
             continue
         yield image, mid, value

@@ -44,7 +44,8 @@ def prepare(source, out, year: int = 2007, difficult: str = "absent", images=Non
         FileNotFoundError: no such folder, or no ``ImageSets/Main`` list and no ``Annotations`` below it.
         ValueError: an id twice in one list or in both, a list that is no text, or an unknown year or rule.
     """
-    check_known([year], list(LISTS), "VOC has no year")
+    if year not in LISTS:
+        raise ValueError(f"no lists of VOC {year!r}; known: 2007, 2012")
     check_known([difficult], DIFFICULT, "unknown rule for difficult objects")
     home = _home(Path(source).expanduser(), year)
     paths = {name: home / "ImageSets" / "Main" / f"{file}.txt" for name, file in LISTS[year].items()}
