@@ -60,8 +60,8 @@ def test_pictures_of_all_three_sources(source, tmp_path):
     out = open_images.prepare(source, tmp_path / "out", images=root)
     assert list(data.load(out).files) == [place.format(image_id(k)) for k, place in places.items()]
     assert [row[:3] for row in skipped(out)] == [
-        ("test", image_id(21), "missing picture"),
         ("train", image_id(3), "missing picture"),
+        ("test", image_id(21), "missing picture"),
     ]
     assert data.load(out, split="train").rows.tolist() == [0, 1]
 
@@ -73,13 +73,13 @@ def test_the_list_of_missing_pictures_shrinks_as_they_come_in(source, tmp_path):
     image_table(tmp_path / "source", [image_id(1), image_id(99)])
     rows = list(csv.DictReader(open_images.missing(out, source=tmp_path / "source").open(newline="")))
     assert [(row["split"], row["ImageID"]) for row in rows] == [
-        ("test", image_id(20)),
-        ("test", image_id(21)),
         ("train", image_id(1)),
         ("train", image_id(3)),
         ("validation", image_id(10)),
+        ("test", image_id(20)),
+        ("test", image_id(21)),
     ]
-    assert rows[2]["OriginalURL"] == f"https://example.org/{image_id(1)}.jpg" and rows[3]["OriginalURL"] == ""
+    assert rows[0]["OriginalURL"] == f"https://example.org/{image_id(1)}.jpg" and rows[1]["OriginalURL"] == ""
     for k, place in ((1, "train"), (3, ""), (20, "test"), (21, "test")):
         jpeg(root / place / f"{image_id(k)}.jpg")
     (root / f"{image_id(10)}.jpg").write_bytes(b"")  # an interrupted download

@@ -3,8 +3,9 @@ r"""COCO 2014 and 2017, 80 labels; as the zero-shot benchmark 48 seen / 17 unsee
 ``annotations/instances_{train,val}{year}.json`` hold ``images`` (id, file_name), ``categories`` (id, name) and
 ``annotations`` (image_id, category_id). Ids of categories have gaps: a label's column is its rank among them, which for
 the official files is the order of ``coco80.txt``. A label is present if its category has any annotation, crowds
-included, and absent otherwise; none is unknown. The official val set is the split test here, as everyone evaluates on it. All images are
-kept, in the order of ``images`` (SST, SARB); DualCoOp and Cole keep annotated ones only. Sources: their code.
+included, and absent otherwise; none is unknown. The official val set is the split test here, as everyone evaluates on
+it. All images are kept, in the order of ``images`` (SST, SARB); DualCoOp and Cole keep annotated ones only. Sources:
+their code.
 """
 
 import json

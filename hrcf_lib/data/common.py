@@ -221,7 +221,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         )
     with (part / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
         file.write("split,item,problem,detail\n")
-        for path in sorted(part.glob("*.skipped.csv")):
+        for path in _logs(part):
             with path.open(newline="", encoding="utf-8") as log:
                 shutil.copyfileobj(log, file)
             path.unlink()
@@ -320,8 +320,12 @@ def _count(problems) -> str:
     return ", ".join(f"{n:,} {problem}" for problem, n in problems.items()) or "no problems"
 
 
+def _logs(part: Path) -> list[Path]:
+    return sorted(part.glob("*.skipped.csv"), key=lambda path: _order(path.name.split(".")[0]))
+
+
 def _first_skipped(part: Path) -> str:
-    for path in sorted(part.glob("*.skipped.csv")):
+    for path in _logs(part):
         with path.open(newline="", encoding="utf-8") as file:
             for _, item, problem, detail in csv.reader(file):
                 return f"{item}, {problem} {detail}".strip()
