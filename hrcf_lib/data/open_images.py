@@ -75,25 +75,29 @@ def prepare(source, out, images=None) -> Path:
                 continue
             with t.split(name, SPLITS[name], IMAGES[name]) as split:
                 for image, labels in read(path, split.skip):
-                    other = evaluation.get(int(image, 16))
-                    if other is not None:
-                        raise ValueError(
-                            f"image {image} is in {SPLITS[other]}{ENDING} and in {path}: download both tables again"
-                        )
-                    if name != "train":
-                        evaluation[int(image, 16)] = name
-                    values = [(column[mid], value) for mid, value in labels.items() if mid in column]
-                    for mid in labels.keys() - column.keys():
-                        if known is None or mid in known:
+                    _keep_apart(evaluation, image, name, path)
+                    present, absent = [], []
+                    for mid, value in labels.items():
+                        if mid in column:
+                            (present if value == 1 else absent).append(column[mid])
+                        elif known is None or mid in known:
                             split.notes["labels beyond the 7,586"] += 1
                         else:
                             split.skip(image, "unknown label", mid)
-                    if not values:
+                    if not present and not absent:
                         split.notes["images without any of the labels"] += 1
-                    split.add(
-                        image, places(image, SPLITS[name]), *(sorted(k for k, v in values if v == s) for s in (1, -1))
-                    )
+                    split.add(image, places(image, SPLITS[name]), sorted(present), sorted(absent))
     return Path(out)
+
+
+def _keep_apart(evaluation: dict[int, str], image: str, split: str, path: Path) -> None:
+    """``ValueError`` for an image of another split; notes those of val and test."""
+    number = int(image, 16)
+    other = evaluation.get(number)
+    if other is not None:
+        raise ValueError(f"image {image} is in {SPLITS[other]}{ENDING} and in {path}: download both tables again")
+    if split != "train":
+        evaluation[number] = split
 
 
 def places(image: str, split: str) -> tuple[str, ...]:
