@@ -159,8 +159,9 @@ def _load_prepared(folder, labels, side, strict, skip_bad, hide_unseen, split, i
 
     labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(labels)
     dataset = table.read(folder, labels, side, hide_unseen, split, images)
-    named = dict(zip(dataset.table_labels.names, dataset.known_counts()[0].tolist()))
-    dataset.ignored = {name: n for name, n in named.items() if n and name not in set(dataset.labels.names)}
+    kept = set(dataset.labels.names)
+    counts = zip(dataset.table_labels.names, dataset.known_counts()[0].tolist())
+    dataset.ignored = {name: n for name, n in counts if n and name not in kept}
     if dataset.ignored and strict:
         said = _join(f"{name!r} ({n} times)" for name, n in dataset.ignored.items())
         raise ValueError(

@@ -137,8 +137,8 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 def read(path: Path, skip) -> Iterator[tuple[str, dict[str, int]]]:
     r"""The images of a table of labels, each with its labels mid -> +1 or -1, in bounded memory.
 
-    A table that is not sorted by image is grouped through temporary files beside it in the system's temporary folder,
-    and then comes sorted. ``skip(item, problem, detail)`` is told of rows that cannot be read.
+    A table that is not sorted by image is grouped through files in the system's temporary folder, and then comes
+    sorted. ``skip(item, problem, detail)`` is told of rows that cannot be read.
     """
     lines, in_order = survey(path)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
