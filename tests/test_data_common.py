@@ -7,7 +7,7 @@ import pytest
 from official_formats import jpeg, truncated
 
 from hrcf_lib import data
-from hrcf_lib.data import common, folder
+from hrcf_lib.data import common, folder, writer
 from hrcf_lib.data.table import LabelRows
 from hrcf_lib.labels import LabelSpace
 
@@ -17,7 +17,7 @@ ROWS = [("a", [0], [1, 2]), ("b", [1, 2], [0]), ("c", [], []), ("d", [2], [])]  
 
 def write(out, images=None, rows=ROWS, key=(), splits=("train",), stop=None):
     """A table with the same rows in each split; an error after the split ``stop``."""
-    with common.writing(out, "invented", "somewhere", SPACE, images, dict(key), {"more": 1}, mids=["x", "y", "z"]) as t:
+    with writer.writing(out, "invented", "somewhere", SPACE, images, dict(key), {"more": 1}, mids=["x", "y", "z"]) as t:
         for name in splits:
             if t.done(name):
                 continue
@@ -99,8 +99,8 @@ def test_fingerprint_follows_pictures_labels_and_settings(tmp_path, images):
 def test_streamed_through_datasets(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(common, "GROUP", 1)
-    monkeypatch.setattr(common, "SHARD", 2)
+    monkeypatch.setattr(writer, "GROUP", 1)
+    monkeypatch.setattr(writer, "SHARD", 2)
     out = write(tmp_path / "out")
     rows = list(common.stream(out, "train"))
     assert [(row["id"], row["positives"], row["negatives"]) for row in rows] == [
@@ -162,7 +162,7 @@ def test_out_holds_something_else(tmp_path):
 
 def test_accents_are_composed_or_not(tmp_path):
     jpeg(tmp_path / "images" / "cafe\u0301.jpg")
-    assert common.find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
+    assert writer.find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
     out = write(tmp_path / "out", tmp_path / "images", rows=[("caf\u00e9", [0], []), ("\u732b", [1], [])])
     assert list(data.load(out).files) == ["cafe\u0301.jpg"] and data.load(out, side=8)[0][0].shape == (3, 8, 8)
     assert "\u732b.jpg" in (out / "skipped.csv").read_text(encoding="utf-8")

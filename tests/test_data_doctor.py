@@ -8,7 +8,7 @@ from official_formats import deep, jpeg, truncated
 from test_data_common import SPACE
 
 from hrcf_lib import data
-from hrcf_lib.data import common
+from hrcf_lib.data import writer
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def out(tmp_path):
     deep(images / "deep.jpg")
     (images / "text.jpg").write_text("no picture")
     (images / "empty.jpg").write_bytes(b"")
-    with common.writing(tmp_path / "out", "invented", "somewhere", SPACE, images, {}, {}) as table:
+    with writer.writing(tmp_path / "out", "invented", "somewhere", SPACE, images, {}, {}) as table:
         with table.split("train", "train") as split:
             for k, name in enumerate(names):
                 split.add(name, f"{name}.jpg", [] if name == "good" else [k % 2], [2])
@@ -84,7 +84,7 @@ def test_a_dataset_and_a_folder_with_a_csv(tmp_path):
 
 
 def test_a_table_without_pictures(tmp_path):
-    with common.writing(tmp_path / "out", "invented", "somewhere", SPACE, None, {}, {}) as table:
+    with writer.writing(tmp_path / "out", "invented", "somewhere", SPACE, None, {}, {}) as table:
         with table.split("train", "train") as split:
             split.add("a", "a.jpg", [0], [])
     report = data.doctor(tmp_path / "out")

@@ -7,7 +7,7 @@ import pytest
 from official_formats import image_id, image_table, jpeg, open_images_table
 
 from hrcf_lib import data
-from hrcf_lib.data import common, open_images
+from hrcf_lib.data import common, open_images, open_images_rows, writer
 from hrcf_lib.data.official import label_list
 
 SEEN = [mid for mid, _ in label_list("open_images_seen7186.csv")]
@@ -146,7 +146,7 @@ def test_a_table_that_is_not_sorted_is_grouped_all_the_same(source, tmp_path):
     rows = [(2, C, 1), (1, A, 1), (2, U, 0), (1, B, 0), (2, C, 0), (1, U, 1), (2, U, 1), (3, "/m/0other", 1)]
     sorted_out = open_images.prepare(source, tmp_path / "sorted", images=False)
     path = open_images_table(source, "train", [(image_id(k), mid, v) for k, mid, v in rows])
-    assert open_images.survey(path) == (8, False)
+    assert open_images_rows.survey(path) == (8, False)
     train = data.load(open_images.prepare(source, tmp_path / "out", images=False), split="train")
     expected = data.load(sorted_out, split="train")
     assert list(train.ids) == list(expected.ids)
@@ -164,25 +164,25 @@ def test_the_reader_holds_one_image_at_a_time():
                 taken += 1
                 yield f"{image_id(k)},verification,{mid},1\n"
 
-    groups = open_images.group(open_images.parse(table(), "endless", None))
+    groups = open_images_rows.group(open_images_rows.parse(table(), "endless", None))
     for k in range(100):
         image, labels = next(groups)
         assert image == image_id(k) and labels == {A: 1, B: 1, C: 1} and taken == 3 * (k + 1) + 1
 
 
 def test_the_writer_holds_a_bounded_number_of_rows(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "GROUP", 4)
-    monkeypatch.setattr(common, "ENTRIES", 10)
-    monkeypatch.setattr(common, "SHARD", 6)
+    monkeypatch.setattr(writer, "GROUP", 4)
+    monkeypatch.setattr(writer, "ENTRIES", 10)
+    monkeypatch.setattr(writer, "SHARD", 6)
     held = []
-    add = common.Split.add
+    add = writer.Split.add
 
     def watched(self, *arguments):
         result = add(self, *arguments)
         held.append((len(self._rows), sum(len(values) for values, _ in self._lists.values())))
         return result
 
-    monkeypatch.setattr(common.Split, "add", watched)
+    monkeypatch.setattr(writer.Split, "add", watched)
     open_images_table(source, "train", [(image_id(1000 + k), mid, 1) for k in range(50) for mid in (A, B, C, U)])
     out = open_images.prepare(source, tmp_path / "out", images=False)
     assert max(rows for rows, _ in held) < 4 and max(entries for _, entries in held) < 10

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hrcf_lib.data import common, official
+from hrcf_lib.data import official, writer
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.names import check_known, did_you_mean
 
@@ -30,7 +30,7 @@ def prepare(
 
     Args:
         source: folder that the official archives were unpacked in.
-        out: folder to make; see ``common`` for what it holds and for interrupted runs.
+        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
         year: 2014 or 2017.
         labels: "80": all seen. "48/17": the zero-shot split of Bansal et al. (2018); the other 15 categories are left
             out, and unseen labels stay in the table (``load(..., hide_unseen=True)`` hides them from training).
@@ -69,7 +69,7 @@ def prepare(
 
     settings = {"year": year, "labels": labels, "annotated_only": annotated_only, "drop_unseen": drop_unseen}
     key = {"source": files.state(), **settings}
-    with common.writing(out, f"coco{year}", source, space, root, key, {"settings": settings, "notes": notes}) as table:
+    with writer.writing(out, f"coco{year}", source, space, root, key, {"settings": settings, "notes": notes}) as table:
         for name, c in content.items():
             if table.done(name):
                 continue
@@ -149,7 +149,7 @@ def _categories(path: Path, rows: list[dict]) -> dict[int, str]:
     return dict(found)
 
 
-def _present(content: dict, categories: dict[int, str], split: common.Split) -> dict[int, set[str]]:
+def _present(content: dict, categories: dict[int, str], split: writer.Split) -> dict[int, set[str]]:
     """Image id -> names of its categories; annotations of anything that is not listed are skipped by name."""
     ids = {image["id"] for image in content["images"]}
     present = defaultdict(set)

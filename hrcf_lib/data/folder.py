@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hrcf_lib.data import common, dataset, official
+from hrcf_lib.data import dataset, official, writer
 from hrcf_lib.labels import LabelSpace
 
 
@@ -48,7 +48,7 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     files = {n: {f: Path(os.path.relpath(folders[n] / f, root)).as_posix() for f in t} for n, t in tables.items()}
     official.disjoint({name: paths.values() for name, paths in files.items()})
     state = {n: [(f / "labels.csv").stat().st_size, (f / "labels.csv").stat().st_mtime_ns] for n, f in folders.items()}
-    with common.writing(out, "folder", root, labels, root, {"source": state}, {}) as written:
+    with writer.writing(out, "folder", root, labels, root, {"source": state}, {}) as written:
         for name, table in tables.items():
             if written.done(name):
                 continue

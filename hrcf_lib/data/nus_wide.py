@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from hrcf_lib.data import common, official
+from hrcf_lib.data import official, writer
 from hrcf_lib.labels import LabelSpace, _join
 
 IMAGES = {"train": 161_789, "test": 107_859}  # published numbers of pictures
@@ -38,7 +38,7 @@ def prepare(source, out, images=None, val_share: float = 0.0, placeholders=()) -
 
     Args:
         source: folder that the official archives were unpacked in.
-        out: folder to make; see ``common`` for what it holds and for interrupted runs.
+        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
         images: root of the pictures, with the folders of ``Imagelist.txt`` in it; by default ``Flickr`` or ``images``
             below ``source``. False writes the labels alone.
         val_share: share of the official training list, its last rows, that becomes the split val (BiAM: 0.2).
@@ -85,7 +85,7 @@ def prepare(source, out, images=None, val_share: float = 0.0, placeholders=()) -
 
     key = {"source": files.state(), "val_share": val_share, "placeholders": sorted(bad)}
     everything = np.arange(len(space.names), dtype=np.int32)
-    with common.writing(out, "nus_wide", source, space, root, key, {"notes": notes}) as table:
+    with writer.writing(out, "nus_wide", source, space, root, key, {"notes": notes}) as table:
         for name, rows in splits.items():
             if table.done(name):
                 continue

@@ -14,21 +14,16 @@ at a time. Sources: TFDS, code of LESA and BiAM (which read chunks of rows, and 
 """
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from tqdm.auto import tqdm
-
-from hrcf_lib.data import common, official
+from hrcf_lib.data import common, official, writer
+from hrcf_lib.data.open_images_rows import ENDING, check_header, is_image_id, read
 from hrcf_lib.files import replacing
 from hrcf_lib.labels import LabelSpace, _join
 
 IMAGES = {"train": 9_011_219, "val": 41_620, "test": 125_436}  # published numbers of images, without labels included
 SPLITS = {"test": "test", "val": "validation", "train": "train"}  # ours -> official; the largest last
-HEADER = "ImageID,Source,LabelName,Confidence"
-CONFIDENCE = {"1": 1, "0": -1, "1.0": 1, "0.0": -1}
-ENDING = "-annotations-human-imagelabels.csv"
 FOLDERS = [f"train_{digit:x}" for digit in range(16)] + list(SPLITS.values())  # of pictures, as the archives unpack
 
 
@@ -37,7 +32,7 @@ def prepare(source, out, images=None) -> Path:
 
     Args:
         source: folder with the official tables.
-        out: folder to make; see ``common`` for what it holds and for interrupted runs.
+        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
         images: root of the pictures, by default ``images`` below ``source``, or ``source`` itself if it has a folder
             train, validation, test or train_0. Any of the three official sources, also mixed:
             ``train/<ImageID>.jpg`` (bucket), ``train_0/<ImageID>.jpg`` (archives, unpacked), or ``<ImageID>.jpg``
@@ -66,7 +61,7 @@ def prepare(source, out, images=None) -> Path:
         check_header(path)
 
     evaluation: dict[int, str] = {}  # image -> split: 170,000 of test and validation, to find them again in train
-    with common.writing(
+    with writer.writing(
         out, "open_images", source, space, root, {"source": files.state()}, {"notes": notes}, **extras
     ) as t:
         for name, path in tables.items():
@@ -134,89 +129,6 @@ def distinct_names(names: Iterable[str]) -> list[str]:
     return distinct
 
 
-def read(path: Path, skip) -> Iterator[tuple[str, dict[str, int]]]:
-    r"""The images of a table of labels, each with its labels mid -> +1 or -1, in bounded memory.
-
-    A table that is not sorted by image is grouped through files in the system's temporary folder, and then comes
-    sorted. ``skip(item, problem, detail)`` is told of rows that cannot be read.
-    """
-    lines, in_order = survey(path)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        next(file)
-        rows = parse(tqdm(file, total=lines, desc=path.name, disable=None, leave=False), path.name, skip)
-        yield from group(rows) if in_order else regroup(rows)
-
-
-def survey(path: Path) -> tuple[int, bool]:
-    """Number of lines below the header, and whether the images come in ascending order; reads the file once."""
-    last, in_order, n = b"", True, 0
-    with path.open("rb") as file:
-        next(file, None)
-        for line in file:
-            image = line[:16]
-            in_order &= image >= last
-            last, n = image, n + 1
-    return n, in_order
-
-
-def parse(lines: Iterable[str], name: str, skip) -> Iterator[tuple[str, str, int]]:
-    """(image, mid, +1 or -1) of each line that can be read; the others are told to ``skip``, with their number."""
-    for number, line in enumerate(lines, 2):
-        cells = line.rstrip("\r\n").split(",")
-        if len(cells) != 4:
-            if line.strip():
-                skip(f"{name}:{number}", "unreadable row", f"{len(cells)} cells instead of 4: {line.strip()[:80]}")
-            continue
-        image, origin, mid, confidence = cells
-        if origin == "machine":
-            raise ValueError(f"{name}, line {number} is a machine label; take the table of human labels, *{ENDING}")
-        value = CONFIDENCE.get(confidence)
-        if value is None or not mid.startswith("/") or not _is_image_id(image):
-            skip(f"{name}:{number}", "unreadable row", line.strip()[:80])
-            continue
-        yield image, mid, value
-
-
-def group(rows: Iterable[tuple[str, str, int]]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Join the rows of each image; only those of one image are held. The last row of a label wins."""
-    current, labels = None, {}
-    for image, mid, value in rows:
-        if image != current:
-            if current is not None:
-                yield current, labels
-            current, labels = image, {}
-        labels.pop(mid, None)
-        labels[mid] = value
-    if current is not None:
-        yield current, labels
-
-
-def regroup(rows: Iterable[tuple[str, str, int]]) -> Iterator[tuple[str, dict[str, int]]]:
-    """As ``group`` for rows in any order: 256 temporary files by the first digits of the image, one held at a time."""
-    with TemporaryDirectory(prefix="open_images_") as folder:
-        names = [f"{k:02x}" for k in range(256)]
-        buckets = {name: (Path(folder) / name).open("w", encoding="utf-8") for name in names}
-        try:
-            for image, mid, value in rows:
-                buckets[image[:2].lower()].write(f"{image},{mid},{value}\n")
-        finally:
-            for bucket in buckets.values():
-                bucket.close()
-        for name in names:
-            with (Path(folder) / name).open(encoding="utf-8") as bucket:
-                cells = (line.rstrip("\n").split(",") for line in bucket)
-                some = sorted(((image, mid, int(value)) for image, mid, value in cells), key=lambda row: row[0])
-            yield from group(some)  # sorting is stable: the last row of the table stays the last
-
-
-def check_header(path: Path) -> None:
-    """Raises ``ValueError`` for a table that begins otherwise than the official ones."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline().strip()
-    if first != HEADER:
-        raise ValueError(f"{path} begins with {first[:80]!r}, expected {HEADER!r}; download the table again")
-
-
 def missing(out, images=None, source=None) -> Path:
     r"""Write ``missing.csv`` (split, ImageID, OriginalURL, OriginalMD5) and ``missing.txt`` of what ``prepare`` missed.
 
@@ -234,7 +146,7 @@ def missing(out, images=None, source=None) -> Path:
         for row in csv.DictReader(file):
             if row["problem"] in ("missing picture", "empty picture file"):
                 split = SPLITS[row["split"]]
-                found = (common.find(Path(root).expanduser(), place) for place in places(row["item"], split))
+                found = (writer.find(Path(root).expanduser(), place) for place in places(row["item"], split))
                 if not any(size for _, size in filter(None, found)):
                     lacking.append((split, row["item"]))
     address = {} if source is None else _addresses(source, [image for _, image in lacking])
@@ -258,7 +170,7 @@ def _addresses(source, images: list[str]) -> dict[int, tuple[str, str]]:
     for path in tables:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             for row in csv.DictReader(file):
-                if _is_image_id(row["ImageID"] or "") and (image := int(row["ImageID"], 16)) in wanted:
+                if is_image_id(row["ImageID"] or "") and (image := int(row["ImageID"], 16)) in wanted:
                     found[image] = (row["OriginalURL"], row["OriginalMD5"])
     return found
 
@@ -296,10 +208,3 @@ def _done_ids(part: Path, name: str) -> dict[int, str]:
         pq.read_table(path, columns=["id"]).column("id").to_pylist() for path in sorted(part.glob(f"{name}-*.parquet"))
     )
     return {int(image, 16): name for shard in ids for image in shard}
-
-
-def _is_image_id(text: str) -> bool:
-    return len(text) == 16 and not set(text) - _HEX
-
-
-_HEX = set("0123456789abcdefABCDEF")

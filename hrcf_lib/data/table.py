@@ -18,6 +18,8 @@ from hrcf_lib.data.dataset import ImageFolderTable
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.names import check_known
 
+BATCH = 4096  # rows held in memory at most while a table is read
+
 
 class Strings(Sequence):
     """An Arrow array of text as a sequence of ``str``, without a Python object for each."""
@@ -216,7 +218,7 @@ def read(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, im
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=common.GROUP):
+                for batch in file.iter_batches(batch_size=BATCH):
                     lists = {}
                     for name in ("positives", "negatives"):
                         column = batch.column(name)
@@ -229,7 +231,7 @@ def read(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, im
             raise ValueError(f"{path} is damaged ({error}); prepare the data again") from error
     if at != n:
         raise ValueError(f"{out} has {at} rows, its about.json counts {n}; prepare the data again")
-    table = pa.Table.from_batches(texts)
+    table = pa.Table.from_batches(texts, pa.schema([("id", pa.string()), ("file", pa.string())]))
     splits = np.repeat(np.array(names, object), [c["rows"] for c in counted])
     root = None if root is None else Path(root).expanduser()
     parts = (Strings(table.column("id")), Strings(table.column("file")), splits, rows, known, space)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hrcf_lib.data import common, official
+from hrcf_lib.data import official, writer
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.names import check_known
 
@@ -32,7 +32,7 @@ def prepare(source, out, year: int = 2007, difficult: str = "absent", images=Non
 
     Args:
         source: ``VOC2007`` or ``VOC2012``, or a folder above it, such as ``VOCdevkit``.
-        out: folder to make; see ``common`` for what it holds and for interrupted runs.
+        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
         year: 2007 or 2012.
         difficult: what a class reads whose objects in a picture are all ``difficult``: absent, unknown or present.
         images: folder of the pictures, by default ``JPEGImages``. False writes the labels alone.
@@ -62,7 +62,7 @@ def prepare(source, out, year: int = 2007, difficult: str = "absent", images=Non
     state += [["Annotations", (home / "Annotations").stat().st_mtime_ns]]
     settings = {"year": year, "difficult": difficult}
     about = {"settings": settings, "notes": notes}
-    with common.writing(
+    with writer.writing(
         out, f"voc{year}", source, LabelSpace(names), root, {**settings, "source": state}, about
     ) as table:
         for name, ids in lists.items():
@@ -88,7 +88,7 @@ def prepare(source, out, year: int = 2007, difficult: str = "absent", images=Non
     return Path(out)
 
 
-def objects(path: Path, names, split: common.Split) -> tuple[set[str], set[str]] | None:
+def objects(path: Path, names, split: writer.Split) -> tuple[set[str], set[str]] | None:
     """Classes of a picture's objects: those with one that is not difficult, and those with a difficult one.
 
     Parts of objects (head, hand, foot) have names too and are no labels. None for a file that is missing or no XML.
@@ -107,7 +107,7 @@ def objects(path: Path, names, split: common.Split) -> tuple[set[str], set[str]]
     return sure, hard
 
 
-def class_files(home: Path, list_name: str, names, split: common.Split) -> dict[tuple[str, str], int]:
+def class_files(home: Path, list_name: str, names, split: writer.Split) -> dict[tuple[str, str], int]:
     """(class, id) -> 1, 0 or -1 from the class files that are there; lines that cannot be read are skipped by name."""
     stated = {}
     for label in names:
