@@ -97,7 +97,9 @@ def test_fingerprint_follows_pictures_labels_and_settings(tmp_path, images):
 
 
 def test_streamed_through_datasets(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+    from datasets.distributed import split_dataset_by_node
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(writer, "GROUP", 1)
     monkeypatch.setattr(writer, "SHARD", 2)
@@ -106,7 +108,7 @@ def test_streamed_through_datasets(tmp_path, monkeypatch):
     assert [(row["id"], row["positives"], row["negatives"]) for row in rows] == [
         (f"train {i}", p, n) for i, p, n in ROWS
     ]
-    parts = [datasets.distributed.split_dataset_by_node(common.stream(out, "train"), k, 2) for k in range(2)]
+    parts = [split_dataset_by_node(common.stream(out, "train"), k, 2) for k in range(2)]
     assert sorted(row["id"][-1] for part in parts for row in part) == ["a", "b", "c", "d"]
 
 
@@ -194,7 +196,7 @@ def test_damaged_tables_are_named(tmp_path):
 def test_pictures_that_moved_or_broke(tmp_path, images):
     out = write(tmp_path / "out", images)
     images.rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*images with the pictures of .*; pass load\(..., images="):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*images with the pictures of .*: pass load\(..., images="):
         data.load(out)
     truncated(tmp_path / "elsewhere" / "b.jpg")
     with pytest.warns(UserWarning, match="skipped 1 of 4 pictures .*b.jpg"):

@@ -229,7 +229,7 @@ def test_labels_in_another_order_than_the_pictures(tree, tmp_path):
 def test_train_test_labels_must_be_all_labels_reindexed(tree, tmp_path):
     root, _ = tree
     edit(root / "Groundtruth/TrainTestLabels/Labels_dog_Test.txt", lambda r: [str(1 - int(r[0])), *r[1:]])
-    with pytest.raises(RowOrderError, match="Labels_dog_Test.txt, line 1 is . but Labels_dog.txt, line 3 is .*1 such"):
+    with pytest.raises(RowOrderError, match="Labels_dog_Test.txt, line 1 is ., but Labels_dog.txt, line 3 is .*1 such"):
         prepare(root, tmp_path / "out")
     shutil.rmtree(root / "Groundtruth/TrainTestLabels")
     out = prepare(root, tmp_path / "out")

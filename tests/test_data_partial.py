@@ -19,7 +19,7 @@ def test_masks_are_those_of_sarb():
     assert partial.known_mask(3, 4, 1).all()
 
 
-def test_masks_nest_and_do_not_depend_on_later_rows(monkeypatch):
+def test_masks_nest_and_do_not_depend_on_later_rows():
     masks = [partial.known_mask(200, 30, p) for p in (0.1, 0.5, 0.9)]
     assert (masks[0] <= masks[1]).all() and (masks[1] <= masks[2]).all()
     assert np.allclose([mask.mean() for mask in masks], [0.1, 0.5, 0.9], atol=0.02)
@@ -46,7 +46,7 @@ def test_single_positive_consumes_the_stream_as_published():
         generator.shuffle(negatives)
         expected[i, positives[:1]] = True
     known = partial.single_positive(y)
-    assert np.array_equal(known, expected) and known.sum() == 39 and (y[known] == 1).all()
+    assert np.array_equal(known, expected) and known.sum() == (y > 0).any(1).sum() < 40 and (y[known] == 1).all()
     with pytest.raises(ValueError, match="starts from complete labels"):
         partial.single_positive(np.zeros((2, 3)))
 
