@@ -153,9 +153,9 @@ def missing(out, images=None, source=None) -> Path:
     with replacing(out / "missing.txt") as part:
         part.write_text("".join(f"{split}/{image}\n" for split, image in lacking), encoding="utf-8")
     with replacing(out / "missing.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("split", "ImageID", "OriginalURL", "OriginalMD5"))
-        writer.writerows((split, image, *address.get(int(image, 16), ("", ""))) for split, image in lacking)
+        rows = csv.writer(file)
+        rows.writerow(("split", "ImageID", "OriginalURL", "OriginalMD5"))
+        rows.writerows((split, image, *address.get(int(image, 16), ("", ""))) for split, image in lacking)
     return out / "missing.csv"
 
 
