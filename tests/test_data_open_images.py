@@ -87,6 +87,12 @@ def test_the_list_of_missing_pictures_shrinks_as_they_come_in(source, tmp_path):
     open_images.missing(out)
     assert (out / "missing.txt").read_text() == f"validation/{image_id(10)}\n"
     assert len(data.load(open_images.prepare(source, tmp_path / "out", images=root))) == 5
+    out = open_images.prepare(source, tmp_path / "labels", images=False)
+    with pytest.raises(ValueError, match="prepared without pictures: give images="):
+        open_images.missing(out)
+    (root / "test" / f"{image_id(20)}.jpg").unlink()
+    open_images.missing(out, images=root)  # to begin a download: of all images of the table
+    assert (out / "missing.txt").read_text() == f"validation/{image_id(10)}\ntest/{image_id(20)}\n"
     with pytest.raises(FileNotFoundError, match="no .*-with-rotation.csv"):
         open_images.missing(out, source=root)
 

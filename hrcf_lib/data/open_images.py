@@ -14,7 +14,7 @@ at a time. Sources: TFDS, code of LESA and BiAM (which read chunks of rows, and 
 """
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hrcf_lib.data import common, official, writer
@@ -134,21 +134,21 @@ def missing(out, images=None, source=None) -> Path:
 
     ``missing.txt`` has a ``split/ImageID`` a line, the form that the official download script takes. Pictures that
     have come in since are left out, so after an interrupted download call this again; run ``prepare`` when nothing
-    more can be had. ``images``: the root, if not that of ``prepare``; ``source``: folder with the tables of images, to
-    fill in the last two columns. Returns the path of ``missing.csv``.
+    more can be had. To begin a download, prepare with ``images=False``: then all images of the table are looked for.
+    ``images``: the root, if not that of ``prepare``; ``source``: folder with the tables of images, to fill in the last
+    two columns. Returns the path of ``missing.csv``.
     """
     out = Path(out).expanduser()
-    root = images if images is not None else common.read_about(out)["images"]
+    about = common.read_about(out)
+    root = images if images is not None else about["images"]
     if root is None:
         raise ValueError(f"{out} was prepared without pictures: give images=<folder> that they are to be in")
     lacking = []
-    with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["problem"] in ("missing picture", "empty picture file"):
-                split = SPLITS[row["split"]]
-                found = (writer.find(Path(root).expanduser(), place) for place in places(row["item"], split))
-                if not any(size for _, size in filter(None, found)):
-                    lacking.append((split, row["item"]))
+    for name, image in _without_picture(out) if about["images"] else _all_images(out):
+        split = SPLITS[name]
+        found = (writer.find(Path(root).expanduser(), place) for place in places(image, split))
+        if not any(size for _, size in filter(None, found)):
+            lacking.append((split, image))
     address = {} if source is None else _addresses(source, [image for _, image in lacking])
     with replacing(out / "missing.txt") as part:
         part.write_text("".join(f"{split}/{image}\n" for split, image in lacking), encoding="utf-8")
@@ -157,6 +157,23 @@ def missing(out, images=None, source=None) -> Path:
         rows.writerow(("split", "ImageID", "OriginalURL", "OriginalMD5"))
         rows.writerows((split, image, *address.get(int(image, 16), ("", ""))) for split, image in lacking)
     return out / "missing.csv"
+
+
+def _without_picture(out: Path) -> Iterator[tuple[str, str]]:
+    """(split, image) of the pictures that ``prepare`` did not find."""
+    with (out / "skipped.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["problem"] in ("missing picture", "empty picture file"):
+                yield row["split"], row["item"]
+
+
+def _all_images(out: Path) -> Iterator[tuple[str, str]]:
+    """(split, image) of all rows of a table."""
+    import pyarrow.parquet as pq
+
+    for path in common.shards(out):
+        for batch in pq.ParquetFile(path).iter_batches(columns=["id", "split"]):
+            yield from zip(batch.column("split").to_pylist(), batch.column("id").to_pylist())
 
 
 def _addresses(source, images: list[str]) -> dict[int, tuple[str, str]]:
