@@ -1,6 +1,26 @@
-"""Data: MojiScenes (``mojiscenes``), pictures on disk in the common form (``load``), and how pictures are read."""
+"""Data: one's own pictures and prepared tables (``load``), MojiScenes (``mojiscenes``), and the official downloads.
 
+``nus_wide``, ``open_images``, ``coco``, ``voc`` and ``folder`` each have ``prepare(source, out, ...)``, which writes
+the common form (``common``); ``doctor`` says what is wrong with a data set before a training meets it; ``partial``
+hides labels as the partial-label protocols do.
+"""
+
+from hrcf_lib.data import coco, folder, nus_wide, open_images, partial, voc
 from hrcf_lib.data.dataset import ImageFolderTable, load, scan
+from hrcf_lib.data.doctor import doctor
 from hrcf_lib.data.images import find_images, read_image
 
-__all__ = ["ImageFolderTable", "find_images", "load", "read_image", "scan"]
+__all__ = [
+    "ImageFolderTable",
+    "coco",
+    "doctor",
+    "find_images",
+    "folder",
+    "load",
+    "nus_wide",
+    "open_images",
+    "partial",
+    "read_image",
+    "scan",
+    "voc",
+]

@@ -1,14 +1,19 @@
 r"""How any picture is found and read: paths, folders and PIL images, one way for training and for ``classify``."""
 
+import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hrcf_lib.labels import _join
 
@@ -105,6 +110,43 @@ def rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
         raise _unreadable(path, "the file is empty" if empty else f"{type(error).__name__}: {error}") from error
     with image:
         return _convert(image, path)
+
+
+class Seen(NamedTuple):
+    """What one look at a picture file tells."""
+
+    file: str
+    problem: str  # empty if the picture can be read
+    size: tuple[int, int]  # width and height in pixels; 0, 0 if it cannot be read
+    digest: bytes  # of the bytes of the file; empty if there is none
+
+
+def look_at(folder: Path, files: Iterable[str], workers: int | None = None, digests: bool = False) -> Iterator[Seen]:
+    r"""Decode every picture in several threads (by default one a core), with a progress bar, in the given order.
+
+    Few pictures are held at a time, however many there are. ``digests``: also hash the bytes of each file, so that
+    equal files can be told.
+    """
+
+    def look(file: str) -> Seen:
+        digest = b""
+        try:
+            image = rgb(folder / file)
+            problem, size = "", image.size
+        except (FileNotFoundError, ValueError) as error:
+            problem, size = str(error), (0, 0)
+        if digests and (folder / file).is_file():
+            digest = hashlib.sha256((folder / file).read_bytes()).digest()
+        return Seen(file, problem, size, digest)
+
+    workers = workers or os.cpu_count() or 1
+    total = len(files) if hasattr(files, "__len__") else None
+    rest = iter(files)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="pictures", disable=None, leave=False) as bar:
+        while some := list(islice(rest, 64 * workers)):
+            for seen in pool.map(look, some):
+                bar.update()
+                yield seen
 
 
 def _convert(image: Image.Image, name) -> Image.Image:

@@ -1,0 +1,160 @@
+r"""What is wrong with a data set, said before a training meets it: ``print(doctor("out"))``.
+
+Every picture is decoded once, in parallel. Counted are missing and corrupt pictures, files with the same bytes (above
+all in two splits at once), the labels, and pictures without any positive one. Symbols: n pictures, K labels.
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hrcf_lib.data.dataset import ImageFolderTable, leave_all, load, read_folder
+from hrcf_lib.data.images import look_at
+from hrcf_lib.files import replacing
+
+BAD = ("missing", "corrupt", "too small")  # kinds of pictures that cannot be used
+
+
+@dataclass
+class Report:
+    r"""What ``doctor`` found; printed, it is a page of text."""
+
+    name: str
+    counts: pd.DataFrame  # a row a split: pictures, left out by prepare, missing, corrupt, too small, ...
+    bad: pd.DataFrame  # split, file, problem, detail: every file with a problem, those that prepare left out included
+    labels: pd.DataFrame  # a row a label, in column order: label, part, positives, negatives, unknown
+    per_picture: np.ndarray  # (n,) positive labels of each picture
+    skipped: Counter = field(default_factory=Counter)  # what prepare left out, by kind
+    decoded: bool = True
+
+    @property
+    def healthy(self) -> bool:
+        """No picture is missing, corrupt or too small, and none is in two splits."""
+        return not self.bad["problem"].isin((*BAD, "in two splits")).any()
+
+    def __str__(self):
+        lines = [f"{self.name}: {len(self.labels)} labels", self.counts.to_string(), ""]
+        if len(self.per_picture):
+            q = np.quantile(self.per_picture, [0, 0.5, 1])
+            mean = self.per_picture.mean()
+            lines.append(f"positive labels a picture: {q[0]:.0f} to {q[2]:.0f}, mean {mean:.2f}, median {q[1]:.0f}")
+        for part, group in self.labels.groupby("part", sort=False):
+            lines.append(
+                f"{part}: {len(group)} labels, {group.positives.sum():,} positives, "
+                f"{group.negatives.sum():,} negatives, "
+                f"{group.unknown.sum():,} unknown; {(group.positives == 0).sum()} labels without a positive"
+            )
+        if self.skipped:
+            lines.append("left out by prepare: " + ", ".join(f"{n:,} {kind}" for kind, n in self.skipped.items()))
+        for problem, group in self.bad.groupby("problem", sort=False):
+            first = group.iloc[0]
+            lines.append(f"{len(group):,} {problem}, the first: {first.file} {first.detail}".rstrip())
+        if not self.decoded:
+            lines.append("pictures were not looked at")
+        return "\n".join(lines)
+
+
+def doctor(
+    data, split: str | None = None, images=None, csv=None, workers: int | None = None, least_side=8, decode=True
+) -> Report:
+    r"""Examine a data set; returns a ``Report``.
+
+    Args:
+        data: what ``load`` returned, or a folder that ``load`` reads (prepared, or with a ``labels.csv``).
+        split, images: of a prepared folder, as ``load`` takes them.
+        csv: file to write that names every bad file (columns split, file, problem, detail); by default none.
+        workers: threads that decode, by default one a core.
+        least_side: a picture whose shorter side has fewer pixels is "too small".
+        decode: if False the pictures are not looked at, only the labels.
+
+    Problems: ``missing``, ``corrupt`` (empty, truncated, 16 bits, no picture, ...), ``too small``, ``in two splits``
+    and ``same bytes`` (as another file of its split), and what ``prepare`` named in ``skipped.csv``.
+
+    Raises what ``load`` raises where it cannot begin, except for missing pictures, which are reported.
+    """
+    dataset, rows = _open(data, split, images)
+    splits = getattr(dataset, "splits", np.array(["all"] * len(dataset), dtype=object))
+    decode = decode and dataset.folder is not None
+    found = [row for row in rows if split is None or row[0] == split]
+    skipped = Counter(problem for _, _, problem, _ in found)
+    looked = list(_look(dataset, splits, workers, least_side)) if decode else []
+    bad = pd.DataFrame(looked + found, columns=["split", "file", "problem", "detail"])
+    per_picture, positives, negatives = _labels(dataset)
+    report = Report(
+        name=f"{len(dataset):,} pictures of {dataset.folder or data}",
+        counts=_counts(splits, bad, Counter(row[0] for row in found), per_picture),
+        bad=bad,
+        labels=pd.DataFrame(
+            {
+                "label": dataset.labels.names,
+                "part": ["seen"] * dataset.labels.n_seen + ["unseen"] * len(dataset.labels.unseen),
+                "positives": positives,
+                "negatives": negatives,
+                "unknown": len(dataset) - positives - negatives,
+            }
+        ),
+        per_picture=per_picture,
+        skipped=skipped,
+        decoded=decode,
+    )
+    if csv is not None:
+        with replacing(csv) as part:
+            bad.to_csv(part, index=False)
+    return report
+
+
+def _open(data, split, images) -> tuple[ImageFolderTable, list[tuple]]:
+    """The dataset, and what its ``prepare`` left out."""
+    if isinstance(data, ImageFolderTable):
+        return data, []
+    folder = Path(data).expanduser()
+    if not (folder / "about.json").is_file():
+        return read_folder(folder, None, 112, True, False, leave_all), []
+    frame = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)
+    return load(folder, split=split, images=images), list(frame.itertuples(index=False, name=None))
+
+
+def _look(dataset, splits, workers, least_side):
+    """(split, file, problem, detail) of every picture with a problem."""
+    first: dict[bytes, int] = {}
+    twins: dict[bytes, list[int]] = defaultdict(list)
+    for i, seen in enumerate(look_at(dataset.folder, dataset.files, workers, digests=True)):
+        if seen.problem:
+            yield splits[i], seen.file, "corrupt" if seen.digest else "missing", seen.problem
+        elif min(seen.size) < least_side:
+            yield splits[i], seen.file, "too small", f"{seen.size[0]} x {seen.size[1]} pixels"
+        if not seen.problem and first.setdefault(seen.digest, i) != i:
+            twins[seen.digest].append(i)
+    for digest, others in twins.items():
+        one = first[digest]
+        for i in others:
+            problem = "same bytes" if splits[i] == splits[one] else "in two splits"
+            yield splits[i], dataset.files[i], problem, f"the bytes of {dataset.files[one]} ({splits[one]})"
+
+
+def _labels(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positives of each picture (n,), pictures with and known to be without each label, two (K,)."""
+    if hasattr(dataset, "label_counts"):
+        return dataset.positives_per_picture(), *dataset.label_counts()
+    per_picture = np.zeros(len(dataset), np.int64)
+    positives, negatives = np.zeros((2, len(dataset.labels.names)), np.int64)
+    for i in range(len(dataset)):
+        y = dataset.label_vector(i).numpy()
+        per_picture[i] = (y > 0).sum()
+        positives += y > 0
+        negatives += y < 0
+    return per_picture, positives, negatives
+
+
+def _counts(splits, bad: pd.DataFrame, left_out: Counter, per_picture) -> pd.DataFrame:
+    rows = {}
+    for split in dict.fromkeys(splits.tolist()):
+        kinds = Counter(bad.loc[bad["split"] == split, "problem"])
+        rows[split] = {"pictures": int((splits == split).sum()), "left out": left_out[split]}
+        rows[split] |= {kind: kinds[kind] for kind in BAD}
+        rows[split] |= {kind: kinds[kind] for kind in ("same bytes", "in two splits")}
+        rows[split]["without positives"] = int(((splits == split) & (per_picture == 0)).sum())
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,0 +1,147 @@
+r"""Partial labels: the published ways to hide labels of a fully annotated training set.
+
+* ``known_mask``: each label is known with probability p (SST, SARB, HST, DSRB). One table of random numbers is compared
+  with p, so what is known at p = 0.1 is known at 0.2 too: the masks nest.
+* ``single_positive``: of each picture one positive label is known and nothing else (Cole et al., 2021).
+
+Both depend on the order of the rows. A prepared table keeps the row that each picture has in the official list
+(``CommonTable.rows``), so a mask falls on the same labels when some pictures are missing. ``hide`` puts a mask over a
+Dataset. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
+"""
+
+import hashlib
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+SINGLE_SEED = 1200  # of Cole et al.
+
+
+def known_mask(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
+    r"""Which labels are known: (n, K) bool, ``RandomState(seed).random_sample((n, K)) < p``.
+
+    The first rows are the same for every ``n``. SARB and SST use p = 0.1 ... 0.9; 1 hides nothing.
+
+    Raises ``ValueError`` for a proportion outside (0, 1] or an empty shape.
+
+    >>> known_mask(1, 4, 0.6).tolist()  # the numbers are 0.5488, 0.7152, 0.6028, 0.5449
+    [[True, False, False, True]]
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"p = {p}: give the share of labels that are known, above 0 and up to 1")
+    if n < 1 or K < 1:
+        raise ValueError(f"a mask of {n} pictures x {K} labels: give at least one of each")
+    if p == 1:
+        return np.ones((n, K), bool)
+    generator, mask = np.random.RandomState(seed), np.empty((n, K), bool)
+    step = max(1, 2**22 // K)
+    for start in range(0, n, step):  # in blocks: the same numbers, without 8 bytes for each label at once
+        mask[start : start + step] = generator.random_sample((min(step, n - start), K)) < p
+    return mask
+
+
+def single_positive(labels: np.ndarray, seed: int = SINGLE_SEED) -> np.ndarray:
+    r"""Which labels are known: (n, K) bool, one positive of each row that has any, chosen as Cole's code does.
+
+    Args:
+        labels: (n, K) in -1/+1, complete: the draws depend on every label, the negatives included.
+        seed: a fresh generator for each call; call it once for train and once for val.
+
+    Raises ``ValueError`` for a table that is not of -1 and +1.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or not np.isin(labels, (-1, 1)).all():
+        raise ValueError("the single-positive protocol starts from complete labels: a table (n, K) of -1 and +1")
+    generator, mask = np.random.RandomState(seed), np.zeros(labels.shape, bool)
+    for i, y in enumerate(labels):
+        positives, negatives = np.flatnonzero(y > 0), np.flatnonzero(y < 0)
+        generator.shuffle(positives)
+        mask[i, positives[:1]] = True
+        generator.shuffle(negatives)  # none is taken, but the published draws went on from here
+    return mask
+
+
+def train_val(n: int, share: float = 0.2, seed: int = SINGLE_SEED) -> tuple[np.ndarray, np.ndarray]:
+    r"""Rows for training and validation out of an official training set of ``n``, as Cole's code divides it.
+
+    The last ``round(share * n)`` of a permutation are val; both come sorted. ``ValueError`` if one would be empty.
+    """
+    n_val = int(np.round(share * n))
+    if not 0 < n_val < n:
+        raise ValueError(f"{share} of {n} pictures leaves {n - n_val} for training and {n_val} for validation")
+    order = np.random.RandomState(seed).permutation(n)
+    return np.sort(order[: n - n_val]), np.sort(order[n - n_val :])
+
+
+class Hidden(Dataset):
+    r"""A Dataset whose labels are 0 (unknown) wherever ``known`` is False; made by ``hide`` and ``hide_all_but_one``.
+
+    Items, ``labels``, ``side`` and ``label_vector`` are those of the Dataset below; ``known`` is (n, K) bool.
+    """
+
+    def __init__(self, dataset, known: np.ndarray):
+        if known.shape != (len(dataset), len(dataset.labels.names)):
+            raise ValueError(
+                f"a mask {known.shape} for {len(dataset)} pictures x {len(dataset.labels.names)} labels: "
+                "make it of that size"
+            )
+        self.dataset, self.known, self.labels, self.side = dataset, known, dataset.labels, dataset.side
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image, y = self.dataset[index]
+        return image, self._hide(index, y)  # (3, side, side), (K,)
+
+    def label_vector(self, index: int) -> Tensor:
+        """(K,) in -1/0/+1, without reading the picture."""
+        return self._hide(index, self.dataset.label_vector(index))
+
+    def fingerprint(self) -> str:
+        """That of the Dataset below, and the mask."""
+        digest = hashlib.sha256(np.packbits(self.known).tobytes()).hexdigest()[:16]
+        return f"{self.dataset.fingerprint()} known {digest}"
+
+    def _hide(self, index: int, y: Tensor) -> Tensor:
+        return torch.where(torch.from_numpy(self.known[index]), y, torch.zeros((), dtype=y.dtype))
+
+
+def hide(dataset, p: float, seed: int = 0) -> Hidden:
+    r"""The training set with the share ``p`` of its labels known (``known_mask``), drawn by rows of the official list.
+
+    ``dataset`` is one split of a prepared table, or any Dataset with ``labels`` and ``label_vector``, whose rows are
+    then its own. Raises ``ValueError`` for a table of several splits, and what ``known_mask`` raises.
+    """
+    rows = _official_rows(dataset)
+    mask = known_mask(int(rows.max()) + 1 if len(rows) else 0, len(dataset.labels.names), p, seed)
+    return Hidden(dataset, mask[rows])
+
+
+def hide_all_but_one(dataset, seed: int = SINGLE_SEED) -> Hidden:
+    r"""The training set with one positive label a picture known (``single_positive``).
+
+    Warns where pictures of the official list are missing: each draw depends on all rows before it, so the labels chosen
+    are then not the published ones. Raises ``ValueError`` for a table of several splits, or with unknown labels.
+    """
+    rows = _official_rows(dataset)
+    if len(rows) and (rows != np.arange(len(rows))).any():
+        missing = int(rows.max()) + 1 - len(rows)
+        say = f"{missing} pictures of the official list are missing: the labels drawn differ from the published ones"
+        warnings.warn(say, stacklevel=2)
+    bar = tqdm(range(len(dataset)), desc="labels", disable=None, leave=False)
+    labels = np.stack([dataset.label_vector(i).numpy().astype(np.int8) for i in bar])  # (n, K)
+    return Hidden(dataset, single_positive(labels, seed))
+
+
+def _official_rows(dataset) -> np.ndarray:
+    splits = set(getattr(dataset, "splits", ()))
+    if len(splits) > 1:
+        raise ValueError(
+            f"the table holds {', '.join(sorted(splits))}: hide labels of one split, as in select('train')"
+        )
+    return np.asarray(getattr(dataset, "rows", np.arange(len(dataset))))

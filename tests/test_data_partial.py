@@ -1,0 +1,84 @@
+"""Partial labels: the published random numbers, and masks that stay with their pictures."""
+
+import numpy as np
+import pytest
+import torch
+from test_data_common import SPACE, write
+
+from hrcf_lib import data
+from hrcf_lib.data import partial
+
+
+def test_masks_are_those_of_sarb():
+    numbers = np.array([0.5488, 0.7152, 0.6028, 0.5449])
+    for p in np.arange(1, 10) / 10:
+        np.random.seed(0)  # noqa: NPY002 the published code
+        published = np.random.random((3, 4)) < p  # noqa: NPY002
+        mask = partial.known_mask(3, 4, p)
+        assert np.array_equal(mask, published) and np.array_equal(mask[0], numbers < p)
+    assert partial.known_mask(3, 4, 1).all()
+
+
+def test_masks_nest_and_do_not_depend_on_later_rows():
+    masks = [partial.known_mask(200, 30, p) for p in (0.1, 0.5, 0.9)]
+    assert (masks[0] <= masks[1]).all() and (masks[1] <= masks[2]).all()
+    assert np.allclose([mask.mean() for mask in masks], [0.1, 0.5, 0.9], atol=0.02)
+    assert np.array_equal(partial.known_mask(50, 30, 0.5), masks[1][:50])
+    assert not np.array_equal(partial.known_mask(200, 30, 0.5, seed=1), masks[1])
+    big = partial.known_mask(5, 2**21, 0.5)  # more than one block
+    assert np.array_equal(big, np.random.RandomState(0).random_sample((5, 2**21)) < 0.5)
+
+
+@pytest.mark.parametrize("p", [0, -0.1, 1.1, float("nan")])
+def test_bad_proportions(p):
+    with pytest.raises(ValueError, match="give the share of labels that are known"):
+        partial.known_mask(3, 4, p)
+
+
+def test_single_positive_consumes_the_stream_as_published():
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random((40, 12)) < 0.3, 1, -1)
+    y[5] = -1
+    generator, expected = np.random.RandomState(1200), np.zeros(y.shape, bool)
+    for i in range(len(y)):
+        positives, negatives = list(np.flatnonzero(y[i] == 1)), list(np.flatnonzero(y[i] != 1))
+        generator.shuffle(positives)
+        generator.shuffle(negatives)
+        expected[i, positives[:1]] = True
+    known = partial.single_positive(y)
+    assert np.array_equal(known, expected) and known.sum() == (y > 0).any(1).sum() < 40 and (y[known] == 1).all()
+    with pytest.raises(ValueError, match="starts from complete labels"):
+        partial.single_positive(np.zeros((2, 3)))
+
+
+def test_train_val():
+    order = np.random.RandomState(1200).permutation(5717)
+    train, val = partial.train_val(5717)
+    assert len(val) == 1143 and val.tolist() == sorted(order[-1143:]) and train.tolist() == sorted(order[:-1143])
+    with pytest.raises(ValueError, match="0.2 of 2 pictures leaves 2 for training and 0 for validation"):
+        partial.train_val(2)
+
+
+def test_a_mask_stays_with_its_pictures_when_others_are_missing(tmp_path):
+    complete = [(str(k), [k % 3], [c for c in range(3) if c != k % 3]) for k in range(30)]
+    whole = data.load(write(tmp_path / "whole", rows=complete), split="train")
+    hidden = partial.hide(whole, 0.5)
+    mask = partial.known_mask(30, 3, 0.5)
+    y = torch.stack([hidden.label_vector(i) for i in range(30)])
+    assert torch.equal(y, torch.stack([whole.label_vector(i) for i in range(30)]) * torch.from_numpy(mask))
+    assert hidden.labels == SPACE and len(hidden) == 30
+    gaps = partial.hide(whole.take([3, 10, 29]), 0.5)  # what is left of a re-crawl
+    assert torch.equal(torch.stack([gaps.label_vector(i) for i in range(3)]), y[[3, 10, 29]])
+    with pytest.warns(UserWarning, match="27 pictures of the official list are missing"):
+        partial.hide_all_but_one(whole.take([3, 10, 29]))
+    one = partial.hide_all_but_one(whole)
+    assert (torch.stack([one.label_vector(i) for i in range(30)]).sum(1) == 1).all()
+    assert len({hidden.fingerprint(), one.fingerprint(), partial.hide(whole, 0.6).fingerprint()}) == 3
+
+
+def test_a_mask_falls_on_one_split(tmp_path):
+    both = data.load(write(tmp_path / "out", splits=("train", "test")))
+    with pytest.raises(ValueError, match=r"the table holds test, train: hide labels of one split"):
+        partial.hide(both, 0.5)
+    with pytest.raises(ValueError, match=r"a mask \(2, 3\) for 8 pictures x 3 labels"):
+        partial.Hidden(both, np.ones((2, 3), bool))
