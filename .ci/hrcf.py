@@ -154,8 +154,7 @@ def demo(out: Path, rest: list[str]) -> int:
     result = out / QUICKSTART.name
     start, clock = time.time(), time.monotonic()
     code = call(
-        *("-m", "papermill", QUICKSTART.relative_to(ROOT), result, "--cwd", QUICKSTART.parent.relative_to(ROOT)),
-        *("-k", "python3", "--progress-bar", "--no-log-output", *rest),
+        *("-m", "hrcf_lib.notebook", QUICKSTART.relative_to(ROOT), result, *rest),
     )
     took = f"{time.monotonic() - clock:.0f} s"
     if code:
@@ -221,7 +220,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the environment")
-    demo_parser = commands.add_parser("demo", help="run the quickstart notebook; further words go to papermill")
+    demo_parser = commands.add_parser("demo", help="run the quickstart notebook; -p NAME VALUE sets a parameter")
     out = ROOT / "runs" / "quickstart"
     demo_parser.add_argument("--out", type=Path, default=out, help="folder of the executed copy")
     test_parser = commands.add_parser("test", help="lint, tests, notebooks")

@@ -152,7 +152,7 @@ def _preset(build):
 
 @_preset
 def mini() -> Config:
-    """MojiScenes with the mini VLP: about 4 minutes of training on two CPU cores. ``lam`` was chosen on val."""
+    """MojiScenes with the mini VLP: 3 to 4 minutes of training on two CPU cores. On val mAP is flat for lam >= 0.5."""
     return Config(
         name="mini",
         dataset="mojiscenes",

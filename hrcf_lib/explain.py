@@ -53,8 +53,20 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
 
 
 def reference_columns(model, labels) -> tuple[list[str], list[int]]:
-    """Reference vocabulary plus the user's labels, and the columns of the user's labels in it."""
-    labels = check_names(labels)
-    names = list(dict.fromkeys([*model.reference_labels, *labels]))
-    column = {name: k for k, name in enumerate(names)}
-    return names, [column[name] for name in labels]
+    """Reference vocabulary plus the user's labels, and the columns of the user's labels in it.
+
+    The text tower reads lower case, so a label that differs from a reference label in case only is that label. Raises
+    ``ValueError`` for two labels of the user's that do.
+    """
+    labels, names = check_names(labels), list(model.reference_labels)
+    column, own = {}, {}
+    for k, name in enumerate(names):
+        column.setdefault(name.casefold(), k)
+    for label in labels:
+        if label.casefold() in own:
+            raise ValueError(f"labels {own[label.casefold()]!r} and {label!r} differ in case only; keep one of them")
+        own[label.casefold()] = label
+        if label.casefold() not in column:
+            column[label.casefold()] = len(names)
+            names.append(label)
+    return names, [column[label.casefold()] for label in labels]

@@ -1,5 +1,10 @@
-r"""Run a notebook headless with changed parameters; one that the notebook does not have is an error, not a warning."""
+r"""Run a notebook headless with changed parameters; one that the notebook does not have is an error, not a warning.
 
+python -m hrcf_lib.notebook notebooks/00_quickstart.ipynb out.ipynb -p seed 1 -p labels "owl,night"
+"""
+
+import argparse
+import ast
 from pathlib import Path
 
 import papermill
@@ -41,3 +46,43 @@ def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
     return Path(path)
+
+
+def typed(path: str | Path, pairs) -> dict:
+    """Parameters from words of a command line, in the types of the notebook's own; text stays text.
+
+    Raises ``ValueError`` for an unknown parameter or a word that is not of the type.
+    """
+    stored = papermill.inspect_notebook(str(_existing(path)))
+    check_known([name for name, _ in pairs], list(stored), f"{path} has no parameter")
+    return {name: _typed(name, text, ast.literal_eval(stored[name]["default"])) for name, text in pairs}
+
+
+def _typed(name: str, text: str, default):
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+    except (ValueError, SyntaxError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} = {text!r}: give a value of the kind of {default!r}")
+    return value
+
+
+def main(words=None) -> None:
+    """The command line; an error of the user's ends it with one line that says what to mend."""
+    parser = argparse.ArgumentParser(prog="python -m hrcf_lib.notebook", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("out", type=Path, help="the executed copy")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
+    given = parser.parse_args(words)
+    try:
+        run_notebook(given.notebook, given.out, typed(given.notebook, given.p), progress=True)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

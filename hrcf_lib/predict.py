@@ -36,8 +36,9 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
         in -1..1, comparable within a picture), rank (1 is best).
 
     Raises:
-        ValueError: empty, blank or duplicate names, a name that the text tower does not know, ``top_k`` below 1, or a
-            picture that cannot be read, naming it. FileNotFoundError: a picture or folder that does not exist.
+        ValueError: empty, blank or duplicate names (case does not count), a name that the text tower does not know,
+            ``top_k`` below 1, or a picture that cannot be read, naming it. FileNotFoundError: a picture or folder that
+            does not exist.
     """
     for name, value in (("top_k", top_k), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

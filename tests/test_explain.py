@@ -107,6 +107,7 @@ def test_reference_columns(model):
     assert reference_columns(model, ["sun", "dog", "a  b"]) == (["cat", "dog", "bus", "sun", "a b"], [3, 1, 4])
     assert reference_columns(model, ["bus"]) == (["cat", "dog", "bus"], [2])
     assert reference_columns(synthetic.model(), ["sun"]) == (["sun"], [0]), "not trained: no reference"
-    for wrong in ([], [""], ["sun", "sun "], "sun"):
+    assert reference_columns(model, ["Sun", "DOG"]) == (["cat", "dog", "bus", "Sun"], [3, 1]), "case does not count"
+    for wrong in ([], [""], ["sun", "sun "], ["sun", "Sun"], "sun"):
         with pytest.raises(ValueError):
             reference_columns(model, wrong)

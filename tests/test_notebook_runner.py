@@ -5,7 +5,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from hrcf_lib.notebook import known_parameters, run_notebook
+from hrcf_lib.notebook import known_parameters, main, run_notebook, typed
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -63,3 +63,20 @@ def test_a_failing_cell_is_an_error_and_can_be_looked_at(notebook, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="AssertionError"):
         run_notebook(notebook, out, {"seed": 100}, cwd=tmp_path)
     assert printed(out).startswith(f"101 mini {tmp_path.name}")
+
+
+def test_words_of_a_command_line_become_parameters(notebook):
+    assert typed(notebook, [("seed", "3"), ("name", "1,2")]) == {"seed": 3, "name": "1,2"}
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        typed(notebook, [("sede", "3")])
+    for text in ("three", "1.5", "True"):
+        with pytest.raises(ValueError, match=f"seed = '{text}': give a value of the kind of 0"):
+            typed(notebook, [("seed", text)])
+
+
+def test_the_command_line_stops_before_anything_runs(notebook, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "sede", "1"])
+    assert stop.value.code == 2 and "no parameter 'sede'; did you mean 'seed'" in capsys.readouterr().err
+    main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "seed", "4"])
+    assert printed(tmp_path / "out.ipynb").startswith("5 mini")

@@ -92,3 +92,16 @@ def test_records_name_protocol_and_versions(path):
     )
     for key in ("protocol", "versions", "commit", "device", "seconds", "tables"):
         assert record[key], f"{path.stem}: the record lacks {key}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=TITLES)
+def test_it_begins_under_its_own_name_and_parameters(path, monkeypatch):
+    """So that a run with other parameters does not overwrite what is stored."""
+    monkeypatch.delenv("HRCF_SIZE", raising=False)
+    monkeypatch.setattr(results, "_aside", None)
+    assert any(f'results.begin("{path.stem}", parameters)' in source for source in code_of(read(path)))
+    stored = results._stored(path)
+    results.begin(path.stem, stored)
+    assert results.out_folder() == results.REPOSITORY / "figures"
+    results.begin(path.stem, stored | {next(iter(stored)): "another"})
+    assert results.out_folder() == results.REPOSITORY / "runs" / path.stem / "figures"

@@ -172,3 +172,18 @@ def test_different_tables_are_refused():
         mean_and_spread([a, b.iloc[:1]])
     with pytest.raises(ValueError, match="differ in their columns"):
         mean_and_spread([a, b.rename(columns={"mAP": "F1"})])
+
+
+def test_only_the_stored_parameters_make_the_stored_record(repository, monkeypatch):
+    monkeypatch.delenv("HRCF_SIZE", raising=False)
+    monkeypatch.setattr(results, "_aside", None)
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["seed = 0  # order\n", "lr = 1e-3"]}
+    (repository / "notebooks").mkdir(exist_ok=True)
+    (repository / "notebooks" / "99_tiny.ipynb").write_text(json.dumps({"cells": [cell]}))
+    results.begin("99_tiny", {"seed": 0, "lr": 1e-3})
+    assert out_folder("records") == repository / "notebooks" / "records"
+    results.begin("99_tiny", {"seed": 1, "lr": 1e-3})
+    assert out_folder("records") == repository / "runs" / "99_tiny" / "records"
+    assert out_folder() == repository / "runs" / "99_tiny" / "figures"
+    results.begin("98_other", {"seed": 0})
+    assert out_folder() == repository / "runs" / "98_other" / "figures"
