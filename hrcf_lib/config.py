@@ -40,6 +40,7 @@ TRAINABLE = {
 }
 
 CHOICES = {
+    "dataset": ("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder"),
     "prompt": ("fixed", "learnable", "hybrid", "tuning"),
     "augment": ("none", "rand-m9-mstd0.5-inc1"),
     "ranking_reduction": ("violations", "sum"),
@@ -47,6 +48,7 @@ CHOICES = {
 }
 RANGES = dict.fromkeys(("lam", "layer_decay", "tag_noise"), (0, 1))  # the other numbers: 0 or more
 RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors"), (1, math.inf))
+RANGES["keep"] = (1, 140)  # of the paper's 140 regions
 RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
 
 
@@ -55,7 +57,7 @@ class Config:
     """All settings of one run. Section numbers are the HRCF paper's; "ours" marks what the paper leaves open."""
 
     name: str  # preset this config started from
-    dataset: str  # mojiscenes, nus_wide, open_images or coco_48_17
+    dataset: str  # one of ``CHOICES``
     vlp: str  # open_clip model name of the frozen VLP
     vlp_weights: str | None  # open_clip tag, path of a checkpoint, or None: the weights that ship with ``hrcf-mini``
     phases: tuple[Phase, ...]  # alternate training, in order (Sec. III-E)
@@ -104,6 +106,8 @@ class Config:
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(_phase(p) for p in self.phases))  # lists come from JSON and papermill
         object.__setattr__(self, "ks", tuple(self.ks))
+        if not self.phases:
+            raise ValueError("phases is empty: give at least one, such as ('hcg', 4, 64)")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         if not self.ks or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in self.ks):

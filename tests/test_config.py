@@ -180,3 +180,9 @@ def test_public_names():
         hrcf_lib.clasify  # noqa: B018
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
     assert f'version = "{hrcf_lib.__version__}"' in pyproject
+
+
+@pytest.mark.parametrize("change", [{"dataset": "mojis"}, {"keep": 141}, {"keep": 0}, {"phases": ()}])
+def test_values_that_no_run_can_have(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        configs.mini().replace(**change)
