@@ -63,10 +63,11 @@ def reference_columns(model, labels) -> tuple[list[str], list[int]]:
     for k, name in enumerate(names):
         column.setdefault(name.casefold(), k)
     for label in labels:
-        if label.casefold() in own:
-            raise ValueError(f"labels {own[label.casefold()]!r} and {label!r} differ in case only; keep one of them")
-        own[label.casefold()] = label
-        if label.casefold() not in column:
-            column[label.casefold()] = len(names)
+        key = label.casefold()
+        if key in own:
+            raise ValueError(f"labels {own[key]!r} and {label!r} differ in case only; keep one of them")
+        own[key] = label
+        if key not in column:
+            column[key] = len(names)
             names.append(label)
-    return names, [column[label.casefold()] for label in labels]
+    return names, [column[key] for key in own]

@@ -1,5 +1,6 @@
 """Files that are always whole: written under another name first, renamed when complete."""
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,3 +13,10 @@ def replacing(path: str | Path):
     part = path.with_name(path.name + ".part")
     yield part
     part.replace(path)
+
+
+def write_json(path: str | Path, values: dict, default=None) -> None:
+    """Write a JSON file, whole or not at all; ``default`` as in ``json.dumps``."""
+    with replacing(path) as part:
+        text = json.dumps(values, indent=1, ensure_ascii=False, default=default)
+        part.write_text(text + "\n", encoding="utf-8")

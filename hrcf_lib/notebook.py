@@ -14,10 +14,15 @@ from hrcf_lib.names import check_known
 
 def known_parameters(path: str | Path) -> list[str]:
     """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
-    names = list(papermill.inspect_notebook(str(_existing(path))))
-    if not names:
+    return list(_parameters(path))
+
+
+def _parameters(path: str | Path) -> dict[str, dict]:
+    """What papermill tells of each parameter. Raises as ``known_parameters``."""
+    found = papermill.inspect_notebook(str(_existing(path)))
+    if not found:
         raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
-    return names
+    return found
 
 
 def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = None, cwd=None, progress=False) -> Path:
@@ -53,7 +58,7 @@ def typed(path: str | Path, pairs) -> dict:
 
     Raises ``ValueError`` for an unknown parameter or a word that is not of the type.
     """
-    stored = papermill.inspect_notebook(str(_existing(path)))
+    stored = _parameters(path) if pairs else {}
     check_known([name for name, _ in pairs], list(stored), f"{path} has no parameter")
     return {name: _typed(name, text, ast.literal_eval(stored[name]["default"])) for name, text in pairs}
 

@@ -1,10 +1,10 @@
-r"""How the mini VLP is made: contrastive pre-training on pictures with one dominant thing and captions that name it.
+r"""How the mini VLP is made: contrastive pre-training on pictures and captions that name one thing in them.
 
 The recipe of CLIP at the size of a laptop. Each step draws ``batch`` different concepts (one caption a concept, so no
 caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
-2021) between pictures and captions. Small things beside the dominant one are painted but never named: like CLIP, the
-model learns *what a picture is of*, not *all that is in it*. Three stages: 56 px pictures
-on a random 7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the full 112 px; then *crowds*, whose
+2021) between pictures and captions. Like CLIP, the model learns *what a picture is of*, not *all that is in it*. Three
+stages: *portraits* of one dominant thing (small things beside it are painted but never named) at 56 px on a random
+7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the same at the full 112 px; then *crowds*, whose
 captions name one of several things, the large ones more often. In the third stage the *patch* tokens are trained too:
 the score of a caption is a smooth maximum over patches (token-wise matching as in FILIP, Yao et al., 2022). CLIP's
 patch tokens are known to speak of what they show without it, at a scale that no laptop reaches; a small VLP's say

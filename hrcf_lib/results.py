@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from hrcf_lib.config import is_smoke
-from hrcf_lib.files import replacing
+from hrcf_lib.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _aside: str | None = None  # name of a notebook that runs with other parameters than the stored ones
@@ -75,8 +75,7 @@ def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds
         **more,
     }
     path = out_folder("records") / f"{name}.json"
-    with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False, default=_scalar) + "\n", encoding="utf-8")
+    write_json(path, values, default=_scalar)
     return path
 
 

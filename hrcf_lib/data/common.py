@@ -17,7 +17,6 @@ This file reads what describes a table; ``writer`` writes tables, ``table`` read
 import json
 from pathlib import Path
 
-from hrcf_lib.files import replacing
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.names import check_known
 
@@ -97,9 +96,3 @@ def _read_json(out: Path, name: str, *keys: str) -> dict:
     if values.get("form", FORM) != FORM:
         raise ValueError(f"{path} has form {values['form']}, this version reads form {FORM}; prepare the data again")
     return values
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Write a JSON file, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -43,15 +43,13 @@ def concepts() -> tuple[str, ...]:
 def portrait(rng, concept: int, side: int = 112, size=(0.25, 0.95), distractors=0.0, fade=0.0) -> Portrait:
     """Paint one portrait; ``size`` is the range of the dominant thing's share of the side."""
     vocabulary = openmoji.vocabulary()
-    law = mojiscenes.SceneLaw(fade=fade, covered=0.25)
     things, sizes, scene = [], [], None
     if concept < len(vocabulary) and vocabulary[concept].openmoji:
         things, sizes = [vocabulary[concept]], [rng.uniform(*size)]
         if rng.uniform() < 0.5:
             scene = rng.choice(list(backgrounds.SCENES))
-        name = vocabulary[concept].name
     elif concept < len(vocabulary):
-        name = scene = vocabulary[concept].name
+        scene = vocabulary[concept].name
     if rng.uniform() < distractors:
         others = [c for c in vocabulary if c.openmoji]
         largest = 0.6 * sizes[0] if sizes else 0.35
@@ -60,8 +58,7 @@ def portrait(rng, concept: int, side: int = 112, size=(0.25, 0.95), distractors=
             sizes.append(rng.uniform(0.12, max(0.16, min(0.4, largest))))
     if concept >= len(vocabulary):
         return _texture(rng, concept, side)
-    image = mojiscenes.compose(rng, things, sizes, scene, side, law=law).image
-    return Portrait(image.transpose(2, 0, 1), concept, TEMPLATES[rng.integers(len(TEMPLATES))].format(name))
+    return _painted(rng, concept, things, sizes, scene, side, fade)
 
 
 def crowd(rng, concept: int, side: int = 112, size=(0.14, 0.75), alone=0.4, most: int = 4, fade=0.0) -> Portrait:
@@ -86,9 +83,15 @@ def crowd(rng, concept: int, side: int = 112, size=(0.14, 0.75), alone=0.4, most
         things, scene = [others[k] for k in rng.choice(len(others), n - 1, replace=False)], named.name
         sizes = sizes[1:]
     order = np.argsort(-sizes)  # the largest is painted first
+    return _painted(rng, concept, [things[k] for k in order], sizes[order].tolist(), scene, side, fade)
+
+
+def _painted(rng, concept: int, things, sizes, scene, side: int, fade: float) -> Portrait:
+    """Things of given sizes on a scene (or a texture), with a caption that names ``concept`` of the vocabulary."""
     law = mojiscenes.SceneLaw(fade=fade, covered=0.25)
-    image = mojiscenes.compose(rng, [things[k] for k in order], sizes[order].tolist(), scene, side, law=law).image
-    return Portrait(image.transpose(2, 0, 1), concept, TEMPLATES[rng.integers(len(TEMPLATES))].format(named.name))
+    image = mojiscenes.compose(rng, things, sizes, scene, side, law=law).image
+    caption = TEMPLATES[rng.integers(len(TEMPLATES))].format(openmoji.vocabulary()[concept].name)
+    return Portrait(image.transpose(2, 0, 1), concept, caption)
 
 
 def _texture(rng, concept: int, side: int) -> Portrait:

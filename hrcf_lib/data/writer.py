@@ -19,7 +19,8 @@ from stat import S_ISREG
 
 import numpy as np
 
-from hrcf_lib.data.common import FORM, count, write_json
+from hrcf_lib.data.common import FORM, count
+from hrcf_lib.files import write_json
 from hrcf_lib.labels import LabelSpace
 
 SHARD = 200_000  # rows of one Parquet file
