@@ -11,12 +11,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib import protocols, scores
+from hrcf_lib.devices import process
 from hrcf_lib.features import FrozenFeatures, Pass
 
 
@@ -96,7 +96,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     scorers = {name: model.score if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():
         t = {task: model.label_embeddings(view.names) for task, view in views.items()}
-    if embedded is None and isinstance(data, FrozenFeatures) and PartialState().num_processes == 1:
+    if embedded is None and isinstance(data, FrozenFeatures) and process().num_processes == 1:
         embedded = embed(model, data)
     if embedded is None:
         values = _score_streaming(model, data, scorers, t)
@@ -111,7 +111,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
 @torch.no_grad()
 def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) -> dict[tuple[str, str], Tensor]:
     """(scorer, task) -> scores (n, K) of all pictures on the CPU; each process computes its share of every batch."""
-    state = PartialState()
+    state = process()
     order = Pass(batch * state.num_processes, rank=state.process_index, world=state.num_processes)
     keys = [(name, task) for name in scorers for task in label_embeddings]
     values, done = {}, []
@@ -136,8 +136,8 @@ def gather_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
     Processes may have different numbers of rows, also none. Raises ``RuntimeError`` unless every row from 0 to n - 1
     comes exactly once.
     """
-    if PartialState().num_processes > 1:
-        device = PartialState().device
+    if process().num_processes > 1:
+        device = process().device
         parts = []
         for x in (values, rows):
             sizes = gather(torch.tensor([len(x)], device=device)).tolist()
