@@ -1,6 +1,8 @@
 """The common form on disk: what is written is read back, and nothing unfinished looks finished."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,63 @@ def test_an_interrupted_run_leaves_no_table_and_is_continued(tmp_path, monkeypat
         "test-00000.parquet",
         "train-00000.parquet",
     ]
+
+
+def test_a_run_killed_at_any_moment_is_completed_to_the_same_bytes(tmp_path, images, monkeypatch):
+    """Before each change of the file system in turn, the run ends; the next one runs through."""
+    (images / "b.jpg").unlink()  # so that skipped.csv has something to lose
+    out, left = tmp_path / "out", 10**6
+
+    def mortal(method):
+        def change(self, *arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return method(self, *arguments, **options)
+
+        return change
+
+    for name in ("unlink", "rename", "replace", "mkdir", "open"):
+        monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))
+
+    def read():
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    write(out, images, splits=("train", "test"))
+    whole, killed = read(), 0
+    for left_at_start in range(200):
+        if left_at_start % 2:  # half of the runs replace an older table
+            shutil.rmtree(out)
+        left = left_at_start
+        try:
+            write(out, images, splits=("train", "test"))
+            break
+        except KeyboardInterrupt:
+            killed += 1
+        finally:
+            left = 10**6
+        if out.exists():
+            assert read() == whole
+        write(out, images, splits=("train", "test"))
+        assert read() == whole and b"missing picture" in whole["skipped.csv"]
+    assert 20 < killed < 200 and sorted(p.name for p in tmp_path.iterdir()) == ["images", "out"]
+
+
+def test_what_is_left_of_a_folder_half_removed_is_not_continued(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", splits=("train", "test"), stop="train", key={"difficult": 1})
+
+    def killed(folder, **options):
+        next(folder.glob("*.parquet")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "out", key={"difficult": 2})
+    out = write(tmp_path / "out", splits=("train", "test"), key={"difficult": 1})
+    assert len(data.load(out)) == 8
 
 
 def test_an_interrupted_run_with_other_settings_begins_anew(tmp_path):

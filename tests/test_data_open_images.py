@@ -141,6 +141,13 @@ def test_tables_that_are_something_else(source, tmp_path):
         open_images.prepare(source, tmp_path / "out", images=False)
 
 
+def test_a_table_without_a_row_that_can_be_used(source, tmp_path):
+    for table in source.iterdir():
+        table.write_text("ImageID,Source,LabelName,Confidence\n")
+    with pytest.raises(ValueError, match="none of the 0 pictures .*the list is empty.; correct the tables$"):
+        open_images.prepare(source, tmp_path / "out", images=False)
+
+
 def test_an_image_in_two_splits(source, tmp_path):
     open_images_table(source, "validation", [(image_id(2), A, 1)])
     with pytest.raises(ValueError, match=f"image {image_id(2)} is in validation-ann.* and in .*train-ann"):
