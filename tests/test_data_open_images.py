@@ -95,6 +95,9 @@ def test_the_list_of_missing_pictures_shrinks_as_they_come_in(source, tmp_path):
     assert (out / "missing.txt").read_text() == f"validation/{image_id(10)}\ntest/{image_id(20)}\n"
     with pytest.raises(FileNotFoundError, match="no .*-with-rotation.csv"):
         open_images.missing(out, images=root, source=root)
+    (root / "test-images-with-rotation.csv").write_text("id,url\n1,2\n")
+    with pytest.raises(ValueError, match="test-images-with-rotation.csv begins with 'id,url', expected the columns"):
+        open_images.missing(out, images=root, source=root)
 
 
 def test_rows_that_cannot_be_read_are_named_and_left_out(source, tmp_path):

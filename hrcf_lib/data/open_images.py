@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hrcf_lib.data import common, official, writer
+from hrcf_lib.data.images import find
 from hrcf_lib.data.open_images_rows import ENDING, check_header, is_image_id, read
 from hrcf_lib.files import replacing
 from hrcf_lib.labels import LabelSpace, _join
@@ -146,7 +147,7 @@ def missing(out, images=None, source=None) -> Path:
     lacking = []
     for name, image in _without_picture(out) if about["images"] else _all_images(out):
         split = SPLITS[name]
-        found = (writer.find(Path(root).expanduser(), place) for place in places(image, split))
+        found = (find(Path(root).expanduser(), place) for place in places(image, split))
         if not any(size for _, size in filter(None, found)):
             lacking.append((split, image))
     address = {} if source is None else _addresses(source, [image for _, image in lacking])
@@ -186,7 +187,13 @@ def _addresses(source, images: list[str]) -> dict[int, tuple[str, str]]:
         )
     for path in tables:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            for row in csv.DictReader(file):
+            table = csv.DictReader(file)
+            if not {"ImageID", "OriginalURL", "OriginalMD5"} <= set(table.fieldnames or ()):
+                raise ValueError(
+                    f"{path} begins with {','.join(table.fieldnames or ())[:80]!r}, expected the columns ImageID, "
+                    "OriginalURL and OriginalMD5; download the table again"
+                )
+            for row in table:
                 if is_image_id(row["ImageID"] or "") and (image := int(row["ImageID"], 16)) in wanted:
                     found[image] = (row["OriginalURL"], row["OriginalMD5"])
     return found

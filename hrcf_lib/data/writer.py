@@ -8,18 +8,17 @@ source or the settings changed, it begins anew. Two processes must not write one
 import csv
 import json
 import shutil
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from stat import S_ISREG
 
 import numpy as np
 
 from hrcf_lib.data.common import FORM, count
+from hrcf_lib.data.images import find
 from hrcf_lib.files import write_json
 from hrcf_lib.labels import LabelSpace
 
@@ -231,22 +230,6 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         out.rename(old)
     part.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def find(root: Path, file: str) -> tuple[str, int] | None:
-    """The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
-    (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""
-    forms = (
-        (file,) if file.isascii() else (file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file))
-    )
-    for name in forms:
-        try:
-            status = (root / name).stat()
-        except OSError:
-            continue
-        if S_ISREG(status.st_mode):
-            return name, status.st_size
-    return None
 
 
 def _order(split: str) -> tuple:
