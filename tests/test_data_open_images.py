@@ -216,6 +216,9 @@ def test_names_are_distinct_for_prompts():
     changed = [(a, b) for a, b in zip(display, space.names) if a != b]
     shared = [name for name, n in Counter(display).items() if n > 1]
     assert len(shared) == 110 and len(changed) == 117  # 2 names more are equal in lower case
+    seen = Counter(extras["display_names"][:7186])
+    assert sum(n > 1 for n in seen.values()) == 107 and sum(n for n in seen.values() if n > 1) == 219
+    assert {"Lamborghini", "Snowshoe"} <= set(seen) & set(display[7186:])
     assert "Snowshoe" in space.seen and "Snowshoe (sense 2)" in space.unseen
     assert all(b.startswith(a) for a, b in changed)
     assert open_images.distinct_names(["x (sense 2)", "x", "X"]) == ["x (sense 2)", "x", "X (sense 3)"]

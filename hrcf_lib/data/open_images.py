@@ -9,8 +9,10 @@ Official files of ``2018_04``, found by name wherever they lie below the source 
 Confidence 1 is "verified present" (+1), 0 "verified absent" (-1); a label without a row is unknown (0). Of several rows
 for one image and label the last one wins. Labels are keyed by mid, since 107 display names of the seen labels are
 shared; where CLIP's tokenizer, which ignores case, could not tell two names apart, the later ones get a number, as in
-"Snowshoe (sense 2)" (``distinct_names``). The training table has 28 million rows: it is read as a stream, one image
-at a time. Sources: TFDS, code of LESA and BiAM (which read chunks of rows, and so split images; not done here).
+"Snowshoe (sense 2)" (``distinct_names``). The training table has 28 million rows: it is read as a stream, one image at
+a time. Measured with generated tables of 0.5 and of 5 million training rows beside val and test in full: a peak of 43
+MB, the same for both, on top of the 609 MB of the imported library; 9 s a million rows on one core. Sources: TFDS, code
+of LESA and BiAM (which read chunks of rows, and so split images; not done here).
 """
 
 import csv
