@@ -244,6 +244,18 @@ def test_out_holds_something_else(tmp_path):
     assert (tmp_path / "photos" / "holiday.jpg").exists()
 
 
+def test_nothing_beside_a_table_is_lost_when_it_is_replaced(tmp_path):
+    out = write(tmp_path / "out")
+    jpeg(out / "images" / "a.jpg")
+    (tmp_path / "out.old").mkdir()
+    with pytest.raises(FileExistsError, match="beside the prepared table it holds images, which would be lost; move"):
+        write(out, images=out / "images")
+    (out / "images").rename(tmp_path / "images")
+    (out / "bad.csv").write_text("split,file,problem,detail\n")  # of doctor
+    write(out, images=tmp_path / "images")
+    assert len(data.load(out)) == 1 and (tmp_path / "out.old").is_dir()
+
+
 def test_accents_are_composed_or_not(tmp_path):
     jpeg(tmp_path / "images" / "cafe\u0301.jpg")
     assert find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"

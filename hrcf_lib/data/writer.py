@@ -20,11 +20,12 @@ import numpy as np
 from hrcf_lib.data.common import FORM, count
 from hrcf_lib.data.images import find
 from hrcf_lib.files import write_json
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, _join
 
 SHARD = 200_000  # rows of one Parquet file
 GROUP = 4096  # rows held in memory at most before they are written, one Parquet row group
 ENTRIES = 2**22  # labels held in memory at most (and those of one more picture)
+ENDINGS = (".parquet", ".json", ".csv", ".txt")  # of files in a prepared folder
 COUNTS, LOG = ".counts.json", ".skipped.csv"  # of each split, until the table is complete
 PACKAGES = ("hrcf", "numpy", "pandas", "pillow", "pyarrow")
 
@@ -187,12 +188,17 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         extras: further keys of ``label_space.json``.
 
     Raises:
-        FileExistsError: ``out`` holds other files than a table in the common form.
+        FileExistsError: ``out`` holds other files than a table in the common form, or pictures or folders beside it.
         ValueError: the table has no rows; the message counts what was skipped.
     """
     out = Path(out).expanduser()
     if out.exists() and not (out / "about.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something else than a prepared table; choose another folder for out")
+    if foreign := sorted(p.name for p in out.glob("*") if p.is_dir() or p.suffix not in ENDINGS):
+        raise FileExistsError(
+            f"{out} is to be replaced, but beside the prepared table it holds {_join(foreign)}, which would be lost; "
+            "move them, or choose another folder for out"
+        )
     part = out.with_name(out.name + ".part")
     images = None if images is None else Path(images).expanduser().resolve()
     state = {"form": FORM, "dataset": dataset, "labels": space.hash, "images": images and str(images), **key}
@@ -224,7 +230,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
     write_json(part / "about.json", stated)
     for path in (part / "key.json", *part.glob(f"*{COUNTS}"), *part.glob(f"*{LOG}")):  # the key first: without it
         path.unlink()  # nothing of a run that ends here is taken for the state of one to continue
-    old = out.with_name(out.name + ".old")
+    old = out.with_name(out.name + ".old.part")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
