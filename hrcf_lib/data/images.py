@@ -153,8 +153,11 @@ def look_at(folder: Path, files: Iterable[str], workers: int | None = None, dige
             problem, size = "", image.size
         except (FileNotFoundError, ValueError) as error:
             problem, size = str(error), (0, 0)
-        if digests and (folder / file).is_file() and os.access(folder / file, os.R_OK):
-            digest = hashlib.sha256((folder / file).read_bytes()).digest()
+        try:
+            if digests and (folder / file).is_file():
+                digest = hashlib.sha256((folder / file).read_bytes()).digest()
+        except OSError:  # no permission, say; `problem` names it
+            pass
         return Seen(file, problem, size, digest)
 
     workers = workers or os.cpu_count() or 1
