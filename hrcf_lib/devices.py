@@ -7,7 +7,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-PATIENCE = timedelta(hours=6)  # that processes wait for one that computes features or metrics for all
+PATIENCE = timedelta(hours=1)  # that processes wait for each other, as for the one that computes features for all
 
 
 def process() -> PartialState:

@@ -33,6 +33,9 @@ from hrcf_lib.pictures import Pictures, StreamedPictures, cores
 from hrcf_lib.training import train
 
 
+STOPPED = "hrcf_lib.fit: "  # what an error of the user's begins with
+
+
 def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None):
     r"""What ``train`` and ``evaluate`` read of a split, as the model's config says.
 
@@ -94,21 +97,23 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) 
 def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
     r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``.
 
-    Works in any notebook, also after the GPU was used. ``words`` are further options of ``accelerate launch``, such as
-    ``("--cpu",)``. Raises ``RuntimeError`` with the last lines of the run if it fails.
+    Works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
+    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` with the last lines of the run if it fails.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
     path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *words]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] * (processes > 1) + list(words)
     command += ["-m", "hrcf_lib.fit", str(path), "--data", str(data), "--out", str(out)]
     command += ["--cache", str(cache)] if cache else []
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
     (out / "log.txt").write_text(run.stdout, encoding="utf-8")
     if run.returncode:
-        last = "\n".join(run.stdout.splitlines()[-30:])
-        raise RuntimeError(f"training on {processes} processes failed (all of it in {out / 'log.txt'}):\n{last}")
+        said = run.stdout.partition(STOPPED)[2] or run.stdout  # what fit itself says, before what the launcher does
+        lines = said.splitlines()[:12] if STOPPED in run.stdout else said.splitlines()[-30:]
+        raise RuntimeError("\n".join([f"{processes} processes failed (all of it in {out / 'log.txt'}):", *lines]))
 
 
 def _preset(word: str):
@@ -140,7 +145,7 @@ def main(words=None) -> None:
         changes = {name: _value(text) for name, text in given.set}
         fit(_preset(given.preset), given.data, given.out, changes, given.cache)
     except (ValueError, OSError, FloatingPointError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(2, f"{STOPPED}{error}\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -101,7 +102,10 @@ def notebook(data: str, out: Path) -> None:
 
     from hrcf_lib.fit import fit
 
-    notebook_launcher(fit, ("mini", data, out), num_processes=2, use_port="0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    notebook_launcher(fit, ("mini", data, out), num_processes=2, use_port=str(port))
 
 
 if __name__ == "__main__":
