@@ -1,4 +1,4 @@
-r"""Where this process computes, and how many there are: Accelerate knows, and this file is the only one that asks it."""
+r"""Where this process computes, and how many processes there are: what Accelerate knows of it."""
 
 import os
 from datetime import timedelta

@@ -49,7 +49,7 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     _, regions = model.image_embeddings(model.vlp.trunk(images))
     shares = region_shares(regions, model.label_embeddings(names))[..., columns]  # (B, J, K)
     sides = model.gather.sides if model.config.hcg else [model.vlp.N]
-    return region_map(shares, sides, model.vlp.side)
+    return region_map(shares, sides, model.vlp.side).cpu()
 
 
 def reference_columns(model, labels) -> tuple[list[str], list[int]]:

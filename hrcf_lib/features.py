@@ -74,7 +74,7 @@ class FrozenFeatures:
             yield rows, (torch.from_numpy(self.trunk[rows.numpy()]), self.teacher[rows]), self.labels[rows]
 
     def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
-        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32, where the VLP is (nothing to compute)."""
+        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32, on the VLP's device."""
         trunk, teacher = (x.to(vlp.mean.device) for x in inputs)
         return trunk.float(), teacher
 
@@ -86,6 +86,14 @@ class FrozenFeatures:
             "labels": hashlib.sha256(labels).hexdigest()[:16],
             "features": hashlib.sha256(self.teacher.cpu().contiguous().numpy()).hexdigest()[:16],
         }
+
+    def take(self, rows, labels_of=None) -> "FrozenFeatures":
+        """Some pictures, with their own labels or, as a control, with those of the rows ``labels_of``."""
+        rows = np.asarray(rows, np.int64)
+        labels = self.labels[rows if labels_of is None else np.asarray(labels_of, np.int64)]
+        first = len(rows) and np.array_equal(rows, np.arange(len(rows)))  # a memory map stays one
+        trunk = self.trunk[: len(rows)] if first else self.trunk[rows]
+        return FrozenFeatures(trunk, self.teacher[torch.from_numpy(rows)], labels, self.space)
 
     def has_positives(self) -> bool:
         """Whether any picture has a positive seen label."""

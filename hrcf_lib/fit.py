@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from hrcf_lib import config as configs
@@ -31,7 +32,6 @@ from hrcf_lib.model import HRCF
 from hrcf_lib.names import check_known
 from hrcf_lib.pictures import Pictures, StreamedPictures, cores
 from hrcf_lib.training import train
-
 
 STOPPED = "hrcf_lib.fit: "  # what an error of the user's begins with
 
@@ -58,6 +58,20 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
         workers = config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else cores()
         return extract(model.vlp, dataset, dataset.labels, cache, workers=workers)
     return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
+
+
+def validation(sources: dict) -> tuple:
+    r"""What choices are made on, and the tasks that are looked at: val, or 2,000 training pictures where there is none.
+
+    Unlike in published code no choice looks at unseen labels of test: MojiScenes has others in val, elsewhere the seen
+    labels decide. ``sources``: split -> what ``source`` made of it, with train and test among them.
+    """
+    val = sources.get("val")
+    if val is None:
+        rows = np.random.default_rng(0).permutation(len(sources["train"]))[:2000]
+        return sources["train"].take(np.sort(rows)), ("seen",)
+    own = val.space.unseen and set(val.space.unseen).isdisjoint(sources["test"].space.names)
+    return val, ("ZSL", "GZSL") if own else ("seen",)
 
 
 def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) -> pd.DataFrame:
@@ -98,7 +112,8 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
     r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``.
 
     Works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
-    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` with the last lines of the run if it fails.
+    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` that
+    says what stopped it.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ A view of a picture is a pure function of (seed of the pass, row): the same for 
 and after a resume.
 """
 
+import copy
+import hashlib
 import os
 import random
 from collections.abc import Iterator
@@ -50,9 +52,18 @@ class Pictures:
         self.dataset, self.space, self.side, self.augment = dataset, dataset.labels, vlp.side, augment
         self.workers = cores() if workers is None else workers
         self.transform = None if augment == "none" else augmentation(augment, vlp)
+        self.rows = self.labels_of = np.arange(len(dataset))  # of the data set, for each picture and its labels
 
     def __len__(self):
-        return len(self.dataset)
+        return len(self.rows)
+
+    def take(self, rows, labels_of=None) -> "Pictures":
+        """Some pictures, with their own labels or, as a control, with those of the rows ``labels_of``."""
+        part = copy.copy(self)
+        part.__dict__.pop("labels", None)
+        part.rows = self.rows[np.asarray(rows, np.int64)]
+        part.labels_of = self.labels_of[np.asarray(rows if labels_of is None else labels_of, np.int64)]
+        return part
 
     def batches(self, order: Pass) -> Iterator[tuple]:
         """(rows, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
@@ -60,10 +71,11 @@ class Pictures:
 
     def view(self, row: int, seed: int | None) -> tuple[int, Tensor, Tensor]:
         """Row, picture uint8 (3, side, side) and labels (K,); augmented if there is a seed."""
+        i, k = int(self.rows[row]), int(self.labels_of[row])
         if self.transform is None or seed is None:
-            return row, *self.dataset[row]
-        image = augmented(self.dataset.original(row), self.transform, seed, row)
-        return row, image, self.dataset.label_vector(row)
+            image, labels = self.dataset[i]
+            return row, image, labels if k == i else self.dataset.label_vector(k)
+        return row, augmented(self.dataset.original(i), self.transform, seed, row), self.dataset.label_vector(k)
 
     @torch.no_grad()
     def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
@@ -78,19 +90,19 @@ class Pictures:
     def labels(self) -> Tensor:
         """(n, K) int8, of all pictures: what evaluation compares scores with."""
         rows = torch.empty(len(self), len(self.space.names), dtype=torch.int8)
-        for i in range(len(self)):
-            rows[i] = self.dataset.label_vector(i)
+        for row, k in enumerate(self.labels_of):
+            rows[row] = self.dataset.label_vector(int(k))
         return rows
 
     def identity(self) -> dict:
         """What a run on these pictures belongs to: plain values that tell other data."""
-        return {"pictures": len(self), "data": str(self.dataset.fingerprint())}
+        rows = hashlib.sha256(np.stack([self.rows, self.labels_of]).tobytes()).hexdigest()[:16]
+        return {"pictures": len(self), "data": str(self.dataset.fingerprint()), "rows": rows}
 
     def has_positives(self) -> bool:
         """Whether any picture has a positive seen label."""
-        if hasattr(self.dataset, "label_counts"):
-            return bool(self.dataset.label_counts()[0][self.space.columns("seen")].any())
-        return any((self.dataset.label_vector(i)[self.space.columns("seen")] == 1).any() for i in range(len(self)))
+        seen = self.space.columns("seen")
+        return any((self.dataset.label_vector(int(k))[seen] == 1).any() for k in self.labels_of)
 
 
 class StreamedPictures:
@@ -153,6 +165,10 @@ class StreamedPictures:
         y[self.space.columns("ZSL")] = 0
         return row["file"], image, y
 
+    def take(self, rows, labels_of=None):
+        """Not possible: raises ``ValueError``."""
+        raise ValueError("streamed pictures come in their own order and cannot be chosen by row: set stream to False")
+
     def identity(self) -> dict:
         """What a run on these pictures belongs to: plain values that tell other data."""
         return {"pictures": len(self), "data": repr(self.counts), "stream": self.buffer, "labels": self.space.hash}
@@ -211,7 +227,7 @@ def augmentation(name: str, vlp):
 
 
 def augmented(image: Image.Image, transform, seed: int, row: int) -> Tensor:
-    """One view, uint8 (3, side, side): the draw depends on seed and row alone; global random states stay as they were."""
+    """One view, uint8 (3, side, side), drawn from seed and row alone; global random states stay as they were."""
     with _drawn(np.random.SeedSequence([seed, row]).generate_state(3).tolist()):
         return torch.from_numpy(np.ascontiguousarray(transform(image)))
 
@@ -219,12 +235,12 @@ def augmented(image: Image.Image, transform, seed: int, row: int) -> Tensor:
 @contextmanager
 def _drawn(seeds):
     """timm draws from three global generators: seed them, and put them back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seeds[0]), np.random.seed(seeds[1]), torch.manual_seed(seeds[2])
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seeds[0]), np.random.seed(seeds[1]), torch.manual_seed(seeds[2])  # noqa: NPY002
     try:
         yield
     finally:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])  # noqa: NPY002
 
 
 def cores() -> int:

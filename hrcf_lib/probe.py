@@ -85,7 +85,7 @@ def _best_names(vlp: VLP, images: Tensor, names: list[str], k: int) -> Tensor:
 @torch.no_grad()
 def region_entropy(regions: Tensor, label_embeddings: Tensor) -> tuple[float, float]:
     """Mean entropy in nats of Eq. 12's softmax over the labels, and its largest possible value ln K."""
-    p = region_scores(regions, label_embeddings).softmax(dim=-1)  # (B, J, K)
+    p = region_scores(regions.to(label_embeddings.device), label_embeddings).softmax(dim=-1)  # (B, J, K)
     return float(-(p * p.clamp(min=1e-30).log()).sum(-1).mean()), float(np.log(p.shape[-1]))
 
 
@@ -130,14 +130,14 @@ def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Seri
     return pd.Series(auc, name="AUC of relevance")
 
 
-def by_level(model, features) -> pd.DataFrame:
-    """mAP in percent (ZSL, GZSL) of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
+def by_level(model, features, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
+    """mAP in percent of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
     embedded, config = evaluation.embed(model, features), model.config.replace(lam=1.0)
     rows, end = {}, 0
     for level, side in enumerate(model.gather.sides, 1):
         part, end = slice(end, end + side**2), end + side**2
         scorer = partial(_some_regions, part=part, config=config)
-        rows[f"level {level}"] = evaluation.evaluate(model, features, scorer=scorer, embedded=embedded)["mAP"]
+        rows[f"level {level}"] = evaluation.evaluate(model, features, tasks, scorer, embedded)["mAP"]
     return pd.DataFrame(rows).T.rename_axis("regions")
 
 

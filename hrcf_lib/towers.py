@@ -49,10 +49,12 @@ class VLP(nn.Module):
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def normalise(self, images: Tensor) -> Tensor:
-        r"""(B, 3, side, side), uint8 in 0..255 or float in 0..1 -> float with the VLP's own mean and deviation.
+        r"""(B, 3, side, side), uint8 in 0..255 or float in 0..1 -> float with the VLP's own mean and deviation,
+        on the VLP's device.
 
         Raises ``ValueError`` for another shape or another kind of number.
         """
+        images = images.to(self.mean.device)
         if images.ndim != 4 or images.shape[1:] != (3, self.side, self.side):
             raise ValueError(
                 f"{self.name} takes pictures (B, 3, {self.side}, {self.side}), got {tuple(images.shape)}; resize them"

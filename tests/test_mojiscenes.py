@@ -275,9 +275,7 @@ def test_tag_noise():
     assert 0.25 < dropped.sum() / (exact == 1).sum() < 0.35
     assert torch.equal(noisy[~dropped], exact[~dropped])  # nothing else changes
     assert torch.equal(noisy, annotations(tag_noise=0.3)[2])
-    assert not torch.equal(
-        noisy, torch.stack([MojiScenes("train", 250, 1, tag_noise=0.3).labels_of(s) for s in drawn])
-    )
+    assert not torch.equal(noisy, torch.stack([MojiScenes("train", 250, 1, tag_noise=0.3).labels_of(s) for s in drawn]))
     all_dropped = MojiScenes("train", 250, tag_noise=1.0)
     assert not any(all_dropped.annotated(scene) for scene in drawn)
     for split in SPLITS[1:]:

@@ -1,4 +1,4 @@
-"""Training and evaluating on pictures themselves: augmentation, streamed shards, one order for any number of processes."""
+"""Training and evaluating on pictures themselves: augmentation, streamed shards, one order for all processes."""
 
 import random
 
@@ -85,13 +85,13 @@ def test_without_augmentation_views_are_the_items(dataset, model):
 def test_a_view_depends_on_seed_and_row_alone(dataset, model):
     source = Pictures(dataset, model.vlp, RAND)
     once = views(source, Pass(5, seed=1))
-    random.random(), np.random.random(), torch.rand(1)
+    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
     assert equal(once, views(Pictures(dataset, model.vlp, RAND, workers=2), Pass(7, seed=1)))
     other = views(source, Pass(5, seed=2))
     assert not any(torch.equal(once[row][0], other[row][0]) for row in once)
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     source.view(0, 3)
-    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), states[2])
 
 

@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) give the numbers of one: losses, weights, evaluation; killed and resumed; both launchers."""
+"""Two processes (gloo, CPU) give the numbers of one: losses, weights, evaluation, a resumed run; both launchers."""
 
 import json
 import os
@@ -94,7 +94,9 @@ def test_every_picture_is_scored_exactly_once(two, table):
     """1, 7 and 7 pictures on two processes: both get the table of one."""
     model = synthetic.model().eval()
     pictures = Pictures(load(table, side=112, split="test"), model.vlp)
-    expected = {str(n): evaluate(model, synthetic.features(n)) for n in (1, 7)} | {"pictures": evaluate(model, pictures)}
+    expected = {str(n): evaluate(model, synthetic.features(n)) for n in (1, 7)} | {
+        "pictures": evaluate(model, pictures)
+    }
     for rank in range(2):
         tables = json.loads((two / f"tables-{rank}.json").read_text())
         assert tables.keys() == expected.keys()
@@ -188,9 +190,10 @@ def test_notebook_launcher(alone, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes find each other on GPUs")
 def test_processes_that_do_not_find_each_other_do_not_train_alone():
     words = ("-c", "from hrcf_lib.devices import process; process()")
-    assert "2 processes were started, and this one knows of 1" in start(
-        *words, check=False, WORLD_SIZE="2", ACCELERATE_USE_CPU="false"
-    ).stdout
+    assert (
+        "2 processes were started, and this one knows of 1"
+        in start(*words, check=False, WORLD_SIZE="2", ACCELERATE_USE_CPU="false").stdout
+    )
 
 
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from hrcf_lib.config import CHOICES
-from hrcf_lib.data import coco, common, folder as own, mojiscenes, nus_wide, open_images, voc
+from hrcf_lib.data import coco, common, mojiscenes, nus_wide, open_images, voc
+from hrcf_lib.data import folder as own
 from hrcf_lib.data.dataset import load
 from hrcf_lib.names import check_known
 
