@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hrcf_lib.config import CHOICES
 from hrcf_lib.data import coco, common, mojiscenes, nus_wide, open_images, voc
 from hrcf_lib.data import folder as own
 from hrcf_lib.data.dataset import load
@@ -69,6 +68,3 @@ def open_split(config, split: str, data="data", side: int = 112):
     if size is None or size >= len(table):
         return table
     return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))
-
-
-assert set(PREPARE) | {"mojiscenes"} == set(CHOICES["dataset"])
