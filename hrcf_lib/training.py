@@ -116,7 +116,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
         _agree(accelerator, done, checkpoint)
     last = steps if stop_after is None else min(steps, done + stop_after)
     model.train()
-    step, main = 0, accelerator.is_main_process
+    step, wrapped, main = 0, None, accelerator.is_main_process
     with tqdm(total=steps, initial=done, desc="training", disable=None if main else True, leave=False) as progress:
         for i, phase, e in plan:
             side = phase.trains
@@ -128,9 +128,12 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 continue
             if step >= last:
                 break
-            only(model, side)
-            t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
-            objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
+            if i != wrapped:  # a new phase
+                wrapped, objective = i, None
+                accelerator.free_memory()  # of the phase before
+                only(model, side)
+                t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
+                objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
             base, warmup = (config.lr, config.warmup_epochs) if side == "hcg" else (config.prompt_lr, 0.0)
             seed = _seed(config.seed, side, before)
             order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
