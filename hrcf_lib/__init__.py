@@ -44,7 +44,8 @@ _PUBLIC = {
 }
 _MODULES = (
     *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
-    *("protocols", "evaluation", "results", "explain", "predict", "figures", "notebook", "data"),
+    *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
+    "data",
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

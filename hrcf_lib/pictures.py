@@ -253,5 +253,5 @@ def _drawn(seeds):
 
 
 def cores() -> int:
-    """Cores for each training process of this machine."""
-    return (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """Workers for each training process of this machine: its share of the cores, 16 at most."""
+    return min(16, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

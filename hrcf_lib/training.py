@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -100,7 +100,7 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
 
 def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     process()
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[DDP])  # config.bf16 is part of the experiment
+    accelerator = Accelerator(mixed_precision="no")  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
     sides = [s for s in TRAINABLE if any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())]
     optimizers = {s: torch.optim.AdamW(parameter_groups(model, s, config), lr=config.lr) for s in sides}
@@ -152,10 +152,6 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                     break
     accelerator.wait_for_everyone()
     return _frame(history)
-
-
-# Buffers are frozen; parameters of the other side and of the VLP ask for no gradient, so none is unused.
-DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 
 
 def _seed(seed: int, side: str, epoch: int) -> int:
