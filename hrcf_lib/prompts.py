@@ -12,19 +12,29 @@ place. Table III compares four kinds:
 
 The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,096 and 25,296,896.
 
+The text tower is causal and all prompts begin alike, so the keys and values of [SOS, v_1 .. v_M, there is a] are
+computed once, and every name runs through the tower with its own few tokens only (``encode_after``). Names of one
+length go together, ``CHUNK`` at a time, without padding. Exactly the embeddings and gradients of whole sentences.
+
 Source: Sec. III-D and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
 """
 
+from itertools import groupby
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hrcf_lib.labels import check_names
-from hrcf_lib.vlp import VLP, check_length, encode_tokens
+from hrcf_lib.vlp import VLP, check_length
 
 START = "A photo for multi-label classification,"  # exactly 8 tokens: where the M vectors start from
 TEMPLATE = ("there is a", ".")
 TUNING_TEMPLATE = ("There is a", "in the scene")
 KINDS = ("fixed", "learnable", "hybrid", "tuning")
+CHUNK = 512  # names that run through the text tower together
+LARGE = 2**13  # tokens of all names: from here on the backward pass computes each chunk a second time
 
 
 class PromptLearner(nn.Module):
@@ -78,11 +88,57 @@ class PromptLearner(nn.Module):
         template = self.template if hasattr(self, "template") else learnt[self.template_ids]  # (n_before + n_after, C)
         before, after = template.split([self.n_before, self.n_after])
         start, end = learnt[[tokenizer.sot_token_id]], learnt[[tokenizer.eot_token_id]]  # (1, C)
-        rows = []
-        for name in names:
-            spelling = table[vlp.token_ids(name)]  # the rows that spell a name are never learnt
-            rows.append(torch.cat([start, prefix, before, spelling, after, end]))  # (L_k, C)  Eq. 18
-            check_length(name, len(rows[-1]), vlp.context_length)
-        last = torch.tensor([len(row) - 1 for row in rows], device=table.device)
-        embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (K, L, C)
-        return encode_tokens(vlp.model, embeddings, last)  # (K, D)  Eq. 19
+        head, tail = torch.cat([start, prefix, before]), torch.cat([after, end])  # (P, C), (T, C)  Eq. 18
+        spelt = [vlp.token_ids(name) for name in names]
+        for name, ids in zip(names, spelt):
+            check_length(name, len(head) + len(ids) + len(tail), vlp.context_length)
+        past = keys_and_values(vlp.model, head)
+
+        def encode(ids: Tensor) -> Tensor:
+            own = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C), name rows never learnt
+            return encode_after(vlp.model, past, own)  # (n, D)  Eq. 19
+
+        large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(names) * len(tail) > LARGE
+        order, parts = [], []
+        for _, same in groupby(sorted(range(len(names)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
+            same = list(same)
+            order += same
+            for ids in torch.tensor([spelt[k] for k in same], device=table.device).split(CHUNK):
+                again = {"use_reentrant": False, "preserve_rng_state": False}
+                parts.append(checkpoint(encode, ids, **again) if large else encode(ids))
+        back = torch.tensor(order, device=table.device).argsort()
+        return torch.cat(parts)[back]  # (K, D), in the order of ``names``
+
+
+def keys_and_values(model, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Token embeddings (P, C) that all texts begin with -> of each block, keys and values (1, heads, P, C / heads)."""
+    return _walk(model, tokens[None], ())[1]
+
+
+def encode_after(model, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> Tensor:
+    r"""Embeddings of texts that begin with what ``keys_and_values`` was given: the rest (n, S, C) -> (n, D).
+
+    The last token of each row is its end. Equal to ``encode_tokens`` of the whole texts, up to rounding.
+    """
+    x, _ = _walk(model, tokens, past)
+    return model.ln_final(x[:, -1]) @ model.text_projection  # (n, D)
+
+
+def _walk(model, x: Tensor, past) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Tokens (n, S, C) through the text tower's blocks, behind the P tokens of ``past``: outputs, keys and values."""
+    n, S, _ = x.shape
+    P = past[0][0].shape[2] if past else 0
+    x = x + model.positional_embedding[P : P + S]
+    mask = model.attn_mask[P : P + S, : P + S]
+    present = []
+    for l, block in enumerate(model.transformer.resblocks):
+        attn = block.attn
+        qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)  # (n, S, 3 C)
+        q, k, v = qkv.view(n, S, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # (n, heads, S, C / heads) each
+        if past:
+            k, v = (torch.cat([old.expand(n, -1, -1, -1), new], dim=2) for old, new in zip(past[l], (k, v)))
+        present.append((k, v))
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (n, heads, S, C / heads)
+        x = x + block.ls_1(attn.out_proj(seen.transpose(1, 2).flatten(2)))  # (n, S, C)
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x, present

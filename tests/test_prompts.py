@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from hrcf_lib import prompts
 from hrcf_lib.prompts import KINDS, START, PromptLearner
-from hrcf_lib.vlp import create_mini
+from hrcf_lib.vlp import create_mini, encode_tokens
 
 NAMES = ["cat", "polar bear", "Fire  Engine"]
 SENTENCE = "A photo for multi-label classification, there is a {}."
@@ -118,6 +119,58 @@ def test_learning_changes_the_prompt_and_not_the_text_tower(vlp):
         prompt.vectors *= -2  # no shift by one number: the layer norm would take it out
     assert vlp.hash == before
     assert not torch.allclose(prompt(vlp, NAMES), PromptLearner(vlp, "fixed")(vlp, NAMES), atol=0.01)
+
+
+# The fast path and its slow twin -----------------------------------------------------------------------------------
+
+MANY = ["cat", "a very long name of many words", "bus", "polar bear", "dog", "fire engine", "sun", "crane (bird)"]
+
+
+def whole_sentences(prompt, vlp, names):
+    """Eqs. 18-19 to the letter: every prompt from start to end, padded to the longest, through all of the tower."""
+    table = vlp.model.token_embedding.weight
+    learnt = getattr(prompt, "table", table)
+    prefix, template = getattr(prompt, "vectors", learnt[prompt.start_ids]), learnt[prompt.template_ids]
+    before, after = getattr(prompt, "template", template).split([prompt.n_before, prompt.n_after])
+    start, end = learnt[[vlp.tokenizer.sot_token_id]], learnt[[vlp.tokenizer.eot_token_id]]
+    rows = [torch.cat([start, prefix, before, table[vlp.token_ids(name)], after, end]) for name in names]
+    last = torch.tensor([len(row) - 1 for row in rows])
+    return encode_tokens(vlp.model, torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), last)
+
+
+@pytest.mark.parametrize("chunk, large", [(512, 2**13), (3, 2**13), (1, 0), (3, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_behind_a_shared_beginning_equal_whole_sentences(vlp, monkeypatch, kind, chunk, large):
+    monkeypatch.setattr(prompts, "CHUNK", chunk)
+    monkeypatch.setattr(prompts, "LARGE", large)
+    weights = torch.randn(len(MANY), vlp.D, generator=torch.Generator().manual_seed(0))
+    values, gradients = [], []
+    for encode in (PromptLearner.forward, whole_sentences):
+        prompt = PromptLearner(vlp, kind)
+        t = encode(prompt, vlp, MANY)
+        if kind != "fixed":
+            (t * weights).sum().backward()
+        values.append(t.detach())
+        gradients.append([p.grad for p in prompt.parameters()])
+    assert_close(*values, rtol=1e-5, atol=1e-5)
+    for fast, slow in zip(*gradients, strict=True):
+        assert_close(fast, slow, rtol=1e-4, atol=1e-5 * float(slow.abs().max()))
+
+
+def test_many_names_keep_nothing_of_their_chunks_for_the_backward_pass(vlp, monkeypatch):
+    names = [f"{a} {b}" for a in "abcdefgh" for b in "stuvwxyz"]
+
+    def kept(names, large):
+        """Numbers that autograd holds between the forward and the backward pass."""
+        monkeypatch.setattr(prompts, "LARGE", large)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            PromptLearner(vlp, "hybrid")(vlp, names)
+        return sum(sizes)
+
+    width = vlp.D + 2  # a row of the result, and its index
+    assert kept(names, 0) - kept(names[:32], 0) <= 32 * width
+    assert kept(names, 2**13) - kept(names[:32], 2**13) > 32 * 100 * width
 
 
 # Names -------------------------------------------------------------------------------------------------------------
