@@ -1,0 +1,199 @@
+r"""The stages of a dry run (``dry_run``): each does one piece of the real work, at true shapes, and says what it saw.
+
+A stage is called as ``stage(plan, dataset)`` in a process of its own and returns what there is to tell: ``each`` and
+``unit`` (seconds a step, or pictures a second), ``note``, and further plain values. B pictures a step, K labels.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from hrcf_lib import config as configs
+from hrcf_lib import evaluation, features, protocols, training
+from hrcf_lib.data import common, generated, load, nus_wide, open_images
+from hrcf_lib.data.generated import Size
+from hrcf_lib.labels import LabelSpace
+from hrcf_lib.model import HRCF
+from hrcf_lib.vlp import MINI
+
+READERS = {"nus_wide": nus_wide, "open_images": open_images}
+IMAGES = {"nus_wide": "Flickr", "open_images": "images"}  # root of the pictures in a generated tree
+TASKS = ("ZSL", "GZSL")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dry run does; plain values, so that it can be sent to another process."""
+
+    work: str  # folder for the generated trees and the tables made from them
+    steps: int = 2  # of training, in each phase
+    size: Size = Size()
+    mini: bool = False  # the mini VLP in place of the config's, for a run of seconds
+
+    def source(self, dataset: str) -> Path:
+        return Path(self.work) / f"{dataset}_download"
+
+    def out(self, dataset: str) -> Path:
+        return Path(self.work) / dataset
+
+    def config(self, dataset: str) -> configs.Config:
+        config = configs.preset(dataset)
+        return config.replace(vlp=MINI, vlp_weights=None) if self.mini else config
+
+
+def generate(plan: Plan, dataset: str) -> dict:
+    """The download, in the official format; no part of the product's cost."""
+    folder = getattr(generated, dataset)(plan.source(dataset), plan.size)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return {"note": f"{size / 1e9:.2f} GB in the official format; no cost of yours"}
+
+
+def prepare(plan: Plan, dataset: str) -> dict:
+    """Official files -> common form, labels alone."""
+    out = READERS[dataset].prepare(plan.source(dataset), plan.out(dataset), images=False)
+    counts = common.read_about(out)["splits"].values()
+    n, known = (sum(c[name] for c in counts for name in names) for names in (["rows"], ["positives", "negatives"]))
+    return {"note": f"{n:,} pictures, {known:,} known labels", "rows": n, "known": known}
+
+
+def load_table(plan: Plan, dataset: str) -> dict:
+    """The prepared table, all splits, into memory."""
+    table = load(plan.out(dataset), side=224)
+    return {"note": f"{len(table):,} pictures, {len(table.labels.names):,} labels", "rows": len(table)}
+
+
+def read_pictures(plan: Plan, dataset: str) -> dict:
+    """Decode and resize pictures of 640 x 480, as one worker of a training does."""
+    table = _some(plan, dataset, "train", plan.size.pictures, 224)
+    start = time.perf_counter()
+    for i in range(len(table)):
+        table[i]
+    return _rate(len(table), time.perf_counter() - start, f"{len(table)} JPEGs of 640 x 480, one process")
+
+
+def load_model(plan: Plan, dataset: str) -> dict:
+    """The model with random weights, on the device it will train on."""
+    model = _model(plan.config(dataset))
+    learnt = sum(p.numel() for p in model.trainable_state().values())
+    note = f"{model.vlp.name}, random weights; {learnt:,} numbers beside the frozen VLP"
+    return {"note": note, "model_gb": _gb(sum(p.numel() * p.element_size() for p in model.parameters()))}
+
+
+def train_image_side(plan: Plan, dataset: str) -> dict:
+    """Steps of the phase that trains the image side."""
+    return _train(plan, dataset, "hcg")
+
+
+def train_prompts(plan: Plan, dataset: str) -> dict:
+    """Steps of the phase that trains the prompts, through all seen labels."""
+    return _train(plan, dataset, "prompts")
+
+
+def _train(plan: Plan, dataset: str, side: str) -> dict:
+    config = plan.config(dataset)
+    B = next(p.batch for p in config.phases if p.trains == side)
+    config = config.replace(phases=((side, 1, B),))
+    model = _model(config)
+    data = training_data(plan, dataset, "train", plan.steps * B, model)
+    before, _ = memory_gb()
+    history = training.train(model, data, stop_after=plan.steps)
+    _, peak = memory_gb()
+    took = history["seconds"].to_numpy()
+    each = (took[-1] - took[0]) / (len(took) - 1) if len(took) > 1 else took[0]
+    K, held = len(model.reference_labels), _gb(sum(p.numel() * p.element_size() for p in model.parameters()))
+    note = f"{len(took)} steps of {B} pictures, {K:,} labels; the first took {took[0]:.1f} s"
+    more = {"side": side, "batch": B, "labels": K, "training_gb": round(held + peak - before, 3)}
+    return {"each": each, "unit": "s a step", "note": note} | more
+
+
+def evaluate(plan: Plan, dataset: str) -> dict:
+    """ZSL and GZSL of the first pictures of test, from the file to the metrics."""
+    model = _model(plan.config(dataset))
+    data = training_data(plan, dataset, "test", plan.size.pictures, model)
+    start = time.perf_counter()
+    table = evaluation.evaluate(model, data, TASKS)
+    seconds = time.perf_counter() - start
+    return _rate(len(data), seconds, f"{len(data)} pictures, tasks {' and '.join(table.index)}, all metrics")
+
+
+def metrics(plan: Plan, dataset: str) -> dict:
+    """Metrics alone, of random scores of as many pictures and labels as the whole test set has."""
+    table = load(plan.out(dataset), split="test")
+    names, rng = table.labels.names, torch.Generator().manual_seed(plan.size.seed)
+    labels = torch.stack([table.label_vector(i).to(torch.int8) for i in range(len(table))])  # (n, K)
+    scores = torch.rand(labels.shape, generator=rng)
+    ks, start = plan.config(dataset).ks, time.perf_counter()
+    protocols.measure(scores, labels, ks)
+    seconds = time.perf_counter() - start
+    return _rate(len(table), seconds, f"{len(table):,} x {len(names):,} scores, mAP and P/R/F1@{ks}")
+
+
+def training_data(plan: Plan, dataset: str, split: str, n: int, model):
+    """What ``train`` and ``evaluate`` take: the first ``n`` pictures of a split, as files on disk."""
+    table = _some(plan, dataset, split, n, model.vlp.side)
+    return features.extract(model.vlp, table, table.labels)
+
+
+def _some(plan: Plan, dataset: str, split: str, n: int, side: int):
+    """The first pictures of a split. The whole table is in memory meanwhile, as it is in a training."""
+    if n > plan.size.pictures:
+        raise ValueError(f"{n} pictures are needed, {plan.size.pictures} exist: take fewer steps, or a larger Size")
+    root = plan.source(dataset) / IMAGES[dataset]
+    return load(plan.out(dataset), side=side, split=split, hide_unseen=split == "train", images=root).take(range(n))
+
+
+def _model(config: configs.Config) -> HRCF:
+    return HRCF(config, pretrained=False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _rate(n: int, seconds: float, note: str) -> dict:
+    return {"each": n / seconds, "unit": "pictures a second", "note": note}
+
+
+def memory_gb() -> tuple[float, float]:
+    r"""What this process holds now and what it held at most, GB (10^9 bytes), files that it maps included.
+
+    The peak is Linux's VmHWM, which a process does not inherit as it does ``ru_maxrss``; ``ru_maxrss``, in bytes, on
+    macOS; the peak working set on Windows.
+    """
+    info, status = psutil.Process().memory_info(), Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        peak = 1024 * int(line.split()[1])
+    elif sys.platform == "win32":
+        peak = info.peak_wset
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _gb(info.rss), _gb(peak)
+
+
+def _gb(size: int) -> float:
+    return round(size / 1e9, 3)
+
+
+def seen_labels(dataset: str) -> tuple[str, ...]:
+    """The seen labels of a data set, from the lists that ship."""
+    if dataset == "open_images":
+        return open_images.label_space()[0].seen
+    from hrcf_lib.data.official import label_list
+
+    return LabelSpace(label_list("nus_wide_seen925.txt")).seen
+
+
+PER_DATASET = {  # title -> stage, in order
+    "generate the download": generate,
+    "prepare": prepare,
+    "load the table": load_table,
+    "read pictures": read_pictures,
+    "load the model": load_model,
+    "train image side": train_image_side,
+    "train prompts": train_prompts,
+    "evaluate": evaluate,
+    "metrics, whole test set": metrics,
+}
