@@ -45,9 +45,10 @@ CHOICES = {
     "augment": ("none", "rand-m9-mstd0.5-inc1"),
     "ranking_reduction": ("violations", "sum"),
     "distillation_reduction": ("mean", "sum"),
+    "protocol": ("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
 }
 RANGES = dict.fromkeys(("lam", "layer_decay", "tag_noise"), (0, 1))  # the other numbers: 0 or more
-RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors"), (1, math.inf))
+RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors", "accumulate"), (1, math.inf))
 RANGES["keep"] = (1, 140)  # of the paper's 140 regions
 RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
 
@@ -92,6 +93,7 @@ class Config:
     warmup_epochs: float = 2.0  # image side, once, linear from 0
     min_lr: float = 1e-6  # end of both cosines
     bf16: bool = True  # the image side runs in bfloat16 autocast; scores, losses and weights stay float32
+    accumulate: int = 1  # parts in which each process computes its share of a batch: less memory, the same numbers
 
     # Data and evaluation
     train_size: int | None = None  # pictures; None: all of the dataset
@@ -99,7 +101,10 @@ class Config:
     test_size: int | None = None
     tag_noise: float = 0.0  # share of training positives that nobody tagged (MojiScenes)
     data_seed: int = 0  # seed of the MojiScenes splits
-    augment: str = "none"  # "none" (features are cached) or "rand-m9-mstd0.5-inc1"
+    augment: str = "none"  # "none" (frozen features are cached, then) or "rand-m9-mstd0.5-inc1" (timm's RandAugment)
+    stream: bool = False  # read the training table shard by shard, shuffled within a buffer, and never hold it whole
+    workers: int | None = None  # processes that decode pictures; None: the cores, shared by the GPUs of a machine
+    protocol: str = "per_class"  # of evaluation, by name (``protocols.PROTOCOLS``)
     ks: tuple[int, ...] = (3, 5)  # K of P/R/F1@K; (10, 20) on Open Images
     seed: int = 0  # weights and order of training pictures
 
@@ -189,6 +194,7 @@ def open_images() -> Config:
     """Open Images V4 with CLIP ViT-B/16 as in the paper: 5 + 1 epochs (Sec. IV-B)."""
     phases = (Phase("hcg", 3, 128), Phase("prompts", 1, 128), Phase("hcg", 2, 128))
     changes = {"phases": phases, "lr": 1e-4, "prompt_lr": 1e-4, "lam": 0.5, "ks": (10, 20)}
+    changes |= {"protocol": "biam_open_images"}
     return PRESETS["nus_wide"]().replace(name="open_images", dataset="open_images", **changes)
 
 

@@ -7,7 +7,9 @@ two convolutions. Exact when pictures are not augmented, up to the rounding to f
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,35 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from hrcf_lib.labels import LabelSpace
+
+
+@dataclass(frozen=True)
+class Pass:
+    r"""One pass over n pictures: its order, its batches, and the share of each that this process computes.
+
+    The batch is that of all processes together, and the order does not depend on how many they are.
+    """
+
+    batch: int  # B, pictures a step
+    seed: int | None = None  # of the order and of augmentation; None: as they come, and not augmented
+    first: int = 0  # steps that were done before
+    rank: int = 0  # of this process
+    world: int = 1  # number of processes
+
+    def steps(self, n: int) -> int:
+        """Number of steps of the whole pass."""
+        return math.ceil(n / self.batch)
+
+    def batches(self, n: int) -> tuple[Tensor, ...]:
+        """Rows of every step, of all processes together: each row once."""
+        order = torch.arange(n)
+        if self.seed is not None:
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed))
+        return order.split(self.batch)
+
+    def rows(self, n: int) -> list[Tensor]:
+        """Rows of each remaining step that are this process's own; none, where a step has fewer than processes."""
+        return [rows[self.rank :: self.world] for rows in self.batches(n)[self.first :]]
 
 
 @dataclass
@@ -36,6 +67,29 @@ class FrozenFeatures:
         """Trunk tokens (float32), teacher embeddings and labels of some rows."""
         trunk = torch.from_numpy(self.trunk[rows.numpy()]).to(device).float()
         return trunk, self.teacher[rows].to(device), self.labels[rows].to(device)
+
+    def batches(self, order: Pass) -> Iterator[tuple]:
+        """(rows, what ``frozen`` takes, labels (b, K)) of this process, step by step; all on the CPU."""
+        for rows in order.rows(len(self)):
+            yield rows, (torch.from_numpy(self.trunk[rows.numpy()]), self.teacher[rows]), self.labels[rows]
+
+    def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
+        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32, where the VLP is (nothing to compute)."""
+        trunk, teacher = (x.to(vlp.mean.device) for x in inputs)
+        return trunk.float(), teacher
+
+    def identity(self) -> dict:
+        """What a run on these features belongs to: plain values that tell other data."""
+        labels = self.labels[:, self.space.columns("seen")].to("cpu", torch.int8).contiguous().numpy()
+        return {
+            "pictures": len(self),
+            "labels": hashlib.sha256(labels).hexdigest()[:16],
+            "features": hashlib.sha256(self.teacher.cpu().contiguous().numpy()).hexdigest()[:16],
+        }
+
+    def has_positives(self) -> bool:
+        """Whether any picture has a positive seen label."""
+        return bool((self.labels[:, self.space.columns("seen")] == 1).any())
 
 
 @torch.no_grad()

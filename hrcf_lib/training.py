@@ -8,19 +8,20 @@ its phases, and one learning-rate curve over the sum of its epochs. A checkpoint
 ``save_every`` steps; an interrupted run goes on from it to the same weights as an unbroken one.
 """
 
-import hashlib
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib import weights
 from hrcf_lib.config import TRAINABLE, Config
-from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 
@@ -50,32 +51,44 @@ def only(model, side: str) -> None:
         p.requires_grad_(name.startswith(TRAINABLE[side]))
 
 
-def train(
-    model, features: FrozenFeatures, folder: str | Path | None = None, save_every: int = 200, stop_after=None
-) -> pd.DataFrame:
-    r"""Run the phases of ``model.config`` on ``features``; of the annotation only the seen columns are looked at.
+def train(model, data, folder: str | Path | None = None, save_every: int = 200, stop_after=None) -> pd.DataFrame:
+    r"""Run the phases of ``model.config`` on ``data``; of the annotation only the seen columns are looked at.
+
+    Args:
+        model: an ``HRCF``. It is moved to the device that Accelerate gives this process, and left in evaluation mode
+            with its gradients as before, however the run ends.
+        data: ``FrozenFeatures``, or ``Pictures`` / ``StreamedPictures``, augmented as the config says.
+        folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
+        save_every: steps between checkpoints.
+        stop_after: end after that many steps of this call, as an interruption would.
 
     Returns one row a step: step, phase, side, epoch (within the side), lr, ranking, distillation, seconds. Pictures
     without a positive seen label are dropped inside the batch (a batch that loses all of them makes no step and shows
-    NaN). With ``folder`` the run can be interrupted and resumed; ``stop_after`` ends it after that many steps of this
-    call, as an interruption would. However it ends, the model is left in evaluation mode with its gradients as before.
+    NaN).
+
+    Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
+    batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
+    processes divided by their number: losses and weights do not depend on how many processes there are, nor on
+    ``config.accumulate``, up to rounding. A run may be resumed by another number of processes.
 
     Raises ``ValueError`` if a checkpoint belongs to another config or data, if the features hold NaN, are not what the
     config asks for, or show no positive seen label; ``FloatingPointError`` if the loss is not finite.
     """
-    config = model.config
-    if config.augment != "none":
+    augment = getattr(data, "augment", "none")
+    if model.config.augment != augment:
+        kind = f"a {type(data).__name__} with augment {augment!r}" if hasattr(data, "augment") else "frozen features"
         raise ValueError(
-            f"augment = {config.augment!r} needs pictures, these are frozen features: set augment to 'none'"
+            f"augment = {model.config.augment!r} of the config needs augmented pictures, these are {kind}: make "
+            "Pictures(dataset, model.vlp, config.augment), or set augment to 'none'"
         )
-    if not (features.labels[:, features.space.columns("seen")] == 1).any():
+    if not data.has_positives():
         raise ValueError(
             "no picture has a positive seen label, so there is nothing to learn: check labels and LabelSpace"
         )
-    model.reference_labels = features.space.seen
+    model.reference_labels = data.space.seen
     learnt = [p for p in model.parameters() if p.requires_grad]
     try:
-        return _run(model, features, folder, save_every, stop_after)
+        return _run(model, data, folder, save_every, stop_after)
     finally:
         for p in model.parameters():
             p.requires_grad_(False).grad = None
@@ -84,111 +97,164 @@ def train(
         model.eval()
 
 
-def _run(model, features, folder, save_every, stop_after) -> pd.DataFrame:
-    config, start, device = model.config, time.time(), model.vlp.mean.device
+def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[DDP])  # config.bf16 is part of the experiment
+    config, start = model.to(accelerator.device).config, time.time()
     sides = [s for s in TRAINABLE if any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())]
     optimizers = {s: torch.optim.AdamW(parameter_groups(model, s, config), lr=config.lr) for s in sides}
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
     total = {s: sum(p.epochs for p in phases if p.trains == s) for s in sides}
     plan = [(i, p, e) for i, p in enumerate(phases) for e in range(p.epochs)]
-    steps = sum(math.ceil(len(features) / p.batch) for _, p, _ in plan)
+    steps = sum(Pass(p.batch).steps(len(data)) for _, p, _ in plan)
     checkpoint, about, history, done = None, None, [], 0
     if folder:
-        checkpoint, about = Path(folder) / "checkpoint.pt", _about(model, features)
+        checkpoint, about = Path(folder) / "checkpoint.pt", _about(model, data)
         if checkpoint.exists():
             history, done = _restore(checkpoint, about, model, optimizers)
+        _agree(accelerator, done, checkpoint)
     last = steps if stop_after is None else min(steps, done + stop_after)
     model.train()
-    step = 0
-    with tqdm(total=steps, initial=done, desc="training", disable=None, leave=False) as progress:
+    step, main = 0, accelerator.is_main_process
+    with tqdm(total=steps, initial=done, desc="training", disable=None if main else True, leave=False) as progress:
         for i, phase, e in plan:
             side = phase.trains
             before = sum(p.epochs for p in phases[:i] if p.trains == side) + e  # epochs this side has had
-            batches = _batches(len(features), phase.batch, config.seed, side, before)
-            if step + len(batches) <= done:
-                step += len(batches)
+            n = Pass(phase.batch).steps(len(data))
+            first = min(max(done - step, 0), n)  # steps of this epoch that were done before
+            step += first
+            if first == n:
                 continue
+            if step >= last:
+                break
             only(model, side)
-            t = None if side == "prompts" else _label_embeddings(model, features)  # fixed while the image side learns
+            t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
+            objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
             base, warmup = (config.lr, config.warmup_epochs) if side == "hcg" else (config.prompt_lr, 0.0)
-            for b, rows in enumerate(batches):
-                if step >= last:
-                    return _frame(history)
+            seed = _seed(config.seed, side, before)
+            order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
+            for b, batch in enumerate(data.batches(order), first):
                 step += 1
-                if step <= done:
-                    continue
-                epoch = before + b / len(batches)
+                epoch = before + b / n
                 lr = learning_rate(epoch, total[side], base, config.min_lr, warmup)
                 for group in optimizers[side].param_groups:
                     group["lr"] = lr * group["lr_scale"]
-                rank, kd = _step(model, features, rows, t, side, optimizers[side], device)
+                rank, kd = _step(objective, model, data, batch, optimizers[side], accelerator)
                 history.append((step, i, side, epoch, lr, rank, kd, time.time() - start))
                 progress.update()
-                if checkpoint and (step % save_every == 0 or step == last):
+                if checkpoint and main and (step % save_every == 0 or step == last):
                     _save(checkpoint, about, model, optimizers, history, step)
+                if step >= last:
+                    break
+    accelerator.wait_for_everyone()
     return _frame(history)
 
 
-def _batches(n: int, batch: int, seed: int, side: str, epoch: int) -> tuple[Tensor, ...]:
-    """A side's order of pictures in its given epoch: it does not depend on what the other side does in between."""
-    rng = torch.Generator().manual_seed(seed * 1_000_003 + list(TRAINABLE).index(side) * 100_003 + epoch)
-    return torch.randperm(n, generator=rng).split(batch)
+# Buffers are frozen; parameters of the other side and of the VLP ask for no gradient, so none is unused.
+DDP = DistributedDataParallelKwargs(broadcast_buffers=False)
 
 
-def _label_embeddings(model, features) -> Tensor:
+def _seed(seed: int, side: str, epoch: int) -> int:
+    """Of the order of pictures in a side's given epoch: it does not depend on what the other side does in between."""
+    return seed * 1_000_003 + list(TRAINABLE).index(side) * 100_003 + epoch
+
+
+def _label_embeddings(model, data) -> Tensor:
     with torch.no_grad():
-        return model.label_embeddings(features.space.seen)
+        return model.label_embeddings(data.space.seen)
 
 
-def _step(model, features, rows, t, side, optimizer, device) -> tuple[float, float]:
+class _Objective(torch.nn.Module):
+    """The loss of one side on a part of a batch: what is replicated on every process."""
+
+    def __init__(self, model, side: str, names, label_embeddings: Tensor | None):
+        super().__init__()
+        self.model, self.side, self.names, self.t = model, side, names, label_embeddings
+
+    def forward(self, trunk, teacher, labels, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(b, 1 + N^2, C), (b, D), (b, K), pictures kept in the whole batch -> loss, ranking and distillation shares.
+
+        Raises ``FloatingPointError`` if scores or loss are not finite.
+        """
+        model, config = self.model, self.model.config
+        if not len(labels):  # nothing left for this process, which still takes part in the exchange of gradients
+            nothing = sum((p * 0).sum() for p in model.parameters() if p.requires_grad)
+            return nothing, nothing.detach(), nothing.detach()
+        with (
+            torch.autocast(trunk.device.type, dtype=torch.bfloat16, enabled=config.bf16),
+            torch.set_grad_enabled(self.side == "hcg"),
+        ):
+            e_g, regions = model.image_embeddings(trunk)
+        e_g, regions = e_g.float(), regions.float()
+        s = model.score(e_g, regions, model.label_embeddings(self.names) if self.t is None else self.t)  # (b, K)
+        if not s.isfinite().all():
+            raise FloatingPointError
+        share = 1.0 if config.ranking_reduction == "sum" else len(s) / n
+        rank = ranking_loss(s, labels, config.ranking_reduction) * share  # Eq. 15
+        kd = distillation_loss(e_g, teacher, config.distillation_reduction) * (len(s) / n)  # Eq. 5
+        loss = rank + config.distillation * kd if self.side == "hcg" else rank  # Eq. 20 | Eq. 21
+        if not loss.isfinite():
+            raise FloatingPointError
+        return loss, rank.detach(), kd.detach()
+
+
+def _step(objective, model, data, batch, optimizer, accelerator) -> tuple[float, float]:
     """One update; returns both losses. Labels are cut to the seen columns before anything looks at them."""
-    config = model.config
-    trunk, teacher, labels = features.batch(rows, device)
-    labels = labels[:, features.space.columns("seen")]
-    kept = (labels == 1).any(dim=1)  # pictures without a positive seen label are dropped (MKT)
-    if not kept.any():
+    config, device = model.config, accelerator.device
+    rows, inputs, labels = batch
+    labels = labels[:, data.space.columns("seen")]
+    kept = (labels == 1).any(dim=1).nonzero()[:, 0]  # pictures without a positive seen label are dropped (MKT)
+    n = int(accelerator.reduce(torch.tensor(len(kept), device=device)))
+    if not n:
         return math.nan, math.nan
-    trunk, teacher, labels = trunk[kept], teacher[kept], labels[kept]
-    with (
-        torch.autocast(trunk.device.type, dtype=torch.bfloat16, enabled=config.bf16),
-        torch.set_grad_enabled(side == "hcg"),
-    ):
-        e_g, regions = model.image_embeddings(trunk)
-    e_g, regions = e_g.float(), regions.float()
-    s = model.score(e_g, regions, model.label_embeddings(features.space.seen) if t is None else t)  # (B, K)
-    if not s.isfinite().all():
-        _blame(trunk, rows[kept.cpu()], config)
-    rank = ranking_loss(s, labels, config.ranking_reduction)  # Eq. 15
-    kd = distillation_loss(e_g, teacher, config.distillation_reduction)  # Eq. 5
-    loss = rank + config.distillation * kd if side == "hcg" else rank  # Eq. 20 | Eq. 21
-    if not loss.isfinite():
-        _blame(teacher, rows[kept.cpu()], config)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    losses = torch.zeros(2, device=device)
+    parts = kept.tensor_split(config.accumulate)
+    for i, part in enumerate(parts):
+        exchange = nullcontext() if i + 1 == len(parts) else accelerator.no_sync(objective)
+        with exchange:
+            y = labels[part].to(device)
+            frozen = data.frozen(model.vlp, [x[part] for x in inputs], config.bf16) if len(part) else (None, None)
+            try:
+                loss, *shares = objective(*frozen, y, n)
+            except FloatingPointError:
+                _blame(*frozen, [rows[k] for k in part.tolist()], config)
+            accelerator.backward(loss * accelerator.num_processes)  # Accelerate takes the mean over processes
+        losses += torch.stack(shares)
     optimizer.step()
-    return rank.item(), kd.item()
+    rank, kd = accelerator.reduce(losses).tolist()
+    return rank, kd
 
 
-def _blame(values: Tensor, rows: Tensor, config: Config) -> None:
+def _blame(trunk: Tensor, teacher: Tensor, rows: list, config: Config) -> None:
     """Raise: either the features are broken, and the message names the pictures, or training has diverged."""
-    broken = rows[~values.flatten(1).isfinite().all(dim=1).cpu()].tolist()
+    finite = trunk.flatten(1).isfinite().all(dim=1) & teacher.isfinite().all(dim=1)
+    broken = [row.item() if isinstance(row, Tensor) else row for row, fine in zip(rows, finite.tolist()) if not fine]
     if broken:
         raise ValueError(
             f"NaN or infinite features of pictures {broken[:5]}: look at them, then extract features again"
+        ) from None
+    mend = f"lower lr ({config.lr:g}) or prompt_lr ({config.prompt_lr:g})"
+    raise FloatingPointError(f"training has diverged: {mend}") from None
+
+
+def _agree(accelerator, done: int, checkpoint: Path) -> None:
+    """Raise ``ValueError`` if processes resume from different steps, as they do where each has a disk of its own."""
+    steps = accelerator.gather(torch.tensor([done], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"processes found different checkpoints at {checkpoint} (steps {steps}): put the folder on a file system "
+            "that all machines share, or remove it everywhere"
         )
-    raise FloatingPointError(f"training has diverged: lower lr ({config.lr:g}) or prompt_lr ({config.prompt_lr:g})")
 
 
-def _about(model, features) -> dict:
+# Settings that change no weight: a run may be resumed with others.
+FREE = ("accumulate", "workers", "stream", "protocol", "ks", "keep", "rss", "val_size", "test_size", "name")
+
+
+def _about(model, data) -> dict:
     """What a checkpoint belongs to: config, VLP, pictures and seen annotation; plain values."""
-    labels = features.labels[:, features.space.columns("seen")].to("cpu", torch.int8).contiguous().numpy()
-    about = {"VLP": model.vlp.hash, "pictures": len(features), "labels": hashlib.sha256(labels).hexdigest()[:16]}
-    about["features"] = hashlib.sha256(features.teacher.cpu().contiguous().numpy()).hexdigest()[:16]
-    return (
-        about
-        | {"seen labels": LabelSpace(features.space.seen).hash}
-        | {n: repr(v) for n, v in vars(model.config).items()}
-    )
+    about = {"VLP": model.vlp.hash, "seen labels": LabelSpace(data.space.seen).hash} | data.identity()
+    return about | {n: repr(v) for n, v in vars(model.config).items() if n not in FREE}
 
 
 def _save(path: Path, about: dict, model, optimizers, history, step: int) -> None:
@@ -200,7 +266,8 @@ def _save(path: Path, about: dict, model, optimizers, history, step: int) -> Non
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
     there = state["about"]
-    differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in about | there if there.get(n) != about.get(n)]
+    names = [n for n in about | there if n not in FREE]
+    differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
     if differ:
         mend = "remove it or choose another folder"
         raise ValueError("\n  ".join([f"{path} belongs to another run; {mend}. They differ in", *differ]))

@@ -243,7 +243,7 @@ def test_label_spaces():
 def test_label_vectors(split, scenes):
     dataset = MojiScenes(split, 15)
     for scene in (scene for scene in scenes if scene.split == split):
-        y = dict(zip(dataset.labels.names, dataset.label_vector(scene).tolist()))
+        y = dict(zip(dataset.labels.names, dataset.labels_of(scene).tolist()))
         assert list(y.values()) == dataset[scene.index][1].tolist()
         for name in dataset.labels.seen:
             assert y[name] == (1 if name in scene.names else -1)
@@ -257,7 +257,7 @@ def annotations(size=250, **arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mojiscenes, "_jittered", lambda *_: np.zeros((4, 4, 4), np.float32))
         drawn = [dataset.scene(i) for i in range(size)]
-    return dataset, drawn, torch.stack([dataset.label_vector(scene) for scene in drawn])
+    return dataset, drawn, torch.stack([dataset.labels_of(scene) for scene in drawn])
 
 
 def test_training_never_tells_an_unseen_label():
@@ -276,7 +276,7 @@ def test_tag_noise():
     assert torch.equal(noisy[~dropped], exact[~dropped])  # nothing else changes
     assert torch.equal(noisy, annotations(tag_noise=0.3)[2])
     assert not torch.equal(
-        noisy, torch.stack([MojiScenes("train", 250, 1, tag_noise=0.3).label_vector(s) for s in drawn])
+        noisy, torch.stack([MojiScenes("train", 250, 1, tag_noise=0.3).labels_of(s) for s in drawn])
     )
     all_dropped = MojiScenes("train", 250, tag_noise=1.0)
     assert not any(all_dropped.annotated(scene) for scene in drawn)

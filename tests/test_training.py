@@ -16,6 +16,7 @@ import torch
 
 from hrcf_lib import scores, training
 from hrcf_lib.config import TRAINABLE
+from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.training import learning_rate, only, parameter_groups, train
@@ -123,7 +124,7 @@ def test_the_slow_twin(features, unbroken):
     optimizers = {side: torch.optim.AdamW(parameter_groups(model, side, config)) for side in TRAINABLE}
     for side, first, epochs in (("hcg", 0, 2), ("prompts", 0, 1), ("hcg", 2, 1)):
         for epoch in range(first, first + epochs):
-            batches = training._batches(10, 4, config.seed, side, epoch)
+            batches = Pass(4, training._seed(config.seed, side, epoch)).batches(10)
             for b, rows in enumerate(batches):
                 trunk, teacher, labels = features.batch(rows)
                 e_g, regions = model.image_embeddings(trunk)
@@ -194,11 +195,14 @@ def test_a_fixed_prompt_has_no_prompt_phases(features, unbroken):
 
 
 def test_order_of_pictures_of_one_side_does_not_depend_on_the_other():
-    a = training._batches(20, 8, seed=1, side="hcg", epoch=2)
+    def order(seed=1, side="hcg", epoch=2):
+        return Pass(8, training._seed(seed, side, epoch)).batches(20)
+
+    a = order()
     assert [len(rows) for rows in a] == [8, 8, 4]
     assert sorted(torch.cat(a).tolist()) == list(range(20))
     for other in ({"seed": 2}, {"side": "prompts"}, {"epoch": 3}):
-        b = training._batches(20, 8, **({"seed": 1, "side": "hcg", "epoch": 2} | other))
+        b = order(**other)
         assert torch.cat(a).tolist() != torch.cat(b).tolist()
 
 

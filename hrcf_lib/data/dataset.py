@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hrcf_lib.data.images import find_images, look_at, read_image
+from hrcf_lib.data.images import find_images, look_at, read_image, rgb
 from hrcf_lib.labels import LabelSpace, _join
 
 
@@ -54,7 +55,15 @@ class ImageFolderTable(Dataset):
 
     def __getitem__(self, index):
         y = self.label_vector(index)
-        return read_image(self.folder / self.files[index], self.side), y  # (3, side, side), (K,)
+        return read_image(self.path(index), self.side), y  # (3, side, side), (K,)
+
+    def original(self, index: int) -> Image.Image:
+        """The picture in its own size, upright and RGB, as a PIL image."""
+        return rgb(self.path(index))
+
+    def path(self, index: int) -> Path:
+        """Where a picture lies."""
+        return self.folder / self.files[index]
 
     def label_vector(self, index: int) -> Tensor:
         """(K,) in -1/0/+1. Raises ``IndexError`` beyond the last picture."""

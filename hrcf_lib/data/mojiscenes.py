@@ -259,7 +259,7 @@ class MojiScenes(Dataset):
 
     def __getitem__(self, index):
         scene = self.scene(index)
-        return torch.from_numpy(scene.image).permute(2, 0, 1), self.label_vector(scene)  # (3, side, side), (K,)
+        return torch.from_numpy(scene.image).permute(2, 0, 1), self.labels_of(scene)  # (3, side, side), (K,)
 
     def scene(self, index: int) -> Scene:
         """The scene with names and boxes. Raises ``IndexError`` beyond the split's size."""
@@ -275,8 +275,16 @@ class MojiScenes(Dataset):
             names = [n for n, u in zip(names, rng.uniform(size=len(names))) if u >= self.tag_noise]
         return [n for n in names if self.split != "train" or self._column[n] < self.labels.n_seen]
 
-    def label_vector(self, scene: Scene) -> torch.Tensor:
+    def original(self, index: int) -> Image.Image:
+        """The picture as a PIL image."""
+        return Image.fromarray(self.scene(index).image)
+
+    def label_vector(self, index: int) -> torch.Tensor:
         """(K,) in -1/0/+1, as annotated in this split."""
+        return self.labels_of(self.scene(index))
+
+    def labels_of(self, scene: Scene) -> torch.Tensor:
+        """(K,) in -1/0/+1 of a scene of this split, as annotated in it."""
         y = np.full(len(self._column), -1, np.float32)
         if self.split == "train":
             y[self.labels.n_seen :] = 0

@@ -98,6 +98,10 @@ class Hidden(Dataset):
         image, y = self.dataset[index]
         return image, self._hide(index, y)  # (3, side, side), (K,)
 
+    def original(self, index: int):
+        """The picture in its own size, as the Dataset below gives it."""
+        return self.dataset.original(index)
+
     def label_vector(self, index: int) -> Tensor:
         """(K,) in -1/0/+1, without reading the picture."""
         return self._hide(index, self.dataset.label_vector(index))

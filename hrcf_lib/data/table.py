@@ -128,13 +128,14 @@ class CommonTable(ImageFolderTable):
         pairs = [(place[name], k) for k, name in enumerate(table_labels.names) if name in place]
         self._to, self._from = (np.array(columns, np.int64) for columns in (zip(*pairs) if pairs else ((), ())))
 
-    def __getitem__(self, index):
-        if self.folder is None and 0 <= index < len(self):
+    def path(self, index: int) -> Path:
+        """Where a picture lies. Raises ``FileNotFoundError`` for a table that was prepared without pictures."""
+        if self.folder is None:
             raise FileNotFoundError(
                 f"picture {self.files[index]}: this table was prepared without pictures; "
                 "pass load(..., images=<folder>)"
             )
-        return super().__getitem__(index)
+        return super().path(index)
 
     def label_vector(self, index: int) -> Tensor:
         """(K,) in -1/0/+1. Raises ``IndexError`` beyond the last picture."""
