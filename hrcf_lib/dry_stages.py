@@ -18,6 +18,7 @@ from hrcf_lib.data import common, generated, load, nus_wide, open_images
 from hrcf_lib.data.generated import Size
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
+from hrcf_lib.pictures import Pictures
 from hrcf_lib.vlp import MINI
 
 READERS = {"nus_wide": nus_wide, "open_images": open_images}
@@ -42,7 +43,7 @@ class Plan:
 
     def config(self, dataset: str) -> configs.Config:
         config = configs.preset(dataset)
-        return config.replace(vlp=MINI, vlp_weights=None) if self.mini else config
+        return config.replace(vlp=MINI, vlp_weights=None).smoke() if self.mini else config
 
 
 def generate(plan: Plan, dataset: str) -> dict:
@@ -67,12 +68,15 @@ def load_table(plan: Plan, dataset: str) -> dict:
 
 
 def read_pictures(plan: Plan, dataset: str) -> dict:
-    """Decode and resize pictures of 640 x 480, as one worker of a training does."""
-    table = _some(plan, dataset, "train", plan.size.pictures, 224)
+    """Decode and augment pictures of 640 x 480, as one worker of a training does."""
+    config = plan.config(dataset)
+    vlp = _model(config).vlp
+    data = Pictures(_some(plan, dataset, "train", plan.size.pictures, vlp.side), vlp, config.augment)
     start = time.perf_counter()
-    for i in range(len(table)):
-        table[i]
-    return _rate(len(table), time.perf_counter() - start, f"{len(table)} JPEGs of 640 x 480, one process")
+    for i in range(len(data)):
+        data.view(i, seed=0)
+    seconds = time.perf_counter() - start
+    return _rate(len(data), seconds, f"{len(data)} JPEGs of 640 x 480, {config.augment}, one process")
 
 
 def load_model(plan: Plan, dataset: str) -> dict:
@@ -98,7 +102,9 @@ def _train(plan: Plan, dataset: str, side: str) -> dict:
     B = next(p.batch for p in config.phases if p.trains == side)
     config = config.replace(phases=((side, 1, B),))
     model = _model(config)
-    data = training_data(plan, dataset, "train", plan.steps * B, model)
+    table = _some(plan, dataset, "train", plan.steps * B, model.vlp.side)
+    workers = config.workers if torch.cuda.is_available() else 0  # on a CPU they would share the cores with the model
+    data = Pictures(table, model.vlp, config.augment, workers)
     before, _ = memory_gb()
     history = training.train(model, data, stop_after=plan.steps)
     _, peak = memory_gb()
@@ -113,11 +119,11 @@ def _train(plan: Plan, dataset: str, side: str) -> dict:
 def evaluate(plan: Plan, dataset: str) -> dict:
     """ZSL and GZSL of the first pictures of test, from the file to the metrics."""
     model = _model(plan.config(dataset))
-    data = training_data(plan, dataset, "test", plan.size.pictures, model)
+    table = _some(plan, dataset, "test", plan.size.pictures, model.vlp.side)
     start = time.perf_counter()
-    table = evaluation.evaluate(model, data, TASKS)
+    rows = evaluation.evaluate(model, features.extract(model.vlp, table, table.labels), TASKS)
     seconds = time.perf_counter() - start
-    return _rate(len(data), seconds, f"{len(data)} pictures, tasks {' and '.join(table.index)}, all metrics")
+    return _rate(len(table), seconds, f"{len(table)} pictures, tasks {' and '.join(rows.index)}, from file to metrics")
 
 
 def metrics(plan: Plan, dataset: str) -> dict:
@@ -130,12 +136,6 @@ def metrics(plan: Plan, dataset: str) -> dict:
     protocols.measure(scores, labels, ks)
     seconds = time.perf_counter() - start
     return _rate(len(table), seconds, f"{len(table):,} x {len(names):,} scores, mAP and P/R/F1@{ks}")
-
-
-def training_data(plan: Plan, dataset: str, split: str, n: int, model):
-    """What ``train`` and ``evaluate`` take: the first ``n`` pictures of a split, as files on disk."""
-    table = _some(plan, dataset, split, n, model.vlp.side)
-    return features.extract(model.vlp, table, table.labels)
 
 
 def _some(plan: Plan, dataset: str, split: str, n: int, side: int):
