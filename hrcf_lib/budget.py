@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.data import nus_wide
 from hrcf_lib.model import HRCF
+from hrcf_lib.names import check_known
 
 PICTURES = {  # of training; Open Images: those with human labels, as LESA's code lists them, of 9,011,219
     "nus_wide": nus_wide.IMAGES["train"],
@@ -86,8 +87,10 @@ def budget(
         tflops_f32: the same for scores and label embeddings (float32); half of an A100's peak.
         measured: seconds a step of each side on a GPU, used in place of the estimate.
 
-    Decoding pictures is not counted: it runs beside the GPU, if the machine has the cores for it.
+    Decoding pictures is not counted: it runs beside the GPU, if the machine has the cores for it. Raises ``ValueError``
+    for a data set without a published number of pictures.
     """
+    check_known([config.dataset], list(PICTURES), "no number of training pictures for")
     rows = []
     for side in TRAINABLE:
         phases = [p for p in config.phases if p.trains == side]

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import date
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from hrcf_lib.names import check_known
 
 SMOKE = Size(400, 200, 2_000, 1_400, 1_400, pictures=32)
 SPACE = 5e9  # bytes of disk that the generated trees and tables of both data sets need
+say = partial(print, flush=True)
 COLUMNS = ["stage", "seconds", "each", "unit", "peak_gb", "gpu_gb", "training_gb", "note", "error"]
 
 
@@ -75,7 +77,7 @@ def _measured(stage: Callable, arguments) -> dict:
     return {name: round(v, 3) if isinstance(v, float) else v for name, v in (row | told).items()}
 
 
-def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f32: float = 10.0, show=print) -> dict:
+def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f32: float = 10.0, show=say) -> dict:
     r"""Run all stages for ``datasets`` and count the budget; ``show`` is told of each row as it comes.
 
     Returns a record of plain values: ``stages`` and ``budget`` (rows of tables), settings, versions and device.

@@ -1,7 +1,8 @@
 r"""The stages of a dry run (``dry_run``): each does one piece of the real work, at true shapes, and says what it saw.
 
 A stage is called as ``stage(plan, dataset)`` in a process of its own and returns what there is to tell: ``each`` and
-``unit`` (seconds a step, or pictures a second), ``note``, and further plain values. B pictures a step, K labels.
+``unit`` (seconds a step, or pictures a second) and ``note``; a stage of training also its ``side``, and as
+``training_gb`` what model and step hold at most. B pictures a step.
 """
 
 import sys
@@ -14,9 +15,8 @@ import torch
 
 from hrcf_lib import config as configs
 from hrcf_lib import evaluation, features, protocols, training
-from hrcf_lib.data import common, generated, load, nus_wide, open_images
+from hrcf_lib.data import common, generated, load, nus_wide, official, open_images
 from hrcf_lib.data.generated import Size
-from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
 from hrcf_lib.pictures import Pictures
 from hrcf_lib.vlp import MINI
@@ -58,13 +58,13 @@ def prepare(plan: Plan, dataset: str) -> dict:
     out = READERS[dataset].prepare(plan.source(dataset), plan.out(dataset), images=False)
     counts = common.read_about(out)["splits"].values()
     n, known = (sum(c[name] for c in counts for name in names) for names in (["rows"], ["positives", "negatives"]))
-    return {"note": f"{n:,} pictures, {known:,} known labels", "rows": n, "known": known}
+    return {"note": f"{n:,} pictures, {known:,} known labels"}
 
 
 def load_table(plan: Plan, dataset: str) -> dict:
     """The prepared table, all splits, into memory."""
     table = load(plan.out(dataset), side=224)
-    return {"note": f"{len(table):,} pictures, {len(table.labels.names):,} labels", "rows": len(table)}
+    return {"note": f"{len(table):,} pictures, {len(table.labels.names):,} labels"}
 
 
 def read_pictures(plan: Plan, dataset: str) -> dict:
@@ -84,7 +84,7 @@ def load_model(plan: Plan, dataset: str) -> dict:
     model = _model(plan.config(dataset))
     learnt = sum(p.numel() for p in model.trainable_state().values())
     note = f"{model.vlp.name}, random weights; {learnt:,} numbers beside the frozen VLP"
-    return {"note": note, "model_gb": _gb(sum(p.numel() * p.element_size() for p in model.parameters()))}
+    return {"note": f"{note}; {_size_gb(model):.2f} GB"}
 
 
 def train_image_side(plan: Plan, dataset: str) -> dict:
@@ -110,18 +110,21 @@ def _train(plan: Plan, dataset: str, side: str) -> dict:
     _, peak = memory_gb()
     took = history["seconds"].to_numpy()
     each = (took[-1] - took[0]) / (len(took) - 1) if len(took) > 1 else took[0]
-    K, held = len(model.reference_labels), _gb(sum(p.numel() * p.element_size() for p in model.parameters()))
-    note = f"{len(took)} steps of {B} pictures, {K:,} labels; the first took {took[0]:.1f} s"
-    more = {"side": side, "batch": B, "labels": K, "training_gb": round(held + peak - before, 3)}
-    return {"each": each, "unit": "s a step", "note": note} | more
+    held = _size_gb(model) + peak - before
+    if torch.cuda.is_available():
+        held = torch.cuda.max_memory_allocated() / 1e9
+    note = f"{len(took)} steps of {B} pictures, {len(model.reference_labels):,} labels; the first took {took[0]:.1f} s"
+    return {"each": each, "unit": "s a step", "note": note, "side": side, "training_gb": held}
 
 
 def evaluate(plan: Plan, dataset: str) -> dict:
     """ZSL and GZSL of the first pictures of test, from the file to the metrics."""
-    model = _model(plan.config(dataset))
+    config = plan.config(dataset)
+    model = _model(config)
     table = _some(plan, dataset, "test", plan.size.pictures, model.vlp.side)
     start = time.perf_counter()
-    rows = evaluation.evaluate(model, features.extract(model.vlp, table, table.labels), TASKS)
+    data = features.extract(model.vlp, table, table.labels)
+    rows = evaluation.evaluate(model, data, TASKS, protocol=config.protocol)
     seconds = time.perf_counter() - start
     return _rate(len(table), seconds, f"{len(table)} pictures, tasks {' and '.join(rows.index)}, from file to metrics")
 
@@ -132,10 +135,10 @@ def metrics(plan: Plan, dataset: str) -> dict:
     names, rng = table.labels.names, torch.Generator().manual_seed(plan.size.seed)
     labels = torch.stack([table.label_vector(i).to(torch.int8) for i in range(len(table))])  # (n, K)
     scores = torch.rand(labels.shape, generator=rng)
-    ks, start = plan.config(dataset).ks, time.perf_counter()
-    protocols.measure(scores, labels, ks)
+    config, start = plan.config(dataset), time.perf_counter()
+    protocols.measure(scores, labels, config.ks, config.protocol)
     seconds = time.perf_counter() - start
-    return _rate(len(table), seconds, f"{len(table):,} x {len(names):,} scores, mAP and P/R/F1@{ks}")
+    return _rate(len(table), seconds, f"{len(table):,} x {len(names):,} scores, protocol {config.protocol}")
 
 
 def _some(plan: Plan, dataset: str, split: str, n: int, side: int):
@@ -177,13 +180,15 @@ def _gb(size: int) -> float:
     return round(size / 1e9, 3)
 
 
+def _size_gb(model) -> float:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+
+
 def seen_labels(dataset: str) -> tuple[str, ...]:
     """The seen labels of a data set, from the lists that ship."""
     if dataset == "open_images":
         return open_images.label_space()[0].seen
-    from hrcf_lib.data.official import label_list
-
-    return LabelSpace(label_list("nus_wide_seen925.txt")).seen
+    return official.label_list("nus_wide_seen925.txt")
 
 
 PER_DATASET = {  # title -> stage, in order

@@ -183,11 +183,13 @@ def test_a_step_costs_what_the_design_says(parts):
 
 
 def test_hours_follow_from_steps_and_throughput_or_from_measured_seconds():
-    settings, names = config.PRESETS["nus_wide"](), ["cat", "dog", "bus"]
+    settings = config.PRESETS["nus_wide"]().replace(vlp="hrcf-mini", vlp_weights=None)
+    names = ["cat", "dog", "bus"]
+    parts = budget.flops(settings, names, 64)
     table = budget.budget(settings, names, tflops=60, tflops_f32=10).set_index("side")
     assert table.loc["hcg", "steps"] == 50 * 2528 and table.loc["prompts", "steps"] == 4 * 10_112
     image = table.loc["hcg", "bf16 TFLOP a step"]
-    assert image == pytest.approx(64 * 0.05578, rel=0.01)
+    assert image == 64 * sum(parts[name] for name in ("trunk", "teacher", "student", "student backward")) / 1e12
     expected = 50 * 2528 * (image / 60 + table.loc["hcg", "f32 TFLOP a step"] / 10) / 3600
     assert table.loc["hcg", "hours"] == pytest.approx(expected)
     assert table.loc["all", "hours"] == pytest.approx(table["hours"][["hcg", "prompts"]].sum())
@@ -195,6 +197,8 @@ def test_hours_follow_from_steps_and_throughput_or_from_measured_seconds():
     measured = budget.budget(settings, names, measured={"hcg": 0.5}).set_index("side")
     assert measured.loc["hcg", "hours"] == pytest.approx(50 * 2528 * 0.5 / 3600)
     assert [measured.loc[side, "basis"][:8] for side in ("hcg", "prompts")] == ["measured", "estimate"]
+    with pytest.raises(ValueError, match="no number of training pictures for 'coco'"):
+        budget.budget(settings.replace(dataset="coco"), names)
 
 
 # The whole ----------------------------------------------------------------------------------------------------------
