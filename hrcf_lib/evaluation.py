@@ -6,15 +6,18 @@ columns of GZSL scores, because softmax, ranking and norms run over the labels b
 """
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import gather
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from hrcf_lib import protocols, scores
-from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.devices import process
+from hrcf_lib.features import FrozenFeatures, Pass
 
 
 @dataclass
@@ -26,12 +29,12 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(model, features: FrozenFeatures, batch: int = 128) -> Embedded:
-    """The image side of ``model`` over a split, in evaluation mode and float32."""
+def embed(model, data, batch: int = 128) -> Embedded:
+    """The image side of ``model`` over a split, in evaluation mode and float32: 280 D bytes a picture for J = 140."""
     model.eval()
     e_g, regions = [], []
-    for rows in torch.arange(len(features)).split(batch):
-        g, r = model.image_embeddings(features.batch(rows, model.vlp.mean.device)[0])
+    for _, inputs, _ in data.batches(Pass(batch)):
+        g, r = model.image_embeddings(data.frozen(model.vlp, inputs)[0])
         e_g.append(g.cpu())
         regions.append(r.half().cpu())
     return Embedded(torch.cat(e_g), torch.cat(regions))
@@ -67,34 +70,104 @@ PROTOCOL = (
 
 
 def evaluate(
-    model, features: FrozenFeatures, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol="per_class"
+    model, data, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol: str | None = None
 ) -> pd.DataFrame:
     """A row a task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
 
-    ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with ``embedded`` (from ``embed``) the image side does
-    not run again. ``protocol`` as in ``measure``. Raises ``ValueError`` for an unknown protocol, or a task that the
-    label space has no labels for.
+    ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with
+    ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``measure``, by default that of
+    the config. Raises ``ValueError`` for an unknown protocol, or a task that the label space has no labels for.
+
+    Where several processes run this, each scores its share of the pictures, every picture is scored exactly once, and
+    all of them get the same table.
     """
-    protocol = protocols.named(protocol)  # an unknown name fails before the work
+    return compare(model, data, {"": scorer}, tasks, embedded, protocol)[""]
+
+
+def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, protocol=None) -> dict[str, pd.DataFrame]:
+    """The table of ``evaluate`` for each of several scorers by name, in one pass over the data; None: the model's own.
+
+    Without ``embedded``, frozen features are embedded first, pictures are scored as they come: nothing of their size is
+    held but the scores.
+    """
+    protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
+    views = {task: _view(data.space, task) for task in tasks}
     model.eval()
-    embedded = embed(model, features) if embedded is None else embedded
-    scorer = model.score if scorer is None else scorer
+    scorers = {name: model.score if scorer is None else scorer for name, scorer in scorers.items()}
+    with torch.no_grad():
+        t = {task: model.label_embeddings(view.names) for task, view in views.items()}
+    if embedded is None and isinstance(data, FrozenFeatures) and process().num_processes == 1:
+        embedded = embed(model, data)
+    if embedded is None:
+        values = _score_streaming(model, data, scorers, t)
+    else:
+        values = {(name, task): partial(score_all, embedded, t[task], scorers[name]) for name in scorers for task in t}
+    return {
+        name: _rows(data, tasks, lambda task, name=name: values[name, task], model.config.ks, protocol)
+        for name in scorers
+    }
 
-    @torch.no_grad()
-    def values(names):
-        return score_all(embedded, model.label_embeddings(names), scorer)
 
-    return _rows(features, tasks, values, model.config.ks, protocol)
+@torch.no_grad()
+def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) -> dict[tuple[str, str], Tensor]:
+    """(scorer, task) -> scores (n, K) of all pictures on the CPU; each process computes its share of every batch."""
+    state = process()
+    order = Pass(batch * state.num_processes, rank=state.process_index, world=state.num_processes)
+    keys = [(name, task) for name in scorers for task in label_embeddings]
+    values, done = {}, []
+    show = tqdm(data.batches(order), "scores", order.steps(len(data)), disable=None if state.is_main_process else True)
+    for (_, inputs, _), rows in zip(show, order.rows(len(data)), strict=True):
+        done.append(rows)
+        if not len(rows):
+            continue
+        e_g, regions = model.image_embeddings(data.frozen(model.vlp, inputs)[0])
+        for name, task in keys:
+            values.setdefault((name, task), []).append(scorers[name](e_g, regions, label_embeddings[task]).cpu())
+    done = torch.cat(done)
+    for name, task in keys:
+        own = torch.cat(values.pop((name, task), [torch.empty(0, len(label_embeddings[task]))]))
+        values[name, task] = gather_rows(own, done, len(data))
+    return values
 
 
-def _rows(features: FrozenFeatures, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
-    """A row a task; ``values(names)`` -> scores (n, K) of all pictures for the task's own names."""
+def gather_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
+    r"""Values (b, ...) of ``rows`` (b,) of this process -> (n, ...) of all of them, on every process and on the CPU.
+
+    Processes may have different numbers of rows, also none. Raises ``RuntimeError`` unless every row from 0 to n - 1
+    comes exactly once.
+    """
+    if process().num_processes > 1:
+        device = process().device
+        parts = []
+        for x in (values, rows):
+            sizes = gather(torch.tensor([len(x)], device=device)).tolist()
+            padded = torch.zeros(max(sizes), *x.shape[1:], dtype=x.dtype, device=device)
+            padded[: len(x)] = x.to(device)
+            whole = gather(padded).cpu().split(max(sizes))
+            parts.append(torch.cat([part[:size] for part, size in zip(whole, sizes, strict=True)]))
+        values, rows = parts
+    if not torch.equal(rows.sort().values, torch.arange(n)):
+        raise RuntimeError(f"{len(rows)} rows were scored, {len(rows.unique())} different ones, where there are {n}")
+    out = torch.empty_like(values)
+    out[rows] = values
+    return out
+
+
+def _view(space, task: str):
+    """The label view of a task. Raises ``ValueError`` if the label space has no labels for it."""
+    view = space.view(task)
+    if not view.names:
+        raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
+    return view
+
+
+def _rows(data, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
+    """A row a task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names, or what makes them."""
     rows = {}
     for task in tasks:
-        view = features.space.view(task)
-        if not view.names:
-            raise ValueError(f"the label space has no labels for {task}: give unseen labels, or leave the task out")
-        rows[task] = measure(values(view.names), features.labels[:, view.columns], ks, protocol, task)
+        scored = values(task)
+        scored = scored() if callable(scored) else scored
+        rows[task] = measure(scored, data.labels[:, _view(data.space, task).columns], ks, protocol, task)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 
@@ -149,20 +222,29 @@ ZERO_SHOT_SCORES = {
 
 @torch.no_grad()
 def zero_shot(
-    vlp, features: FrozenFeatures, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
+    vlp, data, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
 ) -> pd.DataFrame:
     """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
-    return _zero_shot(vlp, features, prompt, [score], tasks, ks, protocol)[score]
+    return _zero_shot(vlp, data, prompt, [score], tasks, ks, protocol, teacher_embeddings(vlp, data))[score]
 
 
-def _zero_shot(vlp, features, prompt, kinds, tasks, ks, protocol="per_class") -> dict[str, pd.DataFrame]:
+@torch.no_grad()
+def teacher_embeddings(vlp, data) -> Tensor:
+    """e_p (n, D) of all pictures on the CPU; of frozen features they are at hand."""
+    if isinstance(data, FrozenFeatures):
+        return data.teacher
+    order = Pass(64)
+    show = tqdm(data.batches(order), "plain VLP", order.steps(len(data)), disable=None, leave=False)
+    return torch.cat([data.frozen(vlp, inputs)[1].cpu() for _, inputs, _ in show])
+
+
+def _zero_shot(vlp, data, prompt, kinds, tasks, ks, protocol, e_p) -> dict[str, pd.DataFrame]:
     """The table of each kind of score; texts are encoded once a task."""
-    encode = cache(partial(_prompted, vlp, prompt=prompt))
-
-    def values(kind, names):
-        return ZERO_SHOT_SCORES[kind](features.teacher, encode(names))
-
-    return {kind: _rows(features, tasks, partial(values, kind), ks, protocol) for kind in kinds}
+    t = {task: _prompted(vlp, _view(data.space, task).names, prompt) for task in tasks}
+    return {
+        kind: _rows(data, tasks, lambda task, kind=kind: ZERO_SHOT_SCORES[kind](e_p, t[task]), ks, protocol)
+        for kind in kinds
+    }
 
 
 def _prompted(vlp, names, prompt: str) -> Tensor:
@@ -171,11 +253,12 @@ def _prompted(vlp, names, prompt: str) -> Tensor:
     return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in texts]).mean(0).cpu()
 
 
-def best_zero_shot(vlp, features: FrozenFeatures) -> tuple[str, str, pd.DataFrame]:
-    """Prompt and score of highest mean mAP over both tasks on ``features`` (give it val), and the whole search."""
-    search = {}
+@torch.no_grad()
+def best_zero_shot(vlp, data, tasks=("ZSL", "GZSL"), protocol="per_class") -> tuple[str, str, pd.DataFrame]:
+    """Prompt and score of highest mean mAP over the tasks on ``data`` (give it val), and the whole search."""
+    search, e_p = {}, teacher_embeddings(vlp, data)
     for prompt in ZERO_SHOT_PROMPTS:
-        for score, table in _zero_shot(vlp, features, prompt, ZERO_SHOT_SCORES, ("ZSL", "GZSL"), ks=()).items():
+        for score, table in _zero_shot(vlp, data, prompt, ZERO_SHOT_SCORES, tasks, (), protocol, e_p).items():
             search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
     frame = pd.DataFrame(search).T
     prompt, score = frame.mean(axis=1).idxmax()

@@ -48,7 +48,7 @@ class Pictures:
             kind = type(dataset).__name__
             raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
         self.dataset, self.space, self.side, self.augment = dataset, dataset.labels, vlp.side, augment
-        self.workers = _cores() if workers is None else workers
+        self.workers = cores() if workers is None else workers
         self.transform = None if augment == "none" else augmentation(augment, vlp)
 
     def __len__(self):
@@ -122,7 +122,7 @@ class StreamedPictures:
         self.out, self.split, self.buffer, self.side, self.augment = out, split, buffer, vlp.side, augment
         self.space, self.root = common.read_label_space(out)[0], os.path.expanduser(str(root))
         self.counts = about["splits"][split]
-        self.workers = _cores() if workers is None else workers
+        self.workers = cores() if workers is None else workers
         self.transform = None if augment == "none" else augmentation(augment, vlp)
 
     def __len__(self):
@@ -227,6 +227,6 @@ def _drawn(seeds):
         random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores for each training process of this machine."""
     return (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -54,8 +54,12 @@ def out_folder(kind: str = "figures") -> Path:
     return root / ("figures" if kind == "figures" else "notebooks/records")
 
 
-def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds: float, protocol: str, **more) -> Path:
-    r"""Write ``<records>/<name>.json``: parameters, tables, versions, device, commit, time and protocol; atomic.
+def record(
+    name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds: float, protocol: str, folder=None, **more
+) -> Path:
+    r"""Write ``<name>.json``: parameters, tables, versions, device, commit, time and protocol; atomic.
+
+    It lands in ``folder``, by default where ``out_folder`` keeps records.
 
     ``tables`` maps a title to a frame; an index with a name is kept as columns. ``seconds`` is the wall time of the
     run, ``protocol`` says how the metrics were computed, ``more`` adds further values (those that JSON has no form for
@@ -74,7 +78,7 @@ def record(name: str, parameters: dict, tables: dict[str, pd.DataFrame], seconds
         "tables": {title: _plain(frame) for title, frame in tables.items()},
         **more,
     }
-    path = out_folder("records") / f"{name}.json"
+    path = Path(folder or out_folder("records")) / f"{name}.json"
     write_json(path, values, default=_scalar)
     return path
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import weights
 from hrcf_lib.config import TRAINABLE, Config
+from hrcf_lib.devices import process
 from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
@@ -98,6 +99,7 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
 
 
 def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
+    process()
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[DDP])  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
     sides = [s for s in TRAINABLE if any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())]

@@ -60,10 +60,23 @@ def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
     ``datasets.distributed.split_dataset_by_node`` divides it between processes.
     """
     import datasets
+    import pyarrow.parquet as pq
 
-    files = {split: [str(path) for path in shards(out, split)]}
-    rows = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
+    paths = [str(path) for path in shards(out, split)]
+    features = datasets.Features.from_arrow_schema(pq.read_schema(paths[0]))
+    # not load_dataset("parquet", streaming=True): datasets 5 ends each pass over it with a sleep of five seconds
+    rows = datasets.IterableDataset.from_generator(_rows, features=features, gen_kwargs={"paths": paths}, split=split)
     return rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
+
+
+def _rows(paths):
+    """Rows of Parquet files, a thousand in memory at a time; a list, so that ``datasets`` can deal out the files."""
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
 
 
 def summary(out) -> str:

@@ -1,0 +1,73 @@
+r"""The data sets that configs name: where each lies once it is prepared, how it is prepared, and its splits.
+
+A prepared data set is looked for in ``<data>/<name>``, such as ``data/nus_wide``; MojiScenes needs no preparation.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from hrcf_lib.config import CHOICES
+from hrcf_lib.data import coco, common, folder as own, mojiscenes, nus_wide, open_images, voc
+from hrcf_lib.data.dataset import load
+from hrcf_lib.names import check_known
+
+PREPARE = {
+    "nus_wide": nus_wide.prepare,
+    "open_images": open_images.prepare,
+    "coco_48_17": lambda source, out, **more: coco.prepare(source, out, labels="48/17", **more),
+    "coco": lambda source, out, **more: coco.prepare(source, out, labels="80", **more),
+    "voc": voc.prepare,
+    "folder": own.prepare,
+}
+
+
+def prepare(name: str, source, out=None, **more) -> Path:
+    """The official files of a data set in the common form, in ``out``, by default ``data/<name>``.
+
+    ``more`` are further arguments of that data set's own ``prepare``. Raises ``ValueError`` for an unknown name, and
+    what it raises.
+    """
+    check_known([name], list(PREPARE), "unknown data set")
+    return PREPARE[name](source, out or Path("data") / name, **more)
+
+
+def folder(config, data="data") -> Path:
+    """Where the prepared data set of a config lies. Raises ``FileNotFoundError`` that says how to make it."""
+    path = Path(data) / config.dataset
+    if not (path / "about.json").is_file():
+        raise FileNotFoundError(
+            f"no prepared {config.dataset} in {path}: run notebook 01 with dataset = {config.dataset!r}, or "
+            f"hrcf_lib.data.prepare({config.dataset!r}, <folder of the downloads>, {str(path)!r})"
+        )
+    return path
+
+
+def splits(config, data="data") -> list[str]:
+    """Names of the splits of a config's data set."""
+    if config.dataset == "mojiscenes":
+        return list(mojiscenes.SPLITS)
+    return list(common.read_about(folder(config, data))["splits"])
+
+
+def open_split(config, split: str, data="data", side: int = 112):
+    r"""One split of a config's data set, as items ``(picture uint8 (3, side, side), labels (K,) in -1/0/+1)``.
+
+    Of ``train`` and ``val`` the config's number of pictures is drawn if it has one, seeded by ``data_seed``, in the
+    order of the table; of MojiScenes the first. In ``train`` unseen labels read 0 (unknown).
+
+    Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.
+    """
+    size = getattr(config, f"{split.split('-')[0]}_size", None)
+    if config.dataset == "mojiscenes":
+        noise = {"tag_noise": config.tag_noise} if split == "train" else {}
+        return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **noise)
+    path = folder(config, data)
+    check_known([split], splits(config, data), f"{path} has no split")
+    table = load(path, side=side, split=split, hide_unseen=split == "train")
+    if size is None or size >= len(table):
+        return table
+    return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))
+
+
+assert set(PREPARE) | {"mojiscenes"} == set(CHOICES["dataset"])

@@ -1,0 +1,32 @@
+r"""Where this process computes, and how many there are: Accelerate knows, and this file is the only one that asks it."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+PATIENCE = timedelta(hours=6)  # that processes wait for one that computes features or metrics for all
+
+
+def process() -> PartialState:
+    r"""This process among those that were started together: ``device``, ``process_index``, ``num_processes``.
+
+    Without a launcher it is the only one, on the best device there is. ``ACCELERATE_USE_CPU=true`` keeps to the CPU.
+    Raises ``RuntimeError`` if a launcher started several processes that do not find each other, as those on a machine
+    without GPUs do, where this is not set: each would train alone.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != state.num_processes:
+        raise RuntimeError(
+            f"{started} processes were started, and this one knows of {state.num_processes}: on a machine without GPUs "
+            "set ACCELERATE_USE_CPU=true, with GPUs start no more processes than there are"
+        )
+    return state
+
+
+def best() -> torch.device:
+    """The device of this process: its GPU, Apple's, or the CPU."""
+    return process().device

@@ -1,0 +1,147 @@
+r"""One whole run, from a prepared data set to a trained model and its table, on any number of processes.
+
+::
+
+    python -m hrcf_lib.fit nus_wide --data data --out runs/nus_wide                          # one GPU, or the CPU
+    accelerate launch --multi_gpu --num_processes 8 -m hrcf_lib.fit nus_wide --out runs/nus_wide
+    notebook_launcher(fit, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)            # inside a notebook
+
+``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``HRCF.from_pretrained``),
+``history.csv`` and ``record.json``.
+"""
+
+import argparse
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from hrcf_lib import config as configs
+from hrcf_lib import results
+from hrcf_lib.data import benchmarks
+from hrcf_lib.devices import process
+from hrcf_lib.evaluation import evaluate
+from hrcf_lib.features import extract
+from hrcf_lib.model import HRCF
+from hrcf_lib.names import check_known
+from hrcf_lib.pictures import Pictures, StreamedPictures, cores
+from hrcf_lib.training import train
+
+
+def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None):
+    r"""What ``train`` and ``evaluate`` read of a split, as the model's config says.
+
+    Without augmentation these are frozen features, stored in ``cache`` where one is given (NUS-WIDE at ViT-B/16: 49 GB
+    for train). Otherwise pictures, augmented in training alone; streamed with ``config.stream``.
+
+    Args:
+        model: an ``HRCF``, where the features are to be computed.
+        split: of the data set, such as train or test.
+        data: folder of prepared data sets (``benchmarks.open_split``).
+        cache: folder of frozen features.
+
+    Raises what ``open_split``, ``extract`` and ``Pictures`` raise.
+    """
+    config, training = model.config, split == "train"
+    if config.stream and training and config.dataset != "mojiscenes":
+        return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
+    dataset = benchmarks.open_split(config, split, data, model.vlp.side)
+    if config.augment == "none":
+        workers = config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else cores()
+        return extract(model.vlp, dataset, dataset.labels, cache, workers=workers)
+    return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
+
+
+def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) -> pd.DataFrame:
+    r"""Train by a preset and evaluate on its test split; returns the table of ``evaluate``, on every process.
+
+    Args:
+        preset: name of a preset, or a ``Config``.
+        data: folder of prepared data sets.
+        out: folder of results, by default ``runs/<preset>``; several machines have to share it.
+        changes: fields of the config to replace, such as ``{"lam": 0.5}``.
+        cache: folder of frozen features, by default ``<out>/features``; read without augmentation only.
+
+    Raises what ``config.preset``, ``source``, ``train`` and ``evaluate`` raise.
+    """
+    start, state = time.time(), process()
+    config = configs.preset(preset, **(changes or {})) if isinstance(preset, str) else preset.replace(**(changes or {}))
+    out = Path(out or Path("runs") / config.name)
+    cache = cache or out / "features"
+    model = HRCF(config).to(state.device)
+    with state.main_process_first():  # features are computed once, and read by the others
+        training = source(model, "train", data, cache)
+    history = train(model, training, out)
+    with state.main_process_first():
+        test = source(model, "test", data, cache)
+    table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen else ("seen",))
+    if state.is_main_process:
+        model.save_pretrained(out / "model")
+        history.to_csv(out / "history.csv", index=False)
+        more = {"config": config.to_dict(), "vlp_hash": model.vlp.hash, "processes": state.num_processes}
+        protocol = ", ".join(table["protocol"].unique())
+        results.record("record", {}, {"results": table}, time.time() - start, protocol, folder=out, **more)
+        print(table.round(1).to_string())
+    state.wait_for_everyone()
+    return table
+
+
+def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
+    r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``.
+
+    Works in any notebook, also after the GPU was used. ``words`` are further options of ``accelerate launch``, such as
+    ``("--cpu",)``. Raises ``RuntimeError`` with the last lines of the run if it fails.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "config.json"
+    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), *words]
+    command += ["-m", "hrcf_lib.fit", str(path), "--data", str(data), "--out", str(out)]
+    command += ["--cache", str(cache)] if cache else []
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    (out / "log.txt").write_text(run.stdout, encoding="utf-8")
+    if run.returncode:
+        last = "\n".join(run.stdout.splitlines()[-30:])
+        raise RuntimeError(f"training on {processes} processes failed (all of it in {out / 'log.txt'}):\n{last}")
+
+
+def _preset(word: str):
+    """A preset's name, or the config in a JSON file."""
+    if word.endswith(".json"):
+        return configs.from_dict(json.loads(Path(word).read_text(encoding="utf-8")))
+    check_known([word], list(configs.PRESETS), "unknown preset")
+    return word
+
+
+def _value(text: str):
+    """A number, True, False, None or a tuple of a command line; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def main(words=None) -> None:
+    """The command line; an error of the user's ends it with one line that says what to mend."""
+    parser = argparse.ArgumentParser(prog="python -m hrcf_lib.fit", description="Train and evaluate by a preset.")
+    parser.add_argument("preset", help=f"{', '.join(configs.PRESETS)}, or a JSON file of Config.to_dict")
+    parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
+    parser.add_argument("--out", default=None, help="folder of results (default: runs/<preset>)")
+    parser.add_argument("--cache", default=None, help="folder of frozen features (default: <out>/features)")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="config field")
+    given = parser.parse_args(words)
+    try:
+        changes = {name: _value(text) for name, text in given.set}
+        fit(_preset(given.preset), given.data, given.out, changes, given.cache)
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Two processes (gloo, CPU) give the numbers of one: losses, weights, evaluation; killed and resumed; both launchers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import official_formats
+import pandas as pd
+import pytest
+import synthetic
+import torch
+import two_processes
+
+from hrcf_lib.data import load, nus_wide
+from hrcf_lib.evaluation import evaluate
+from hrcf_lib.pictures import Pictures
+
+TESTS = Path(__file__).resolve().parent
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # two processes of --multi_gpu, without a GPU
+
+
+def start(*words, check=True, **more) -> subprocess.CompletedProcess:
+    env = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0 or not check, done.stdout[-6000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    root = tmp_path_factory.mktemp("nus")
+    official_formats.nus_wide(root / "source", n=23)  # 16 in train, 7 in test
+    return nus_wide.prepare(root / "source", root / "out")
+
+
+@pytest.fixture(scope="module")
+def two(table, tmp_path_factory):
+    """Folder of what two processes left."""
+    out = tmp_path_factory.mktemp("two")
+    start(*LAUNCH, TESTS / "two_processes.py", "main", table, out)
+    return out
+
+
+def assert_same_run(weights, history, model, expected) -> None:
+    columns = ["ranking", "distillation"]
+    np.testing.assert_allclose(history[columns], expected[columns], rtol=2e-5, atol=2e-6)
+    assert history[["step", "phase", "side", "lr"]].equals(expected[["step", "phase", "side", "lr"]])
+    own = dict(synthetic.weights(model))
+    for state in (own, weights):  # the key bias has no gradient but rounding errors, which Adam blows up
+        state["block.attn.in_proj_bias"] = torch.cat(state["block.attn.in_proj_bias"].chunk(3)[::2])
+    for name, value in own.items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=5e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("name", ["features", "accumulated", "pictures", "streamed"])
+def test_two_processes_train_as_one(two, table, name):
+    """Also where the ranks drop different numbers of pictures, and where gradients are accumulated."""
+    model, expected = two_processes.run(name, table)
+    history = pd.read_csv(two / f"{name}.csv")
+    assert_same_run(torch.load(two / f"{name}.pt", weights_only=True), history, model, expected)
+    assert expected.ranking.notna().sum() > len(expected) / 2 and not expected.ranking.eq(expected.ranking[0]).all()
+
+
+def test_ranks_drop_different_numbers_of_pictures():
+    """That the run above is the case it claims to be: uneven, and at least once a rank without any picture."""
+    features, shares = two_processes.gappy(), []
+    kept = (features.labels[:, : features.space.n_seen] == 1).any(dim=1)
+    for side, epoch in (("hcg", 0), ("hcg", 1), ("prompts", 0), ("hcg", 2)):
+        for rank in range(2):
+            order = two_processes.training.Pass(4, two_processes.training._seed(0, side, epoch), 0, rank, 2)
+            shares.append([int(kept[rows].sum()) for rows in order.rows(11)])
+    first, second = np.array(shares[::2]), np.array(shares[1::2])
+    assert (first != second).sum() >= 4 and ((first == 0) ^ (second == 0)).any()
+
+
+def test_accumulated_parts_are_one_batch(table):
+    whole, expected = two_processes.run("features", table)
+    parts, history = two_processes.run("accumulated", table)
+    assert_same_run(dict(synthetic.weights(parts)), history, whole, expected)
+
+
+def test_every_picture_is_scored_exactly_once(two, table):
+    """1, 7 and 7 pictures on two processes: both get the table of one."""
+    model = synthetic.model().eval()
+    pictures = Pictures(load(table, side=112, split="test"), model.vlp)
+    expected = {str(n): evaluate(model, synthetic.features(n)) for n in (1, 7)} | {"pictures": evaluate(model, pictures)}
+    for rank in range(2):
+        tables = json.loads((two / f"tables-{rank}.json").read_text())
+        assert tables.keys() == expected.keys()
+        for name, frame in expected.items():
+            got = pd.DataFrame(tables[name])
+            assert (got.images == frame.images).all() and (got.protocol == frame.protocol).all()
+            numbers = frame.columns.drop(["protocol"])
+            np.testing.assert_allclose(got[numbers].astype(float), frame[numbers].astype(float), atol=1e-3)
+        assert "4 rows were scored, 2 different ones, where there are 4" == (two / f"twice-{rank}.txt").read_text()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_of_two_processes_resumes(table, tmp_path):
+    """On one process: what was saved does not depend on how many there were."""
+    run = start(*LAUNCH, TESTS / "two_processes.py", "killed", table, tmp_path, check=False)
+    assert run.returncode != 0
+    state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 6
+    model, history = two_processes.run("features", table, tmp_path / "killed")
+    whole, expected = two_processes.run("features", table)
+    assert len(history) == 12
+    assert_same_run(dict(synthetic.weights(model)), history, whole, expected)

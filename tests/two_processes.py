@@ -1,0 +1,93 @@
+"""What the tests of scale-out run on two processes, started by ``accelerate launch``."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import synthetic
+import torch
+
+from hrcf_lib import training
+from hrcf_lib.config import Config
+from hrcf_lib.data import load
+from hrcf_lib.devices import process
+from hrcf_lib.evaluation import evaluate, gather_rows
+from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.pictures import Pictures, StreamedPictures
+from hrcf_lib.training import train
+
+RAND = "rand-m9-mstd0.5-inc1"
+
+
+def gappy() -> FrozenFeatures:
+    """11 pictures, 5 of them without a positive seen label, so that ranks drop different numbers, and some all."""
+    features = synthetic.features(11)
+    features.labels[[1, 3, 4, 7, 9], : features.space.n_seen] = -1
+    return features
+
+
+def sources(model, table) -> dict:
+    """The data of each run by name."""
+    dataset = load(table, side=112, split="train", hide_unseen=True)
+    return {
+        "features": gappy(),
+        "accumulated": gappy(),
+        "pictures": Pictures(dataset, model.vlp, RAND),
+        "streamed": StreamedPictures(table, model.vlp, RAND, buffer=5),
+    }
+
+
+def config_of(name: str) -> Config:
+    changes = {"accumulate": 3} if name == "accumulated" else {}
+    if name in ("pictures", "streamed"):
+        # without distillation: here student and teacher start equal, and the sign of their difference is rounding
+        changes = {"augment": RAND, "phases": (("hcg", 1, 8), ("prompts", 1, 8)), "distillation": 0.0}
+    return synthetic.config(**changes)
+
+
+def run(name: str, table, folder=None, **more):
+    """Model and history of one training run by name."""
+    model = synthetic.HRCF(config_of(name), pretrained=False)
+    return model, train(model, sources(model, table)[name], folder, **more)
+
+
+def main(table: str, out: Path) -> None:
+    state = process()
+    assert (state.num_processes, state.backend) == (2, "gloo")
+    for name in ("features", "accumulated", "pictures", "streamed"):
+        model, history = run(name, table)
+        if state.is_main_process:
+            torch.save(synthetic.weights(model), out / f"{name}.pt")
+            history.to_csv(out / f"{name}.csv", index=False)
+    model = synthetic.model().eval()
+    dataset = load(table, side=112, split="test")
+    tables = {n: evaluate(model, synthetic.features(n)) for n in (1, 7)}
+    tables["pictures"] = evaluate(model, Pictures(dataset, model.vlp))
+    frames = {name: frame.to_dict() for name, frame in tables.items()}
+    (out / f"tables-{state.process_index}.json").write_text(json.dumps(frames))
+    try:
+        gather_rows(torch.zeros(2, 1), torch.tensor([0, 1]), 4)
+    except RuntimeError as error:
+        (out / f"twice-{state.process_index}.txt").write_text(str(error))
+
+
+def killed(table: str, out: Path) -> None:
+    """Die at step 7, in the middle of the prompts' epoch, after the checkpoint of step 6."""
+    step, count = training._step, 0
+
+    def step_or_die(*arguments):
+        nonlocal count
+        count += 1
+        if count == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments)
+
+    training._step = step_or_die
+    run("features", table, out / "killed", save_every=2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"main": main, "killed": killed}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
