@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from hrcf_lib import config as configs
-from hrcf_lib import evaluation, features, protocols, training
+from hrcf_lib import evaluation, protocols, training
 from hrcf_lib.data import common, generated, load, nus_wide, official, open_images
 from hrcf_lib.data.generated import Size
 from hrcf_lib.model import HRCF
@@ -103,8 +103,7 @@ def _train(plan: Plan, dataset: str, side: str) -> dict:
     config = config.replace(phases=((side, 1, B),))
     model = _model(config)
     table = _some(plan, dataset, "train", plan.steps * B, model.vlp.side)
-    workers = config.workers if torch.cuda.is_available() else 0  # on a CPU they would share the cores with the model
-    data = Pictures(table, model.vlp, config.augment, workers)
+    data = Pictures(table, model.vlp, config.augment, _workers(config))
     before, _ = memory_gb()
     history = training.train(model, data, stop_after=plan.steps)
     _, peak = memory_gb()
@@ -119,12 +118,11 @@ def _train(plan: Plan, dataset: str, side: str) -> dict:
 
 def evaluate(plan: Plan, dataset: str) -> dict:
     """ZSL and GZSL of the first pictures of test, from the file to the metrics."""
-    config = plan.config(dataset)
-    model = _model(config)
+    model = _model(plan.config(dataset))
     table = _some(plan, dataset, "test", plan.size.pictures, model.vlp.side)
+    data = Pictures(table, model.vlp, workers=_workers(model.config))
     start = time.perf_counter()
-    data = features.extract(model.vlp, table, table.labels)
-    rows = evaluation.evaluate(model, data, TASKS, protocol=config.protocol)
+    rows = evaluation.evaluate(model, data, TASKS)
     seconds = time.perf_counter() - start
     return _rate(len(table), seconds, f"{len(table)} pictures, tasks {' and '.join(rows.index)}, from file to metrics")
 
@@ -151,6 +149,11 @@ def _some(plan: Plan, dataset: str, split: str, n: int, side: int):
 
 def _model(config: configs.Config) -> HRCF:
     return HRCF(config, pretrained=False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _workers(config: configs.Config) -> int | None:
+    """On a CPU, workers would share the cores with the model; and their memory is not counted."""
+    return config.workers if torch.cuda.is_available() else 0
 
 
 def _rate(n: int, seconds: float, note: str) -> dict:
