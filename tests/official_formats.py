@@ -131,7 +131,10 @@ def coco(root: Path, year: int = 2014, pictures: bool = True) -> Path:
             if pictures:
                 jpeg(root / f"{split}{year}" / file, seed=id)
             for k in (i, i + 15, i) if i < 2 else ():
-                annotations.append({"id": len(annotations), "image_id": id, "category_id": categories[k]["id"]})
+                shape = {"iscrowd": int(k >= 15), "area": 50.0, "segmentation": {"counts": [1, 2], "size": [24, 32]}}
+                annotations.append(
+                    {"id": len(annotations), "image_id": id, "category_id": categories[k]["id"], **shape}
+                )
         content = {"images": images, "annotations": annotations, "categories": list(reversed(categories))}
         save_json(root / "annotations" / f"instances_{split}{year}.json", content)
     return root

@@ -79,6 +79,40 @@ def test_coco_with_pictures_elsewhere_and_other_categories(tmp_path):
     assert common.read_about(out)["notes"] == ["instances_train2017.json is missing: no split train"]
 
 
+def test_the_year_is_that_of_the_files(tmp_path):
+    coco_tree(tmp_path / "coco", 2017)
+    assert common.read_about(coco.prepare(tmp_path / "coco", tmp_path / "out"))["dataset"] == "coco2017"
+    coco_tree(tmp_path / "coco", 2014)
+    assert common.read_about(coco.prepare(tmp_path / "coco", tmp_path / "out"))["dataset"] == "coco2014"
+    with pytest.raises(FileNotFoundError, match="holds no instances_train2014.json"):
+        coco.prepare(coco_tree(tmp_path / "other", 2017), tmp_path / "out", year=2014)
+
+
+def test_a_category_that_the_file_does_not_list_is_unknown(source, tmp_path):
+    change(source, lambda content: content["categories"].pop(0))  # the last by id: toothbrush
+    out = coco.prepare(source, tmp_path / "out")
+    assert COCO80[79] == "toothbrush" and data.load(out, split="train").label_vector(2).tolist() == [-1] * 79 + [0]
+    assert data.load(out, split="test").label_vector(2).tolist() == [-1] * 80
+    assert common.read_about(out)["notes"] == [
+        "instances_train2014.json lists no category toothbrush: unknown in train"
+    ]
+
+
+def test_in_ones_own_files_ids_may_begin_anew(source, tmp_path):
+    def renumber(content):
+        for image in content["images"]:
+            image["id"] %= 10
+        for row in content["annotations"]:
+            row["image_id"] %= 10
+
+    change(source, renumber, "val")
+    with pytest.raises(ValueError, match="3 image ids are in train and in test: 0, 1, 2"):
+        coco.prepare(source, tmp_path / "out")
+    test = data.load(coco.prepare(source, tmp_path / "out", labels="file"), split="test")
+    assert list(test.ids) == ["0", "1", "2"] and test.files[1] == "val2014/COCO_val2014_000000000011.jpg"
+    assert present(test) == [[COCO80[0], COCO80[15]], [COCO80[1], COCO80[16]], []]
+
+
 COCO_FAULTS = {
     "an image id twice": (lambda c: c["images"][1].update(id=0), "lists the image ids 0 more than once"),
     "a file twice": (
@@ -154,11 +188,12 @@ def test_voc_skips_difficult_objects(tmp_path, year):
         assert train.label_vector(1)[cat] == value and test.label_vector(1)[dog] == 1
 
 
-def test_voc_with_faults(tmp_path):
+@pytest.mark.parametrize("fault", ["<annotation><object>", '<?xml version="1.0" encoding="none"?><annotation/>', ""])
+def test_voc_with_faults(tmp_path, fault):
     home = voc_tree(tmp_path)
     xml = home / "Annotations" / "000001.xml"
     xml.write_text(xml.read_text().replace("dog", "wolf"))
-    (home / "Annotations" / "000002.xml").write_text("<annotation><object>")
+    (home / "Annotations" / "000002.xml").write_text(fault)
     (home / "Annotations" / "000003.xml").unlink()
     (home / "ImageSets/Main/cat_test.txt").write_text("000003 -1\n000004\n")
     out = voc.prepare(tmp_path, tmp_path / "out")
@@ -172,6 +207,18 @@ def test_voc_with_faults(tmp_path):
     )
     assert list(data.load(out).ids) == ["000001", "000004"] and data.load(out).rows.tolist() == [0, 1]
     assert common.read_about(out)["splits"]["train"]["notes"] == {"class files that differ from the XML": 1}
+
+
+def test_one_year_of_voc_is_not_read_as_the_other(tmp_path):
+    home = voc_tree(tmp_path, 2012)
+    lists = home / "ImageSets" / "Main"
+    (lists / "trainval.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    for source in (tmp_path, home):
+        assert common.read_about(voc.prepare(source, tmp_path / "out"))["dataset"] == "voc2012"
+    with pytest.raises(FileNotFoundError, match="VOC2012 holds no VOC 2007"):
+        voc.prepare(home, tmp_path / "out", year=2007)
+    voc_tree(tmp_path, 2007)
+    assert common.read_about(voc.prepare(tmp_path, tmp_path / "out"))["dataset"] == "voc2007"
 
 
 def test_no_voc(tmp_path):

@@ -1,6 +1,8 @@
 """The common form on disk: what is written is read back, and nothing unfinished looks finished."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from official_formats import jpeg, truncated
 
 from hrcf_lib import data
 from hrcf_lib.data import common, folder, writer
+from hrcf_lib.data.images import find
 from hrcf_lib.data.table import LabelRows
 from hrcf_lib.labels import LabelSpace
 
@@ -110,6 +113,28 @@ def test_streamed_through_datasets(tmp_path, monkeypatch):
     ]
     parts = [split_dataset_by_node(common.stream(out, "train"), k, 2) for k in range(2)]
     assert sorted(row["id"][-1] for part in parts for row in part) == ["a", "b", "c", "d"]
+    whole = datasets.load_dataset("parquet", data_dir=str(out), cache_dir=str(tmp_path / "cache"))["train"]
+    assert whole.column_names == ["id", "file", "split", "row", "positives", "negatives"]
+    assert whole.features["row"].dtype == "int32" and whole.features["positives"].feature.dtype == "int32"
+    assert [row["file"] for row in whole] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+
+
+def test_a_split_whose_pictures_are_all_missing(tmp_path, images):
+    for file in images.iterdir():
+        file.rename(images / file.name.replace(".jpg", ".png"))
+    with writer.writing(tmp_path / "out", "invented", "somewhere", SPACE, images, {}, {}) as table:
+        for name, ending in (("train", "jpg"), ("test", "png")):
+            with table.split(name, name) as split:
+                split.add("a", f"a.{ending}", [0], [])
+    out = tmp_path / "out"
+    assert len(data.load(out)) == 1 and "train: 0 of 1 pictures; 1 missing picture" in common.summary(out)
+    for read in (lambda: data.load(out, split="train"), lambda: common.stream(out, "train")):
+        with pytest.raises(
+            ValueError, match="no pictures in its split 'train': all 1 were left out .1 missing picture"
+        ):
+            read()
+    report = data.doctor(out)
+    assert report.counts.loc["train", ["pictures", "left out"]].tolist() == [0, 1]
 
 
 def test_an_interrupted_run_leaves_no_table_and_is_continued(tmp_path, monkeypatch):
@@ -132,6 +157,63 @@ def test_an_interrupted_run_leaves_no_table_and_is_continued(tmp_path, monkeypat
         "test-00000.parquet",
         "train-00000.parquet",
     ]
+
+
+def test_a_run_killed_at_any_moment_is_completed_to_the_same_bytes(tmp_path, images, monkeypatch):
+    """Before each change of the file system in turn, the run ends; the next one runs through."""
+    (images / "b.jpg").unlink()  # so that skipped.csv has something to lose
+    out, left = tmp_path / "out", 10**6
+
+    def mortal(method):
+        def change(self, *arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return method(self, *arguments, **options)
+
+        return change
+
+    for name in ("unlink", "rename", "replace", "mkdir", "open"):
+        monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))
+
+    def read():
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    write(out, images, splits=("train", "test"))
+    whole, killed = read(), 0
+    for left_at_start in range(200):
+        if left_at_start % 2:  # half of the runs replace an older table
+            shutil.rmtree(out)
+        left = left_at_start
+        try:
+            write(out, images, splits=("train", "test"))
+            break
+        except KeyboardInterrupt:
+            killed += 1
+        finally:
+            left = 10**6
+        if out.exists():
+            assert read() == whole
+        write(out, images, splits=("train", "test"))
+        assert read() == whole and b"missing picture" in whole["skipped.csv"]
+    assert 20 < killed < 200 and sorted(p.name for p in tmp_path.iterdir()) == ["images", "out"]
+
+
+def test_what_is_left_of_a_folder_half_removed_is_not_continued(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", splits=("train", "test"), stop="train", key={"difficult": 1})
+
+    def killed(folder, **options):
+        next(folder.glob("*.parquet")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "out", key={"difficult": 2})
+    out = write(tmp_path / "out", splits=("train", "test"), key={"difficult": 1})
+    assert len(data.load(out)) == 8
 
 
 def test_an_interrupted_run_with_other_settings_begins_anew(tmp_path):
@@ -162,9 +244,21 @@ def test_out_holds_something_else(tmp_path):
     assert (tmp_path / "photos" / "holiday.jpg").exists()
 
 
+def test_nothing_beside_a_table_is_lost_when_it_is_replaced(tmp_path):
+    out = write(tmp_path / "out")
+    jpeg(out / "images" / "a.jpg")
+    (tmp_path / "out.old").mkdir()
+    with pytest.raises(FileExistsError, match="beside the prepared table it holds images, which would be lost; move"):
+        write(out, images=out / "images")
+    (out / "images").rename(tmp_path / "images")
+    (out / "bad.csv").write_text("split,file,problem,detail\n")  # of doctor
+    write(out, images=tmp_path / "images")
+    assert len(data.load(out)) == 1 and (tmp_path / "out.old").is_dir()
+
+
 def test_accents_are_composed_or_not(tmp_path):
     jpeg(tmp_path / "images" / "cafe\u0301.jpg")
-    assert writer.find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
+    assert find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
     out = write(tmp_path / "out", tmp_path / "images", rows=[("caf\u00e9", [0], []), ("\u732b", [1], [])])
     assert list(data.load(out).files) == ["cafe\u0301.jpg"] and data.load(out, side=8)[0][0].shape == (3, 8, 8)
     assert "\u732b.jpg" in (out / "skipped.csv").read_text(encoding="utf-8")
@@ -240,3 +334,23 @@ def test_ones_own_folder_as_a_table(tmp_path):
         folder.prepare(splits, tmp_path / "out")
     with pytest.raises(ValueError, match="is no prepared table, so it has no splits"):
         data.load(splits["train"], split="train")
+
+
+def test_an_interrupted_folder_with_another_label_space_begins_anew(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        jpeg(tmp_path / split / "a.jpg")
+        (tmp_path / split / "labels.csv").write_text("file,labels\na.jpg,sea\n")
+    splits, space = {split: tmp_path / split for split in ("train", "test")}, tmp_path / "train" / "label_space.csv"
+    space.write_text("part,label,annotated\nseen,cat,yes\nunseen,sea,yes\n")
+    split = writer.Table.split
+
+    def killed(self, name, *arguments):
+        if name == "test":
+            raise KeyboardInterrupt
+        return split(self, name, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer.Table, "split", killed)
+        folder.prepare(splits, tmp_path / "out")
+    space.write_text("part,label,annotated\nseen,cat,no\nunseen,sea,no\n")
+    assert vectors(data.load(folder.prepare(splits, tmp_path / "out"), split="train")) == [[0, 1]]

@@ -1,10 +1,12 @@
 """The report before training: every fault is counted and every bad file is named."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from official_formats import deep, jpeg, truncated
+from PIL import Image
 from test_data_common import SPACE
 
 from hrcf_lib import data
@@ -60,6 +62,20 @@ def test_report(out, tmp_path):
     assert named[named.file == "deep.jpg"].detail.str.contains("16-bit").all()
     for part in ("3 corrupt, the first: cut.jpg", "left out by prepare: 1 missing picture, 1 empty", "in two splits"):
         assert part in str(report)
+
+
+def test_a_file_that_may_not_be_read_is_named(out, monkeypatch):
+    def refuse(path, *arguments, **options):
+        if Path(path).name == "good.jpg":
+            raise PermissionError("denied")
+        return ours(path, *arguments, **options)
+
+    for place, name in ((Image, "open"), (Path, "read_bytes")):
+        with monkeypatch.context() as patch:
+            ours = getattr(place, name)
+            patch.setattr(place, name, refuse)
+            bad = data.doctor(out).bad
+        assert len(bad[bad.file == "good.jpg"]) == (name == "open")
 
 
 def test_one_split_without_decoding(out):

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 from official_formats import jpeg, nus_wide
 
 from hrcf_lib import data
-from hrcf_lib.data import common
+from hrcf_lib.data import common, writer
 from hrcf_lib.data.nus_wide import RowOrderError, TagRows, prepare
 
 LISTS = "ImageList/Imagelist.txt"
@@ -245,6 +247,44 @@ def test_a_file_of_the_download_is_missing(tree, tmp_path, name):
         FileNotFoundError, match=f"holds no {name.split('/')[-1]}.*part of .*not unpacked yet: ImageList"
     ):
         prepare(root, tmp_path / "out")
+
+
+def test_names_in_latin_1(tree, tmp_path):
+    """In a list they are an error that names the line; a file of such a name beside the official ones does no harm."""
+    root, _ = tree
+    if sys.platform == "linux":  # elsewhere file systems refuse the name
+        (root / os.fsdecode("caf\xe9.txt".encode("latin-1"))).write_text("notes")
+    assert len(data.load(prepare(root, tmp_path / "out"))) == 24
+    path = root / LISTS
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    with pytest.raises(ValueError, match="Imagelist.txt, line 4 is no text in UTF-8 .*, or save it as UTF-8"):
+        prepare(root, tmp_path / "out")
+
+
+def test_linked_folders_are_entered_once(whole, tmp_path):
+    (tmp_path / "links").mkdir()
+    for name in ("ImageList", "ConceptsList", "Groundtruth", "NUS_WID_Tags", "Flickr"):
+        (tmp_path / "links" / name).symlink_to(whole[0] / name)
+    (tmp_path / "links" / "up").symlink_to(tmp_path / "links")
+    assert len(data.load(prepare(tmp_path / "links", tmp_path / "out"))) == 24
+
+
+def test_an_interrupted_run_is_continued_below_its_source(tree, monkeypatch):
+    root, _ = tree
+    out, split = root / "prepared", writer.Table.split
+
+    def killed(self, name, *arguments):
+        if name == "test":
+            raise KeyboardInterrupt
+        return split(self, name, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer.Table, "split", killed)
+        prepare(root, out)
+    (root / "notes.txt").write_text("not of the download")
+    before = (root / "prepared.part" / "train-00000.parquet").stat().st_mtime_ns
+    prepare(root, out)
+    assert (out / "train-00000.parquet").stat().st_mtime_ns == before and len(data.load(out)) == 24
 
 
 def test_no_source(tmp_path):

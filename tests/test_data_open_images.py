@@ -95,6 +95,9 @@ def test_the_list_of_missing_pictures_shrinks_as_they_come_in(source, tmp_path):
     assert (out / "missing.txt").read_text() == f"validation/{image_id(10)}\ntest/{image_id(20)}\n"
     with pytest.raises(FileNotFoundError, match="no .*-with-rotation.csv"):
         open_images.missing(out, images=root, source=root)
+    (root / "test-images-with-rotation.csv").write_text("id,url\n1,2\n")
+    with pytest.raises(ValueError, match="test-images-with-rotation.csv begins with 'id,url', expected the columns"):
+        open_images.missing(out, images=root, source=root)
 
 
 def test_rows_that_cannot_be_read_are_named_and_left_out(source, tmp_path):
@@ -138,6 +141,13 @@ def test_tables_that_are_something_else(source, tmp_path):
     for table in source.iterdir():
         table.rename(table.with_name(table.name.replace("human", "machine")))
     with pytest.raises(FileNotFoundError, match="holds no train-annotations-human-imagelabels.csv"):
+        open_images.prepare(source, tmp_path / "out", images=False)
+
+
+def test_a_table_without_a_row_that_can_be_used(source, tmp_path):
+    for table in source.iterdir():
+        table.write_text("ImageID,Source,LabelName,Confidence\n")
+    with pytest.raises(ValueError, match="none of the 0 pictures .*the list is empty.; correct the tables$"):
         open_images.prepare(source, tmp_path / "out", images=False)
 
 
@@ -206,6 +216,9 @@ def test_names_are_distinct_for_prompts():
     changed = [(a, b) for a, b in zip(display, space.names) if a != b]
     shared = [name for name, n in Counter(display).items() if n > 1]
     assert len(shared) == 110 and len(changed) == 117  # 2 names more are equal in lower case
+    seen = Counter(extras["display_names"][:7186])
+    assert sum(n > 1 for n in seen.values()) == 107 and sum(n for n in seen.values() if n > 1) == 219
+    assert {"Lamborghini", "Snowshoe"} <= set(seen) & set(display[7186:])
     assert "Snowshoe" in space.seen and "Snowshoe (sense 2)" in space.unseen
     assert all(b.startswith(a) for a, b in changed)
     assert open_images.distinct_names(["x (sense 2)", "x", "X"]) == ["x (sense 2)", "x", "X (sense 3)"]

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from official_formats import save_json
 from test_data_common import SPACE, write
 
 from hrcf_lib import data
 from hrcf_lib.data import partial
+from hrcf_lib.data.official import label_list
 
 
 def test_masks_are_those_of_sarb():
@@ -74,6 +76,30 @@ def test_a_mask_stays_with_its_pictures_when_others_are_missing(tmp_path):
     one = partial.hide_all_but_one(whole)
     assert (torch.stack([one.label_vector(i) for i in range(30)]).sum(1) == 1).all()
     assert len({hidden.fingerprint(), one.fingerprint(), partial.hide(whole, 0.6).fingerprint()}) == 3
+
+
+def test_coles_order_of_coco(tmp_path, recwarn):
+    """Annotated images only, by their ids as text: 10 comes before 9."""
+    ids = [9, 100, 20, 10, 3]
+    for split in ("train", "val"):
+        images = [{"id": 1000 * (split == "val") + i, "file_name": f"{split}{i}.jpg"} for i in ids]
+        rows = [{"image_id": i["id"], "category_id": c} for i in images if i["id"] % 1000 != 20 for c in range(1, 81)]
+        rows = [row for row in rows if (row["image_id"] * row["category_id"]) % 7 < 3]
+        categories = [{"id": k, "name": name} for k, name in enumerate(label_list("coco80.txt"), 1)]
+        content = {"images": images, "annotations": rows, "categories": categories}
+        save_json(tmp_path / "coco" / f"instances_{split}2014.json", content)
+    out = data.coco.prepare(tmp_path / "coco", tmp_path / "out", images=False, annotated_only=True)
+    train = data.load(out, split="train")
+    assert list(train.ids) == ["9", "100", "10", "3"]
+    order = np.argsort(list(train.ids))
+    hidden = partial.hide_all_but_one(train, order=order)
+    y = np.stack([train.label_vector(train.ids[:].index(id)).numpy() for id in ("10", "100", "3", "9")])
+    expected = partial.single_positive(y)
+    assert np.array_equal(hidden.known[order], expected) and not len(recwarn)
+    assert not np.array_equal(partial.hide_all_but_one(train).known, hidden.known)
+    for wrong in ([0, 1, 2], [0, 1, 2, 2]):
+        with pytest.raises(ValueError, match="order has to name each of the 4 pictures once"):
+            partial.hide_all_but_one(train, order=wrong)
 
 
 def test_a_mask_falls_on_one_split(tmp_path):

@@ -278,6 +278,16 @@ def test_faulty_tables(folder, text, message):
     assert str(folder / "labels.csv") in str(error.value)
 
 
+def test_files_are_named_as_on_disk(folder):
+    (folder / "photos" / "a.png").rename(folder / "photos" / "cafe\u0301.png")
+    table(folder, "photos/caf\u00e9.png,cat", "photos\\b.png,dog")
+    dataset = data.load(folder, SPACE, side=8)
+    assert dataset.files == ["photos/cafe\u0301.png", "photos/b.png"] and len(list(dataset)) == 2
+    table(folder, "photos/b.png,cat", "photos\\b.png,dog")
+    with pytest.raises(ValueError, match="line 3 repeats 'photos/b.png' of line 2"):
+        data.load(folder, SPACE)
+
+
 def test_no_table(folder):
     (folder / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match="has no labels.csv: write one with the columns file,labels"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import synthetic
 import torch
 import two_processes
 
+from hrcf_lib import config as configs
+from hrcf_lib import training
 from hrcf_lib.data import load, nus_wide
 from hrcf_lib.evaluation import evaluate
+from hrcf_lib.fit import fit, launch, main, source
+from hrcf_lib.model import HRCF
 from hrcf_lib.pictures import Pictures
 
 TESTS = Path(__file__).resolve().parent
@@ -103,12 +108,96 @@ def test_every_picture_is_scored_exactly_once(two, table):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_of_two_processes_resumes(table, tmp_path):
-    """On one process: what was saved does not depend on how many there were."""
-    run = start(*LAUNCH, TESTS / "two_processes.py", "killed", table, tmp_path, check=False)
-    assert run.returncode != 0
-    state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 6
-    model, history = two_processes.run("features", table, tmp_path / "killed")
+    """On two processes, and from the same checkpoint on one."""
+    script = TESTS / "two_processes.py"
+    assert start(*LAUNCH, script, "killed", table, tmp_path, check=False).returncode != 0
+    assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"] == 6
+    shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    start(*LAUNCH, script, "resumed", table, tmp_path)
     whole, expected = two_processes.run("features", table)
+    history = pd.read_csv(tmp_path / "resumed.csv")
     assert len(history) == 12
-    assert_same_run(dict(synthetic.weights(model)), history, whole, expected)
+    assert_same_run(torch.load(tmp_path / "resumed.pt", weights_only=True), history, whole, expected)
+    alone, history = two_processes.run("features", table, tmp_path / "copy")
+    assert_same_run(dict(synthetic.weights(alone)), history, whole, expected)
+
+
+def test_processes_on_disks_of_their_own_are_refused():
+    class Accelerator:
+        device = "cpu"
+
+        def gather(self, steps):
+            return torch.tensor([int(steps), 0])
+
+    training._agree(Accelerator(), 0, Path("checkpoint.pt"))
+    with pytest.raises(ValueError, match=r"different checkpoints at checkpoint.pt \(steps \[6, 0\]\): put the folder"):
+        training._agree(Accelerator(), 6, Path("checkpoint.pt"))
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The record of a smoke run of ``fit`` on one process, from the command line."""
+    out = tmp_path_factory.mktemp("alone")
+    start("-m", "hrcf_lib.fit", "mini", "--out", out, HRCF_SIZE="smoke")
+    return json.loads((out / "record.json").read_text())
+
+
+def test_fit_leaves_a_model_its_history_and_a_record(alone, tmp_path):
+    config = configs.mini().smoke()
+    table = fit(config, out=tmp_path)
+    assert table.index.tolist() == ["ZSL", "GZSL"]
+    assert {"checkpoint.pt", "model", "history.csv", "record.json"} <= {p.name for p in tmp_path.iterdir()}
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["processes"] == 1 and record["protocol"] == "per_class"
+    assert configs.from_dict(record["config"]) == config
+    assert [row["task"] for row in record["tables"]["results"]] == ["ZSL", "GZSL"]
+    assert len(pd.read_csv(tmp_path / "history.csv")) == sum(3 for _ in config.phases)
+    assert_same_tables(record, alone)
+    model = HRCF.from_pretrained(tmp_path / "model")
+    assert model.reference_labels == source(model, "train").space.seen
+
+
+def assert_same_tables(record, expected) -> None:
+    rows, others = (pd.DataFrame(r["tables"]["results"]).set_index("task") for r in (record, expected))
+    numbers = others.columns.drop("protocol")
+    np.testing.assert_allclose(rows[numbers].astype(float), others[numbers].astype(float), atol=0.6)
+
+
+def test_launch_starts_processes_from_a_notebook(alone, tmp_path, monkeypatch):
+    for name, value in CPU.items():
+        monkeypatch.setenv(name, value)
+    launch(configs.mini().smoke(), tmp_path, 2)
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["processes"] == 2
+    assert_same_tables(record, alone)
+    with pytest.raises(RuntimeError, match="training on 2 processes failed(.|\n)*another run(.|\n)*lr: there 0.001, here 0.5"):
+        launch(configs.mini().smoke().replace(lr=0.5), tmp_path, 2)
+
+
+def test_notebook_launcher(alone, tmp_path):
+    start(TESTS / "two_processes.py", "notebook", "data", tmp_path, HRCF_SIZE="smoke")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["processes"] == 2
+    assert_same_tables(record, alone)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes find each other on GPUs")
+def test_processes_that_do_not_find_each_other_do_not_train_alone():
+    words = ("-c", "from hrcf_lib.devices import process; process()")
+    assert "2 processes were started, and this one knows of 1" in start(
+        *words, check=False, WORLD_SIZE="2", ACCELERATE_USE_CPU="false"
+    ).stdout
+
+
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
+    for words, said in (
+        (["nuswide"], "did you mean 'nus_wide'"),
+        (["mini", "--set", "lambda", "0.5"], "unknown config name 'lambda'"),
+        (["nus_wide", "--set", "vlp", "hrcf-mini", "--set", "vlp_weights", "None"], "no prepared nus_wide in"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+        assert stopped.value.code == 2 and said in capsys.readouterr().err

@@ -88,6 +88,23 @@ def killed(table: str, out: Path) -> None:
     run("features", table, out / "killed", save_every=2)
 
 
+def resumed(table: str, out: Path) -> None:
+    model, history = run("features", table, out / "killed")
+    if process().is_main_process:
+        torch.save(synthetic.weights(model), out / "resumed.pt")
+        history.to_csv(out / "resumed.csv", index=False)
+
+
+def notebook(data: str, out: Path) -> None:
+    """What a user's notebook does."""
+    from accelerate import notebook_launcher
+
+    from hrcf_lib.fit import fit
+
+    notebook_launcher(fit, ("mini", data, out), num_processes=2, use_port="0")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"main": main, "killed": killed}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))
+    command = {"main": main, "killed": killed, "resumed": resumed, "notebook": notebook}[sys.argv[1]]
+    command(sys.argv[2], Path(sys.argv[3]))

@@ -3,9 +3,9 @@ r"""COCO 2014 and 2017, 80 labels; as the zero-shot benchmark 48 seen / 17 unsee
 ``annotations/instances_{train,val}{year}.json`` hold ``images`` (id, file_name), ``categories`` (id, name) and
 ``annotations`` (image_id, category_id). Ids of categories have gaps: a label's column is its rank among them, which for
 the official files is the order of ``coco80.txt``. A label is present if its category has any annotation, crowds
-included, and absent otherwise; none is unknown. The official val set is the split test here, as everyone evaluates on
-it. All images are kept, in the order of ``images`` (SST, SARB); DualCoOp and Cole keep annotated ones only. Sources:
-their code.
+included, and absent otherwise; it is unknown only where the file does not list its category. The official val set is
+the split test here, as everyone evaluates on it. All images are kept, in the order of ``images`` (SST, SARB); DualCoOp
+and Cole keep annotated ones only. Sources: their code.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from hrcf_lib.data import official, writer
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, _join
 from hrcf_lib.names import check_known, did_you_mean
 
 IMAGES = {2014: {"train": 82_783, "test": 40_504}, 2017: {"train": 118_287, "test": 5_000}}  # published numbers
@@ -24,14 +24,14 @@ LABELS = ("80", "48/17", "file")
 
 
 def prepare(
-    source, out, year: int = 2014, labels: str = "80", images=None, annotated_only=False, drop_unseen=False
+    source, out, year: int | None = None, labels: str = "80", images=None, annotated_only=False, drop_unseen=False
 ) -> Path:
     r"""Write COCO in the common form to ``out``: splits train and test (the official val), or the one that is there.
 
     Args:
         source: folder that the official archives were unpacked in.
         out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
-        year: 2014 or 2017.
+        year: 2014 or 2017; by default the one whose files are there, 2014 if both are.
         labels: "80": all seen. "48/17": the zero-shot split of Bansal et al. (2018); the other 15 categories are left
             out, and unseen labels stay in the table (``load(..., hide_unseen=True)`` hides them from training).
             "file": the categories of the files, whatever they are, by rank of their id.
@@ -40,18 +40,21 @@ def prepare(
         annotated_only: leave out images without any annotation.
         drop_unseen: leave training images out that show an unseen category.
 
-    Annotations of images or categories that the file does not list, images without a file name, and missing pictures
-    are counted and named in ``skipped.csv``.
+    Annotations of images or categories that the file does not list, and missing pictures, are counted and named in
+    ``skipped.csv``.
 
     Raises:
         FileNotFoundError: no such folder, or no ``instances_*.json`` of that year below it.
         ValueError: a file that is no JSON of this form, categories other than the 80, an image id or file name twice in
-            one file, or an image in both.
+            one file, or in both (with "file" only the name counts: ids may begin anew in each file).
     """
-    if year not in IMAGES:
+    if year not in (None, *IMAGES):
         raise ValueError(f"COCO has no year {year!r}; known: 2014, 2017")
     check_known([labels], LABELS, "unknown labels")
     files = official.Source(source, (".json",), prune=[f"{s}{y}" for s in ("train", "val", "test") for y in IMAGES])
+    if year is None:
+        there = (y for y in IMAGES if any(files.get(f"instances_{other}{y}.json") for other in SPLITS.values()))
+        year = next(there, 2014)
     names = {name: f"instances_{other}{year}.json" for name, other in SPLITS.items()}
     paths = {name: path for name, file in names.items() if (path := files.get(file)) is not None}
     if not paths:
@@ -65,7 +68,14 @@ def prepare(
     left_out = [n for named in categories.values() for n in named.values() if n not in space.names]
     notes += [f"categories left out: {', '.join(dict.fromkeys(left_out))}"] * bool(left_out)
     official.disjoint({name: [str(i["file_name"]) for i in c["images"]] for name, c in content.items()}, "image files")
-    official.disjoint({name: [str(i["id"]) for i in c["images"]] for name, c in content.items()}, "image ids")
+    if labels != "file":
+        official.disjoint({name: [str(i["id"]) for i in c["images"]] for name, c in content.items()}, "image ids")
+    unlisted = {name: set(space.names) - set(named.values()) for name, named in categories.items()}
+    notes += [
+        f"{paths[name].name} lists no category {_join(sorted(lacking))}: unknown in {name}"
+        for name, lacking in unlisted.items()
+        if lacking
+    ]
 
     settings = {"year": year, "labels": labels, "annotated_only": annotated_only, "drop_unseen": drop_unseen}
     key = {"source": files.state(), **settings}
@@ -85,7 +95,7 @@ def prepare(
                     else:
                         places = (f"{folder}/{image['file_name']}", image["file_name"])
                         positives = [k for k, label in enumerate(space.names) if label in shown]
-                        negatives = [k for k, label in enumerate(space.names) if label not in shown]
+                        negatives = [k for k, label in enumerate(space.names) if label not in shown | unlisted[name]]
                         split.add(str(image["id"]), places, positives, negatives)
     return Path(out)
 

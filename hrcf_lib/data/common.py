@@ -41,11 +41,17 @@ def read_label_space(out) -> tuple[LabelSpace, dict]:
 
 
 def shards(out, split: str | None = None) -> list[Path]:
-    """Parquet files of one split, or of all in the order of ``about.json``; ``ValueError`` for an unknown split."""
+    """Parquet files of one split, or of all in the order of ``about.json``; ``ValueError`` for an unknown split, or
+    for one without pictures."""
     out = Path(out)
     splits = read_about(out)["splits"]
     if split is not None:
         check_known([split], list(splits), f"{out} has no split")
+        if not splits[split]["shards"]:
+            raise ValueError(
+                f"{out} has no pictures in its split {split!r}: all {splits[split]['listed']:,} were left out "
+                f"({count(splits[split]['problems'])}, see skipped.csv); prepare the data again when they are there"
+            )
     names = list(splits) if split is None else [split]
     paths = [out / f"{name}-{k:05d}.parquet" for name in names for k in range(splits[name]["shards"])]
     lost = [path.name for path in paths if not path.is_file()]

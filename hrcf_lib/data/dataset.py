@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hrcf_lib.data.images import find_images, look_at, read_image, rgb
+from hrcf_lib.data.images import find, find_images, look_at, read_image, rgb
 from hrcf_lib.labels import LabelSpace, _join
 
 
@@ -237,7 +237,7 @@ def _read_labels(folder: Path) -> dict[str, list[str]]:
         if not file:
             wrong.append(f"line {line} names no file")
             continue
-        file = Path(file).as_posix()  # ./a.jpg and a.jpg are one file
+        file = _name_on_disk(folder, Path(file).as_posix())  # ./a.jpg and a.jpg are one file
         if file in table:
             wrong.append(f"line {line} repeats {file!r} of line {first[file]}")
             continue
@@ -249,6 +249,14 @@ def _read_labels(folder: Path) -> dict[str, list[str]]:
     if not table:
         raise ValueError(f"{path} lists no pictures; add rows, or run the export again")
     return table
+
+
+def _name_on_disk(folder: Path, file: str) -> str:
+    """``file`` as it is written on disk: ``/`` between folders where a table has ``\\``, accents composed or not."""
+    if file.isascii() and "\\" not in file:
+        return file
+    found = find(folder, file) or find(folder, file.replace("\\", "/"))
+    return found[0] if found else file
 
 
 def _read_label_space(folder: Path) -> tuple[LabelSpace, set[str]] | None:

@@ -151,7 +151,7 @@ def _labels(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _counts(splits, bad: pd.DataFrame, left_out: Counter, per_picture) -> pd.DataFrame:
     rows = {}
-    for split in dict.fromkeys(splits.tolist()):
+    for split in dict.fromkeys([*splits.tolist(), *left_out]):
         kinds = Counter(bad.loc[bad["split"] == split, "problem"])
         rows[split] = {"pictures": int((splits == split).sum()), "left out": left_out[split]}
         rows[split] |= {kind: kinds[kind] for kind in BAD}

@@ -47,7 +47,12 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     root = Path(os.path.commonpath(list(folders.values())))
     files = {n: {f: Path(os.path.relpath(folders[n] / f, root)).as_posix() for f in t} for n, t in tables.items()}
     official.disjoint({name: paths.values() for name, paths in files.items()})
-    state = {n: [(f / "labels.csv").stat().st_size, (f / "labels.csv").stat().st_mtime_ns] for n, f in folders.items()}
+    state = [
+        [split, str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        for split, folder in folders.items()
+        for path in (folder / "labels.csv", folder / "label_space.csv")
+        if path.is_file()
+    ]
     with writer.writing(out, "folder", root, labels, root, {"source": state}, {}) as written:
         for name, table in tables.items():
             if written.done(name):

@@ -2,11 +2,13 @@ r"""How any picture is found and read: paths, folders and PIL images, one way fo
 
 import hashlib
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +60,22 @@ def find_images(source) -> list[Path | Image.Image]:
     if missing:
         raise FileNotFoundError(f"no such file or folder: {_join(missing)}; correct the path")
     return found
+
+
+def find(root: Path, file: str) -> tuple[str, int] | None:
+    r"""The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
+    (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""
+    forms = (
+        (file,) if file.isascii() else (file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file))
+    )
+    for name in forms:
+        try:
+            status = (root / name).stat()
+        except OSError:
+            continue
+        if S_ISREG(status.st_mode):
+            return name, status.st_size
+    return None
 
 
 def read_image(source: str | os.PathLike | Image.Image, side: int) -> Tensor:
@@ -135,8 +153,11 @@ def look_at(folder: Path, files: Iterable[str], workers: int | None = None, dige
             problem, size = "", image.size
         except (FileNotFoundError, ValueError) as error:
             problem, size = str(error), (0, 0)
-        if digests and (folder / file).is_file():
-            digest = hashlib.sha256((folder / file).read_bytes()).digest()
+        try:
+            if digests and (folder / file).is_file():
+                digest = hashlib.sha256((folder / file).read_bytes()).digest()
+        except OSError:  # no permission, say; `problem` names it
+            pass
         return Seen(file, problem, size, digest)
 
     workers = workers or os.cpu_count() or 1

@@ -50,8 +50,14 @@ class Source:
             )
         prune = {name.lower() for name in prune}
         self._found: dict[str, list[Path]] = defaultdict(list)
+        self._used: set[Path] = set()
         self.archives: list[str] = []
-        for parent, folders, names in os.walk(self.folder):
+        entered = set()
+        for parent, folders, names in os.walk(self.folder, followlinks=True):
+            if (real := os.path.realpath(parent)) in entered:  # a link back, or a second one to the same folder
+                folders.clear()
+                continue
+            entered.add(real)
             folders[:] = sorted(f for f in folders if f.lower() not in prune and not f.startswith("."))
             for name in sorted(names):
                 if name.lower().endswith(tuple(endings)):
@@ -68,6 +74,7 @@ class Source:
                     f"{self.folder} holds different files named {name}: {_join(paths)}; keep the one of the archive"
                 )
             if paths:
+                self._used.add(paths[0])
                 return paths[0]
         return None
 
@@ -90,9 +97,8 @@ class Source:
         return sorted(path for name, paths in self._found.items() if name.endswith(ending.lower()) for path in paths)
 
     def state(self) -> list[list]:
-        """Name, size and time of change of every file found: changes whenever one of them does."""
-        paths = sorted(path for paths in self._found.values() for path in paths)
-        return [[str(p.relative_to(self.folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+        """Name, size and time of change of every file that was asked for so far: changes whenever one of them does."""
+        return [[str(p.relative_to(self.folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in sorted(self._used)]
 
 
 def image_root(source: Path, images, names: Sequence[str]) -> Path | None:
@@ -121,10 +127,14 @@ def lines(path: Path) -> list[str]:
 
     Raises ``ValueError`` for text that is not UTF-8, an empty file, or an empty line between others (named).
     """
+    text = path.read_bytes()
     try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        found = [line.strip() for line in text.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); take it from the archive again") from error
+        at = text.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {at} is no text in UTF-8 ({error}); take the file from the archive, or save it as UTF-8"
+        ) from error
     while found and not found[-1]:
         found.pop()
     if not found:

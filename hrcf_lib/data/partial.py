@@ -126,20 +126,37 @@ def hide(dataset, p: float, seed: int = 0) -> Hidden:
     return Hidden(dataset, mask[rows])
 
 
-def hide_all_but_one(dataset, seed: int = SINGLE_SEED) -> Hidden:
+def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
     r"""The training set with one positive label a picture known (``single_positive``).
 
+    ``order``: numbers of the pictures in the order of the draws, by default as they come. Cole's lists of COCO hold
+    annotated images only, by their ids as *text*: ``np.argsort(list(dataset.ids))`` of a table that was prepared with
+    ``annotated_only=True``.
+
     Warns where pictures of the official list are missing: each draw depends on all rows before it, so the labels chosen
-    are then not the published ones. Raises ``ValueError`` for a table of several splits, or with unknown labels.
+    are then not the published ones. Raises ``ValueError`` for a table of several splits, with unknown labels, or an
+    ``order`` that does not name each picture once.
     """
-    rows = _official_rows(dataset)
-    if len(rows) and (rows != np.arange(len(rows))).any():
-        missing = int(rows.max()) + 1 - len(rows)
+    _official_rows(dataset)
+    order = np.arange(len(dataset)) if order is None else np.asarray(order)
+    if not np.array_equal(np.sort(order), np.arange(len(dataset))):
+        raise ValueError(f"order has to name each of the {len(dataset)} pictures once, by their numbers from 0")
+    if missing := _missing(dataset):
         say = f"{missing} pictures of the official list are missing: the labels drawn differ from the published ones"
         warnings.warn(say, stacklevel=2)
-    bar = tqdm(range(len(dataset)), desc="labels", disable=None, leave=False)
-    labels = np.stack([dataset.label_vector(i).numpy().astype(np.int8) for i in bar])  # (n, K)
-    return Hidden(dataset, single_positive(labels, seed))
+    bar = tqdm(order, desc="labels", disable=None, leave=False)
+    labels = np.stack([dataset.label_vector(int(i)).numpy().astype(np.int8) for i in bar])  # (n, K) in that order
+    known = np.empty(labels.shape, bool)
+    known[order] = single_positive(labels, seed)
+    return Hidden(dataset, known)
+
+
+def _missing(dataset) -> int:
+    """Pictures of the official list that a prepared table lacks, apart from those that ``annotated_only`` left out."""
+    if not len(dataset) or not hasattr(dataset, "about"):
+        return 0
+    counts = dataset.about["splits"][dataset.splits[0]]
+    return counts["listed"] - counts["problems"].get("image without annotation", 0) - len(dataset)
 
 
 def _official_rows(dataset) -> np.ndarray:

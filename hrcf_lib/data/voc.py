@@ -27,13 +27,13 @@ IMAGES = {2007: {"train": 5_011, "test": 4_952}, 2012: {"train": 5_717, "test": 
 DIFFICULT = ("absent", "unknown", "present")
 
 
-def prepare(source, out, year: int = 2007, difficult: str = "absent", images=None) -> Path:
+def prepare(source, out, year: int | None = None, difficult: str = "absent", images=None) -> Path:
     r"""Write VOC in the common form to ``out``: splits train and test.
 
     Args:
         source: ``VOC2007`` or ``VOC2012``, or a folder above it, such as ``VOCdevkit``.
         out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
-        year: 2007 or 2012.
+        year: 2007 or 2012; by default the one in the name of the folder that is there, 2007 if both are.
         difficult: what a class reads whose objects in a picture are all ``difficult``: absent, unknown or present.
         images: folder of the pictures, by default ``JPEGImages``. False writes the labels alone.
 
@@ -44,10 +44,10 @@ def prepare(source, out, year: int = 2007, difficult: str = "absent", images=Non
         FileNotFoundError: no such folder, or no ``ImageSets/Main`` list and no ``Annotations`` below it.
         ValueError: an id twice in one list or in both, a list that is no text, or an unknown year or rule.
     """
-    if year not in LISTS:
+    if year not in (None, *LISTS):
         raise ValueError(f"no lists of VOC {year!r}; known: 2007, 2012")
     check_known([difficult], DIFFICULT, "unknown rule for difficult objects")
-    home = _home(Path(source).expanduser(), year)
+    year, home = _home(Path(source).expanduser(), year)
     paths = {name: home / "ImageSets" / "Main" / f"{file}.txt" for name, file in LISTS[year].items()}
     lists = {name: official.lines(path) for name, path in paths.items() if path.is_file()}
     lists = {name: [line.split()[0] for line in found] for name, found in lists.items()}
@@ -95,7 +95,7 @@ def objects(path: Path, names, split: writer.Split) -> tuple[set[str], set[str]]
     """
     try:
         objects = ET.parse(path).getroot().findall("object")
-    except (OSError, ET.ParseError):
+    except (OSError, ET.ParseError, LookupError, ValueError):  # the last two: of encodings
         return None
     sure, hard = set(), set()
     for item in objects:
@@ -121,13 +121,16 @@ def class_files(home: Path, list_name: str, names, split: writer.Split) -> dict[
     return stated
 
 
-def _home(source: Path, year: int) -> Path:
-    """The folder that holds ImageSets and Annotations."""
-    for home in (source, source / f"VOC{year}", source / "VOCdevkit" / f"VOC{year}"):
-        if (home / "Annotations").is_dir() and any(
-            (home / "ImageSets" / "Main" / f"{file}.txt").is_file() for file in LISTS[year].values()
-        ):
-            return home
+def _home(source: Path, year: int | None) -> tuple[int, Path]:
+    """The year, and the folder that holds its ImageSets and Annotations. A folder VOC2012 has lists of the names of
+    2007 too, so one that is named for the other year is not taken."""
+    for y in LISTS if year is None else [year]:
+        for home in (source, source / f"VOC{y}", source / "VOCdevkit" / f"VOC{y}"):
+            lists = [home / "ImageSets" / "Main" / f"{file}.txt" for file in LISTS[y].values()]
+            other = home.resolve().name.lower() in {f"voc{known}" for known in LISTS if known != y}
+            if not other and (home / "Annotations").is_dir() and any(path.is_file() for path in lists):
+                return y, home
+    year = year or 2007
     lists = " or ".join(f"ImageSets/Main/{file}.txt" for file in LISTS[year].values())
     raise FileNotFoundError(
         f"{source} holds no VOC {year}: neither it nor VOC{year} or VOCdevkit/VOC{year} below it has Annotations and "

@@ -8,24 +8,25 @@ source or the settings changed, it begins anew. Two processes must not write one
 import csv
 import json
 import shutil
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from stat import S_ISREG
 
 import numpy as np
 
 from hrcf_lib.data.common import FORM, count
+from hrcf_lib.data.images import find
 from hrcf_lib.files import write_json
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, _join
 
 SHARD = 200_000  # rows of one Parquet file
 GROUP = 4096  # rows held in memory at most before they are written, one Parquet row group
 ENTRIES = 2**22  # labels held in memory at most (and those of one more picture)
+ENDINGS = (".parquet", ".json", ".csv", ".txt")  # of files in a prepared folder
+COUNTS, LOG = ".counts.json", ".skipped.csv"  # of each split, until the table is complete
 PACKAGES = ("hrcf", "numpy", "pandas", "pillow", "pyarrow")
 
 
@@ -37,7 +38,7 @@ class Table:
 
     def done(self, split: str) -> bool:
         """Whether an interrupted run already completed this split."""
-        return (self.part / f"{split}.json").is_file()
+        return (self.part / f"{split}{COUNTS}").is_file()
 
     @contextmanager
     def split(self, name: str, official: str, expected: int | None = None):
@@ -60,7 +61,7 @@ class Table:
             "problems": dict(split.problems),
             "notes": dict(split.notes),
         }
-        write_json(self.part / f"{name}.json", counts)
+        write_json(self.part / f"{name}{COUNTS}", counts)
 
 
 class Split:
@@ -74,7 +75,7 @@ class Split:
         self._rows: list[tuple] = []  # (id, file, row)
         self._lists = {kind: (array("i"), array("i", [0])) for kind in ("positives", "negatives")}  # values, offsets
         self._writer, self._in_shard = None, 0
-        self._log = (table.part / f"{name}.skipped.csv").open("w", newline="", encoding="utf-8")
+        self._log = (table.part / f"{name}{LOG}").open("w", newline="", encoding="utf-8")
         self._skipped = csv.writer(self._log)
 
     def add(self, id: str, files: str | Sequence[str], positives: Iterable[int], negatives: Iterable[int]) -> bool:
@@ -187,66 +188,54 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         extras: further keys of ``label_space.json``.
 
     Raises:
-        FileExistsError: ``out`` holds other files than a table in the common form.
+        FileExistsError: ``out`` holds other files than a table in the common form, or pictures or folders beside it.
         ValueError: the table has no rows; the message counts what was skipped.
     """
     out = Path(out).expanduser()
     if out.exists() and not (out / "about.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something else than a prepared table; choose another folder for out")
+    if foreign := sorted(p.name for p in out.glob("*") if p.is_dir() or p.suffix not in ENDINGS):
+        raise FileExistsError(
+            f"{out} is to be replaced, but beside the prepared table it holds {_join(foreign)}, which would be lost; "
+            "move them, or choose another folder for out"
+        )
     part = out.with_name(out.name + ".part")
     images = None if images is None else Path(images).expanduser().resolve()
     state = {"form": FORM, "dataset": dataset, "labels": space.hash, "images": images and str(images), **key}
     if not _same(part / "key.json", state):
+        (part / "key.json").unlink(missing_ok=True)  # first: what is left of a folder half removed belongs to no run
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_json(part / "key.json", state)
     yield Table(part, images, len(space.names))
 
-    names = sorted((path.stem for path in part.glob("*.json") if path.stem != "key"), key=_order)
-    splits = {name: json.loads((part / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+    names = sorted((path.name.removesuffix(COUNTS) for path in part.glob(f"*{COUNTS}")), key=_order)
+    splits = {name: json.loads((part / f"{name}{COUNTS}").read_text(encoding="utf-8")) for name in names}
     problems = sum((Counter(counts["problems"]) for counts in splits.values()), Counter())
     if not sum(counts["rows"] for counts in splits.values()):
         listed = sum(counts["listed"] for counts in splits.values())
-        first = _first_skipped(part)
+        place = "correct the tables" if images is None else f"images are looked for in {images}: correct the path"
         raise ValueError(
-            f"none of the {listed} pictures of {source} can be used ({count(problems)}; the first: {first}); "
-            f"images are looked for in {images}: correct the path"
+            f"none of the {listed} pictures of {source} can be used ({count(problems)}; the first: "
+            f"{_first_skipped(part)}); {place}"
         )
     with (part / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
         file.write("split,item,problem,detail\n")
         for path in _logs(part):
             with path.open(newline="", encoding="utf-8") as log:
                 shutil.copyfileobj(log, file)
-            path.unlink()
     write_json(part / "label_space.json", {"seen": space.seen, "unseen": space.unseen, "hash": space.hash, **extras})
     stated = {"form": FORM, "dataset": dataset, "source": str(source), "images": images and str(images)}
     stated |= {"splits": splits, "problems": dict(problems), **about, "versions": {p: _version(p) for p in PACKAGES}}
     write_json(part / "about.json", stated)
-    for split in splits:
-        (part / f"{split}.json").unlink()
-    (part / "key.json").unlink()
-    old = out.with_name(out.name + ".old")
+    for path in (part / "key.json", *part.glob(f"*{COUNTS}"), *part.glob(f"*{LOG}")):  # the key first: without it
+        path.unlink()  # nothing of a run that ends here is taken for the state of one to continue
+    old = out.with_name(out.name + ".old.part")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
     part.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def find(root: Path, file: str) -> tuple[str, int] | None:
-    """The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
-    (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""
-    forms = (
-        (file,) if file.isascii() else (file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file))
-    )
-    for name in forms:
-        try:
-            status = (root / name).stat()
-        except OSError:
-            continue
-        if S_ISREG(status.st_mode):
-            return name, status.st_size
-    return None
 
 
 def _order(split: str) -> tuple:
@@ -255,7 +244,7 @@ def _order(split: str) -> tuple:
 
 
 def _logs(part: Path) -> list[Path]:
-    return sorted(part.glob("*.skipped.csv"), key=lambda path: _order(path.name.split(".")[0]))
+    return sorted(part.glob(f"*{LOG}"), key=lambda path: _order(path.name.removesuffix(LOG)))
 
 
 def _first_skipped(part: Path) -> str:
