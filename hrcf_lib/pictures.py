@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -199,7 +199,7 @@ def load(source, batches, seed: int | None, workers: int) -> Iterator[tuple]:
 
 def augmentation(name: str, vlp):
     """timm's transform for training, PIL image -> uint8 array (3, side, side); the VLP itself does the rest."""
-    return create_transform(
+    transform = create_transform(
         vlp.side,
         is_training=True,
         color_jitter=None,
@@ -208,6 +208,15 @@ def augmentation(name: str, vlp):
         mean=tuple(vlp.mean.flatten().tolist()),
         use_prefetcher=True,  # ends in uint8, without normalisation
     )
+    for op in (op for step in transform.transforms for op in getattr(step, "ops", ())):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keep ``bits`` bits of each channel. At timm's highest magnitude none is left: black, where Pillow now refuses."""
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def augmented(image: Image.Image, transform, seed: int, row: int) -> Tensor:

@@ -13,7 +13,7 @@ from hrcf_lib import data
 from hrcf_lib.data import mojiscenes, nus_wide
 from hrcf_lib.evaluation import evaluate, zero_shot
 from hrcf_lib.features import Pass, extract
-from hrcf_lib.pictures import Pictures, StreamedPictures
+from hrcf_lib.pictures import Pictures, StreamedPictures, augmentation
 from hrcf_lib.training import train
 
 RAND = "rand-m9-mstd0.5-inc1"
@@ -114,6 +114,16 @@ def test_fill_colour_is_the_vlps_mean(model):
     ops = augmentation(RAND, model.vlp).transforms
     fill = [op.hparams["img_mean"] for t in ops if hasattr(t, "ops") for op in t.ops]
     assert set(fill) == {(128, 128, 128)}
+
+
+def test_every_operation_of_randaugment_takes_the_highest_magnitude(model):
+    """Magnitude 9 with deviation 0.5 is cut at 10, where "posterize" keeps no bit: one draw in 43."""
+    image = Image.new("RGB", (64, 48), (200, 100, 50))
+    ops = [op for step in augmentation(RAND, model.vlp).transforms for op in getattr(step, "ops", ())]
+    assert len(ops) > 10
+    for op in ops:
+        op.prob, op.magnitude, op.magnitude_std = 1, 10, 0
+        assert op(image).size == image.size
 
 
 def test_augmentation_needs_originals(model):
