@@ -37,8 +37,9 @@ from hrcf_lib import results
 from hrcf_lib.budget import budget
 from hrcf_lib.config import is_smoke
 from hrcf_lib.data.generated import Size
-from hrcf_lib.dry_stages import PER_DATASET, READERS, Plan, memory_gb, seen_labels
+from hrcf_lib.dry_stages import PER_DATASET, READERS, Plan, seen_labels
 from hrcf_lib.files import write_json
+from hrcf_lib.memory import memory_gb
 from hrcf_lib.names import check_known
 
 SMOKE = Size(400, 200, 2_000, 1_400, 1_400, pictures=32)

@@ -5,18 +5,17 @@ A stage is called as ``stage(plan, dataset)`` in a process of its own and return
 ``training_gb`` what model and step hold at most. B pictures a step.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from hrcf_lib import config as configs
 from hrcf_lib import evaluation, protocols, training
 from hrcf_lib.data import common, generated, load, nus_wide, official, open_images
 from hrcf_lib.data.generated import Size
+from hrcf_lib.memory import memory_gb
 from hrcf_lib.model import HRCF
 from hrcf_lib.pictures import Pictures
 from hrcf_lib.vlp import MINI
@@ -158,29 +157,6 @@ def _workers(config: configs.Config) -> int | None:
 
 def _rate(n: int, seconds: float, note: str) -> dict:
     return {"each": n / seconds, "unit": "pictures a second", "note": note}
-
-
-def memory_gb() -> tuple[float, float]:
-    r"""What this process holds now and what it held at most, GB (10^9 bytes), files that it maps included.
-
-    The peak is Linux's VmHWM, which a process does not inherit as it does ``ru_maxrss``; ``ru_maxrss``, in bytes, on
-    macOS; the peak working set on Windows.
-    """
-    info, status = psutil.Process().memory_info(), Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        peak = 1024 * int(line.split()[1])
-    elif sys.platform == "win32":
-        peak = info.peak_wset
-    else:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _gb(info.rss), _gb(peak)
-
-
-def _gb(size: int) -> float:
-    return round(size / 1e9, 3)
 
 
 def _size_gb(model) -> float:
