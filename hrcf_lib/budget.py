@@ -68,7 +68,7 @@ def flops(config: Config, names: Sequence[str], B: int) -> dict[str, float]:
 def per_step(parts: dict[str, float], side: str, B: int) -> tuple[float, float]:
     """Operations of one step of a phase that trains ``side``: (image side, scores and label embeddings)."""
     image = parts["trunk"] + parts["teacher"] + parts["student"]
-    if side == "hcg":  # the label embeddings are computed once an epoch
+    if side == "hcg":  # the label embeddings are computed once a phase
         return B * (image + parts["student backward"]), B * (parts["scores"] + parts["scores backward to regions"])
     text = parts["label embeddings"] + parts["label embeddings backward"]
     return B * image, B * (parts["scores"] + parts["scores backward to labels"]) + text
