@@ -35,6 +35,11 @@ def save(figure, name: str) -> Path:
     return path
 
 
+def _wrapped(text: str) -> str:
+    """Five lines at most: a photograph of NUS-WIDE can have dozens of tags."""
+    return textwrap.fill(text, 26, max_lines=5, placeholder=" ...")
+
+
 def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
     """A grid of pictures (H, W, 3) with a title each; returns the figure."""
     rows = int(np.ceil(len(images) / columns))
@@ -44,7 +49,7 @@ def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
         if i < len(images):
             axis.imshow(images[i], interpolation="lanczos")
             colour = colours[i] if colours else "black"
-            axis.set_title(textwrap.fill(titles[i], 26), fontsize=8, color=colour)
+            axis.set_title(_wrapped(titles[i]), fontsize=8, color=colour)
     figure.tight_layout()
     return figure
 
@@ -64,7 +69,7 @@ def where(image: np.ndarray, names, scores, maps, truth=()):
     n = len(names)
     figure, axes = plt.subplots(1, n + 2, figsize=(2.1 * (n + 2), 2.4), width_ratios=[1, 1.1] + [1] * n)
     axes[0].imshow(image, interpolation="lanczos")
-    axes[0].set_title(textwrap.fill("true: " + ", ".join(truth), 26) if truth else "picture", fontsize=8)
+    axes[0].set_title(_wrapped("true: " + ", ".join(truth)) if truth else "picture", fontsize=8)
     colours = [RIGHT if name in truth or not truth else WRONG for name in names]
     axes[1].barh(range(n), scores, color=colours)
     axes[1].set_yticks(range(n), names, fontsize=8)

@@ -1,10 +1,11 @@
 """Maps of where a label was seen: shares that add up to the score, and the right cell lights up."""
 
+import numpy as np
 import pytest
 import synthetic
 import torch
 
-from hrcf_lib import scores
+from hrcf_lib import figures, scores
 from hrcf_lib.explain import level_maps, maps_for, reference_columns, region_map, region_shares
 
 SIDES = [10, 6, 2]
@@ -111,3 +112,13 @@ def test_reference_columns(model):
     for wrong in ([], [""], ["sun", "sun "], ["sun", "Sun"], "sun"):
         with pytest.raises(ValueError):
             reference_columns(model, wrong)
+
+
+def test_pictures_with_many_labels_keep_their_size():
+    names = [f"label {k}" for k in range(60)]
+    image = np.zeros((8, 8, 3), np.uint8)
+    shown = figures.where(image, names[:2], [0.2, 0.1], np.zeros((2, 8, 8)), names)
+    for axis in (shown.axes[0], figures.gallery([image], [", ".join(names)]).axes[0]):
+        assert axis.get_title().count("\n") == 4 and axis.get_title().endswith("...")
+    assert figures.gallery([image], ["cat, dog"]).axes[0].get_title() == "cat, dog"
+    figures.plt.close("all")
