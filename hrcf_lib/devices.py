@@ -27,6 +27,11 @@ def process() -> PartialState:
     return state
 
 
+def workers() -> int:
+    """Processes that decode pictures for each training process of this machine: its share of the cores, 16 at most."""
+    return min(16, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 def best() -> torch.device:
     """The device of this process: its GPU, Apple's, or the CPU."""
     return process().device

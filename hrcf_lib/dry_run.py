@@ -16,7 +16,6 @@ in the file cache. Hours on a GPU are an estimate unless there is a GPU here, on
 
 import argparse
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -24,7 +23,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from datetime import date
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -105,15 +103,11 @@ def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f3
     return {
         "name": "dry_run",
         "plan": {"steps": plan.steps, "datasets": list(datasets), "mini": plan.mini, "size": vars(plan.size)},
-        "date": date.today().isoformat(),
-        "device": results.device(),
+        **results.origin(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "commit": results._commit(),
-        "python": platform.python_version(),
-        "versions": {package: results._version(package) for package in results.PACKAGES},
-        "stages": results._plain(pd.DataFrame(rows).reindex(columns=COLUMNS)),
-        "budget": results._plain(pd.concat(tables, ignore_index=True)),
+        "stages": results.plain(pd.DataFrame(rows).reindex(columns=COLUMNS)),
+        "budget": results.plain(pd.concat(tables, ignore_index=True)),
     }
 
 

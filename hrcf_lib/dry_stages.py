@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from hrcf_lib import config as configs
-from hrcf_lib import evaluation, protocols, training
+from hrcf_lib import devices, evaluation, protocols, training
 from hrcf_lib.data import common, generated, load, nus_wide, official, open_images
+from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.data.generated import Size
 from hrcf_lib.memory import memory_gb
 from hrcf_lib.model import HRCF
@@ -130,7 +131,7 @@ def metrics(plan: Plan, dataset: str) -> dict:
     """Metrics alone, of random scores of as many pictures and labels as the whole test set has."""
     table = load(plan.out(dataset), split="test")
     names, rng = table.labels.names, torch.Generator().manual_seed(plan.size.seed)
-    labels = torch.stack([table.label_vector(i).to(torch.int8) for i in range(len(table))])  # (n, K)
+    labels = label_matrix(table)  # (n, K)
     scores = torch.rand(labels.shape, generator=rng)
     config, start = plan.config(dataset), time.perf_counter()
     protocols.measure(scores, labels, config.ks, config.protocol)
@@ -147,7 +148,7 @@ def _some(plan: Plan, dataset: str, split: str, n: int, side: int):
 
 
 def _model(config: configs.Config) -> HRCF:
-    return HRCF(config, pretrained=False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return HRCF(config, pretrained=False).to(devices.best())
 
 
 def _workers(config: configs.Config) -> int | None:

@@ -34,7 +34,7 @@ def embed(model, data, batch: int = 128) -> Embedded:
     model.eval()
     e_g, regions = [], []
     for _, inputs, _ in data.batches(Pass(batch)):
-        g, r = model.image_embeddings(data.frozen(model.vlp, inputs)[0])
+        g, r = model.image_embeddings(data.tokens(model.vlp, inputs))
         e_g.append(g.cpu())
         regions.append(r.half().cpu())
     return Embedded(torch.cat(e_g), torch.cat(regions))
@@ -99,13 +99,11 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     if embedded is None and isinstance(data, FrozenFeatures) and process().num_processes == 1:
         embedded = embed(model, data)
     if embedded is None:
-        values = _score_streaming(model, data, scorers, t)
+        streamed = _score_streaming(model, data, scorers, t)
+        values = lambda name, task: streamed[name, task]
     else:
-        values = {(name, task): partial(score_all, embedded, t[task], scorers[name]) for name in scorers for task in t}
-    return {
-        name: _rows(data, tasks, lambda task, name=name: values[name, task], model.config.ks, protocol)
-        for name in scorers
-    }
+        values = lambda name, task: score_all(embedded, t[task], scorers[name])
+    return {name: _rows(data, tasks, partial(values, name), model.config.ks, protocol) for name in scorers}
 
 
 @torch.no_grad()
@@ -116,11 +114,11 @@ def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) ->
     keys = [(name, task) for name in scorers for task in label_embeddings]
     values, done = {}, []
     show = tqdm(data.batches(order), "scores", order.steps(len(data)), disable=None if state.is_main_process else True)
-    for (_, inputs, _), rows in zip(show, order.rows(len(data)), strict=True):
-        done.append(rows)
+    for rows, inputs, _ in show:
+        done.append(torch.as_tensor(rows, dtype=torch.long))
         if not len(rows):
             continue
-        e_g, regions = model.image_embeddings(data.frozen(model.vlp, inputs)[0])
+        e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
         for name, task in keys:
             values.setdefault((name, task), []).append(scorers[name](e_g, regions, label_embeddings[task]).cpu())
     done = torch.cat(done)
@@ -136,9 +134,9 @@ def gather_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
     Processes may have different numbers of rows, also none. Raises ``RuntimeError`` unless every row from 0 to n - 1
     comes exactly once.
     """
-    if process().num_processes > 1:
-        device = process().device
-        parts = []
+    state = process()
+    if state.num_processes > 1:
+        device, parts = state.device, []
         for x in (values, rows):
             sizes = gather(torch.tensor([len(x)], device=device)).tolist()
             padded = torch.zeros(max(sizes), *x.shape[1:], dtype=x.dtype, device=device)
@@ -162,12 +160,10 @@ def _view(space, task: str):
 
 
 def _rows(data, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
-    """A row a task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names, or what makes them."""
+    """A row a task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names."""
     rows = {}
     for task in tasks:
-        scored = values(task)
-        scored = scored() if callable(scored) else scored
-        rows[task] = measure(scored, data.labels[:, _view(data.space, task).columns], ks, protocol, task)
+        rows[task] = measure(values(task), data.labels[:, _view(data.space, task).columns], ks, protocol, task)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 

@@ -75,8 +75,11 @@ class FrozenFeatures:
 
     def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
         """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32, on the VLP's device."""
-        trunk, teacher = (x.to(vlp.mean.device) for x in inputs)
-        return trunk.float(), teacher
+        return self.tokens(vlp, inputs), inputs[1].to(vlp.mean.device)
+
+    def tokens(self, vlp, inputs) -> Tensor:
+        """Trunk tokens (b, 1 + N^2, C), float32, on the VLP's device: all that evaluation needs."""
+        return inputs[0].to(vlp.mean.device).float()
 
     def identity(self) -> dict:
         """What a run on these features belongs to: plain values that tell other data."""

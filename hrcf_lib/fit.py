@@ -13,7 +13,6 @@ r"""One whole run, from a prepared data set to a trained model and its table, on
 import argparse
 import ast
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,14 +22,14 @@ import numpy as np
 import pandas as pd
 
 from hrcf_lib import config as configs
-from hrcf_lib import results
+from hrcf_lib import devices, results
 from hrcf_lib.data import benchmarks
-from hrcf_lib.devices import process
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.features import extract
+from hrcf_lib.files import write_json
 from hrcf_lib.model import HRCF
 from hrcf_lib.names import check_known
-from hrcf_lib.pictures import Pictures, StreamedPictures, cores
+from hrcf_lib.pictures import Pictures, StreamedPictures
 from hrcf_lib.training import train
 
 STOPPED = "hrcf_lib.fit: "  # what an error of the user's begins with
@@ -55,7 +54,9 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
         return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
     dataset = benchmarks.open_split(config, split, data, model.vlp.side)
     if config.augment == "none":
-        workers = config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else cores()
+        workers = (
+            config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else devices.workers()
+        )
         return extract(model.vlp, dataset, dataset.labels, cache, workers=workers)
     return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
 
@@ -86,7 +87,7 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) 
 
     Raises what ``config.preset``, ``source``, ``train`` and ``evaluate`` raise.
     """
-    start, state = time.time(), process()
+    start, state = time.time(), devices.process()
     config = configs.preset(preset, **(changes or {})) if isinstance(preset, str) else preset.replace(**(changes or {}))
     out = Path(out or Path("runs") / config.name)
     cache = cache or out / "features"
@@ -116,14 +117,13 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
     says what stopped it.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
-    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    write_json(path, config.to_dict())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] * (processes > 1) + list(words)
     command += ["-m", "hrcf_lib.fit", str(path), "--data", str(data), "--out", str(out)]
     command += ["--cache", str(cache)] if cache else []
-    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (out / "log.txt").write_text(run.stdout, encoding="utf-8")
     if run.returncode:
         said = run.stdout.partition(STOPPED)[2] or run.stdout  # what fit itself says, before what the launcher does

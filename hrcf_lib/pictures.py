@@ -1,8 +1,8 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
 The student is a copy of the VLP and they share all blocks but the last, so the frozen trunk runs once for both. Both
-classes have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use: ``batches``, ``frozen``,
-``identity``, ``has_positives``, ``space`` and ``len``.
+classes have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use: ``batches``, ``tokens``,
+``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``.
 
 A view of a picture is a pure function of (seed of the pass, row): the same for any number of processes and of workers,
 and after a resume.
@@ -25,12 +25,40 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hrcf_lib import devices
 from hrcf_lib.data import common
+from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.data.images import read_image, rgb
 from hrcf_lib.features import Pass
 
 
-class Pictures:
+class _FromDisk:
+    """What both kinds of pictures share: how one is read or augmented, and what the frozen VLP says of a batch."""
+
+    def __init__(self, vlp, augment: str, workers: int | None):
+        self.side, self.augment = vlp.side, augment
+        self.workers = devices.workers() if workers is None else workers
+        self.transform = None if augment == "none" else augmentation(augment, vlp)
+
+    def augments(self, seed: int | None) -> bool:
+        """Whether views of a pass with this seed are augmented."""
+        return self.transform is not None and seed is not None
+
+    @torch.no_grad()
+    def tokens(self, vlp, inputs) -> Tensor:
+        """Trunk tokens (b, 1 + N^2, C), float32, on the VLP's device: all that evaluation needs."""
+        return vlp.trunk(inputs[0].to(vlp.mean.device, non_blocking=True))
+
+    @torch.no_grad()
+    def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
+        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32: one pass of the trunk for both."""
+        with torch.autocast(vlp.mean.device.type, torch.bfloat16, enabled=bf16):
+            trunk = self.tokens(vlp, inputs)
+            teacher = vlp.teacher(trunk)
+        return trunk.float(), teacher.float()
+
+
+class Pictures(_FromDisk):
     r"""A data set whose pictures are read anew in every pass.
 
     Args:
@@ -49,9 +77,8 @@ class Pictures:
         if augment != "none" and not hasattr(dataset, "original"):
             kind = type(dataset).__name__
             raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
-        self.dataset, self.space, self.side, self.augment = dataset, dataset.labels, vlp.side, augment
-        self.workers = cores() if workers is None else workers
-        self.transform = None if augment == "none" else augmentation(augment, vlp)
+        super().__init__(vlp, augment, workers)
+        self.dataset, self.space = dataset, dataset.labels
         self.rows = self.labels_of = np.arange(len(dataset))  # of the data set, for each picture and its labels
 
     def __len__(self):
@@ -72,27 +99,15 @@ class Pictures:
     def view(self, row: int, seed: int | None) -> tuple[int, Tensor, Tensor]:
         """Row, picture uint8 (3, side, side) and labels (K,); augmented if there is a seed."""
         i, k = int(self.rows[row]), int(self.labels_of[row])
-        if self.transform is None or seed is None:
+        if not self.augments(seed):
             image, labels = self.dataset[i]
             return row, image, labels if k == i else self.dataset.label_vector(k)
         return row, augmented(self.dataset.original(i), self.transform, seed, row), self.dataset.label_vector(k)
 
-    @torch.no_grad()
-    def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
-        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32: one pass of the trunk for both."""
-        images = inputs[0].to(vlp.mean.device, non_blocking=True)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            trunk = vlp.trunk(images)
-            teacher = vlp.teacher(trunk)
-        return trunk.float(), teacher.float()
-
     @cached_property
     def labels(self) -> Tensor:
         """(n, K) int8, of all pictures: what evaluation compares scores with."""
-        rows = torch.empty(len(self), len(self.space.names), dtype=torch.int8)
-        for row, k in enumerate(self.labels_of):
-            rows[row] = self.dataset.label_vector(int(k))
-        return rows
+        return label_matrix(self.dataset, self.labels_of)
 
     def identity(self) -> dict:
         """What a run on these pictures belongs to: plain values that tell other data."""
@@ -105,7 +120,7 @@ class Pictures:
         return any((self.dataset.label_vector(int(k))[seen] == 1).any() for k in self.labels_of)
 
 
-class StreamedPictures:
+class StreamedPictures(_FromDisk):
     r"""Training pictures of a prepared table, whose Parquet shards are streamed: memory does not grow with the table.
 
     Rows are shuffled within a buffer (shards first), by the seed of the pass; every process reads the same stream and
@@ -123,19 +138,16 @@ class StreamedPictures:
     divide evenly.
     """
 
-    frozen = Pictures.frozen
-
     def __init__(self, out, vlp, augment="none", workers: int | None = 0, split="train", buffer=10_000, images=None):
         about = common.read_about(out)
         common.shards(out, split)  # its errors come at once
         root = about["images"] if images is None else images
         if root is None:
             raise ValueError(f"{out} was prepared without pictures; give images=<folder>")
-        self.out, self.split, self.buffer, self.side, self.augment = out, split, buffer, vlp.side, augment
+        super().__init__(vlp, augment, workers)
+        self.out, self.split, self.buffer = out, split, buffer
         self.space, self.root = common.read_label_space(out)[0], os.path.expanduser(str(root))
         self.counts = about["splits"][split]
-        self.workers = cores() if workers is None else workers
-        self.transform = None if augment == "none" else augmentation(augment, vlp)
 
     def __len__(self):
         return self.counts["rows"]
@@ -155,10 +167,10 @@ class StreamedPictures:
     def view(self, row: dict, seed: int | None) -> tuple[str, Tensor, Tensor]:
         """File, picture uint8 (3, side, side) and labels (K,) of one row of the table; augmented if there is a seed."""
         path = os.path.join(self.root, row["file"])
-        if self.transform is None or seed is None:
-            image = read_image(path, self.side)
-        else:
+        if self.augments(seed):
             image = augmented(rgb(path), self.transform, seed, row["row"])
+        else:
+            image = read_image(path, self.side)
         y = torch.zeros(len(self.space.names))
         y[row["negatives"]] = -1
         y[row["positives"]] = 1
@@ -250,8 +262,3 @@ def _drawn(seeds):
         yield
     finally:
         random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])  # noqa: NPY002
-
-
-def cores() -> int:
-    """Workers for each training process of this machine: its share of the cores, 16 at most."""
-    return min(16, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -70,17 +70,24 @@ def record(
         "parameters": parameters,
         "protocol": protocol,
         "seconds": round(seconds, 1),
-        "date": datetime.date.today().isoformat(),
-        "device": device(),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "tables": {title: _plain(frame) for title, frame in tables.items()},
+        **origin(),
+        "tables": {title: plain(frame) for title, frame in tables.items()},
         **more,
     }
     path = Path(folder or out_folder("records")) / f"{name}.json"
     write_json(path, values, default=_scalar)
     return path
+
+
+def origin() -> dict:
+    """When, on what and with which code and packages this process computes; for records."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": device(),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
 
 
 def read(name: str, folder: Path | None = None) -> dict:
@@ -127,7 +134,7 @@ def device() -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _plain(frame: pd.DataFrame) -> list[dict]:
+def plain(frame: pd.DataFrame) -> list[dict]:
     """Rows of a frame as dicts of plain values; NaN becomes null."""
     if not isinstance(frame.index, pd.RangeIndex) or frame.index.name is not None:
         frame = frame.reset_index()

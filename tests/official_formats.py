@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from hrcf_lib.data import writer
 from hrcf_lib.data.official import label_list
 
 
@@ -33,6 +36,21 @@ def deep(path: Path) -> Path:
     """A picture of 16-bit grey values, whatever its name says."""
     Image.fromarray(np.full((24, 32), 40_000, np.uint16)).save(path, "PNG")
     return path
+
+
+@contextmanager
+def stopped_before(monkeypatch, split: str):
+    """What is prepared inside ends with KeyboardInterrupt when it comes to ``split``."""
+    begin = writer.Table.split
+
+    def stop(self, name, *arguments):
+        if name == split:
+            raise KeyboardInterrupt
+        return begin(self, name, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer.Table, "split", stop)
+        yield
 
 
 # --- NUS-WIDE --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_formats import jpeg, truncated
+from official_formats import jpeg, stopped_before, truncated
 
 from hrcf_lib import data
 from hrcf_lib.data import common, folder, writer
@@ -342,15 +342,7 @@ def test_an_interrupted_folder_with_another_label_space_begins_anew(tmp_path, mo
         (tmp_path / split / "labels.csv").write_text("file,labels\na.jpg,sea\n")
     splits, space = {split: tmp_path / split for split in ("train", "test")}, tmp_path / "train" / "label_space.csv"
     space.write_text("part,label,annotated\nseen,cat,yes\nunseen,sea,yes\n")
-    split = writer.Table.split
-
-    def killed(self, name, *arguments):
-        if name == "test":
-            raise KeyboardInterrupt
-        return split(self, name, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer.Table, "split", killed)
+    with stopped_before(monkeypatch, "test"):
         folder.prepare(splits, tmp_path / "out")
     space.write_text("part,label,annotated\nseen,cat,no\nunseen,sea,no\n")
     assert vectors(data.load(folder.prepare(splits, tmp_path / "out"), split="train")) == [[0, 1]]

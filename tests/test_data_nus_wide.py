@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from official_formats import jpeg, nus_wide
+from official_formats import jpeg, nus_wide, stopped_before
 
 from hrcf_lib import data
-from hrcf_lib.data import common, writer
+from hrcf_lib.data import common
 from hrcf_lib.data.nus_wide import RowOrderError, TagRows, prepare
 
 LISTS = "ImageList/Imagelist.txt"
@@ -271,15 +271,8 @@ def test_linked_folders_are_entered_once(whole, tmp_path):
 
 def test_an_interrupted_run_is_continued_below_its_source(tree, monkeypatch):
     root, _ = tree
-    out, split = root / "prepared", writer.Table.split
-
-    def killed(self, name, *arguments):
-        if name == "test":
-            raise KeyboardInterrupt
-        return split(self, name, *arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer.Table, "split", killed)
+    out = root / "prepared"
+    with stopped_before(monkeypatch, "test"):
         prepare(root, out)
     (root / "notes.txt").write_text("not of the download")
     before = (root / "prepared.part" / "train-00000.parquet").stat().st_mtime_ns

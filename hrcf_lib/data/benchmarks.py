@@ -62,9 +62,7 @@ def open_split(config, split: str, data="data", side: int = 112):
     if config.dataset == "mojiscenes":
         noise = {"tag_noise": config.tag_noise} if split == "train" else {}
         return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **noise)
-    path = folder(config, data)
-    check_known([split], splits(config, data), f"{path} has no split")
-    table = load(path, side=side, split=split, hide_unseen=split == "train")
+    table = load(folder(config, data), side=side, split=split, hide_unseen=split == "train")
     if size is None or size >= len(table):
         return table
     return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))

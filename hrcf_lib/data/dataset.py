@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
 from hrcf_lib.data.images import find, find_images, look_at, read_image, rgb
 from hrcf_lib.labels import LabelSpace, _join
@@ -184,6 +185,15 @@ def _load_prepared(folder, labels, side, strict, skip_bad, hide_unseen, split, i
         dataset = dataset.take([i for i, file in enumerate(dataset.files) if file not in bad]) if bad else dataset
         dataset.skipped = skipped
     return dataset
+
+
+def label_matrix(dataset, rows=None) -> Tensor:
+    """Annotations (n, K) int8 in -1/0/+1 of the given rows, by default of all, without reading a picture."""
+    rows = range(len(dataset)) if rows is None else rows
+    labels = torch.empty(len(rows), len(dataset.labels.names), dtype=torch.int8)
+    for at, row in enumerate(tqdm(rows, desc="labels", disable=None, leave=False)):
+        labels[at] = dataset.label_vector(int(row))
+    return labels
 
 
 def _warn_of_skipped(folder: Path, skipped: pd.DataFrame, n: int) -> None:

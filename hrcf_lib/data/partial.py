@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+
+from hrcf_lib.data.dataset import label_matrix
 
 SINGLE_SEED = 1200  # of Cole et al.
 
@@ -144,8 +145,7 @@ def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
     if missing := _missing(dataset):
         say = f"{missing} pictures of the official list are missing: the labels drawn differ from the published ones"
         warnings.warn(say, stacklevel=2)
-    bar = tqdm(order, desc="labels", disable=None, leave=False)
-    labels = np.stack([dataset.label_vector(int(i)).numpy().astype(np.int8) for i in bar])  # (n, K) in that order
+    labels = label_matrix(dataset, order).numpy()  # (n, K) in that order
     known = np.empty(labels.shape, bool)
     known[order] = single_positive(labels, seed)
     return Hidden(dataset, known)
