@@ -92,7 +92,7 @@ class Config:
     layer_decay: float = 0.65  # the last block learns at lr * layer_decay, head and merges at lr
     warmup_epochs: float = 2.0  # image side, once, linear from 0
     min_lr: float = 1e-6  # end of both cosines
-    bf16: bool = True  # the image side runs in bfloat16 autocast; scores, losses and weights stay float32
+    bf16: bool = True  # image side in bfloat16 where the device has it; scores, losses and weights stay float32
     accumulate: int = 1  # parts in which each process computes its share of a batch: less memory, the same numbers
 
     # Data and evaluation

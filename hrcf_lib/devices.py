@@ -29,7 +29,31 @@ def process() -> PartialState:
 
 def workers() -> int:
     """Processes that decode pictures for each training process of this machine: its share of the cores, 16 at most."""
-    return min(16, (os.cpu_count() or 1) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(16, (os.cpu_count() or 1) // neighbours())
+
+
+def neighbours() -> int:
+    """Number of processes that were started together on this machine, this one among them."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether ``device`` multiplies in bfloat16 by itself. A CPU that does not emulates it, slower than float32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.11
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    known = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: torch.device | str, bf16: bool) -> torch.autocast:
+    """What the image side runs in: bfloat16 products where asked for and native, float32 elsewhere."""
+    device = torch.device(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and native_bf16(device))
 
 
 def best() -> torch.device:

@@ -5,7 +5,6 @@ The image side does not depend on the labels, so it runs once (``embed``); every
 columns of GZSL scores, because softmax, ranking and norms run over the labels being scored.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,27 +16,8 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import protocols, scores
 from hrcf_lib.devices import process
+from hrcf_lib.embeddings import Embedded
 from hrcf_lib.features import FrozenFeatures, Pass
-
-
-@dataclass
-class Embedded:
-    """Global embeddings (n, D) and regions (n, J, D; float16 to save memory) of a split."""
-
-    e_g: Tensor
-    regions: Tensor
-
-
-@torch.no_grad()
-def embed(model, data, batch: int = 128) -> Embedded:
-    """The image side of ``model`` over a split, in evaluation mode and float32: 280 D bytes a picture for J = 140."""
-    model.eval()
-    e_g, regions = [], []
-    for _, inputs, _ in data.batches(Pass(batch)):
-        g, r = model.image_embeddings(data.tokens(model.vlp, inputs))
-        e_g.append(g.cpu())
-        regions.append(r.half().cpu())
-    return Embedded(torch.cat(e_g), torch.cat(regions))
 
 
 @torch.no_grad()
@@ -87,8 +67,7 @@ def evaluate(
 def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, protocol=None) -> dict[str, pd.DataFrame]:
     """The table of ``evaluate`` for each of several scorers by name, in one pass over the data; None: the model's own.
 
-    Without ``embedded``, frozen features are embedded first, pictures are scored as they come: nothing of their size is
-    held but the scores.
+    Without ``embedded`` pictures are scored as they come: nothing of their size is held but the scores.
     """
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     views = {task: _view(data.space, task) for task in tasks}
@@ -96,8 +75,6 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     scorers = {name: model.score if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():
         t = {task: model.label_embeddings(view.names) for task, view in views.items()}
-    if embedded is None and isinstance(data, FrozenFeatures) and process().num_processes == 1:
-        embedded = embed(model, data)
     if embedded is None:
         streamed = _score_streaming(model, data, scorers, t)
         values = lambda name, task: streamed[name, task]
@@ -118,7 +95,8 @@ def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) ->
         done.append(torch.as_tensor(rows, dtype=torch.long))
         if not len(rows):
             continue
-        e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
+        with model.autocast():
+            e_g, regions = (x.float() for x in model.image_embeddings(data.tokens(model.vlp, inputs)))
         for name, task in keys:
             values.setdefault((name, task), []).append(scorers[name](e_g, regions, label_embeddings[task]).cpu())
     done = torch.cat(done)

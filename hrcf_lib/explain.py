@@ -46,7 +46,7 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     take part: RSS leaves some out of the score, not out of the picture. Raises ``ValueError`` as ``predict.classify``.
     """
     names, columns = reference_columns(model, labels)
-    _, regions = model.image_embeddings(model.vlp.trunk(images))
+    _, regions = model.embed(images)
     shares = region_shares(regions, model.label_embeddings(names))[..., columns]  # (B, J, K)
     sides = model.gather.sides if model.config.hcg else [model.vlp.N]
     return region_map(shares, sides, model.vlp.side).cpu()

@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
 from hrcf_lib import config as configs
-from hrcf_lib import scores, vlp, weights
+from hrcf_lib import devices, scores, vlp, weights
 from hrcf_lib.prompts import PromptLearner
 from hrcf_lib.regions import HierarchicalClueGathering
 
@@ -86,6 +86,20 @@ class HRCF(nn.Module):
         with torch.no_grad():
             trunk = self.vlp.trunk(images)
         return self.score(*self.image_embeddings(trunk), t)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures (B, 3, side, side) -> e_g (B, D) and regions (B, J, D), float32, without gradient, in ``autocast``.
+
+        What inference calls; ``forward`` computes in the precision that its caller chooses.
+        """
+        with self.autocast():
+            e_g, regions = self.image_embeddings(self.vlp.trunk(images))
+        return e_g.float(), regions.float()
+
+    def autocast(self) -> torch.autocast:
+        """What trunk and image side run in: bfloat16 if ``config.bf16`` and the device has it."""
+        return devices.autocast(self.head.weight.device, self.config.bf16)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that is not the frozen VLP."""

@@ -52,7 +52,7 @@ class _FromDisk:
     @torch.no_grad()
     def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
         """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32: one pass of the trunk for both."""
-        with torch.autocast(vlp.mean.device.type, torch.bfloat16, enabled=bf16):
+        with devices.autocast(vlp.mean.device, bf16):
             trunk = self.tokens(vlp, inputs)
             teacher = vlp.teacher(trunk)
         return trunk.float(), teacher.float()

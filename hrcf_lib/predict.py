@@ -52,7 +52,7 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
     for first in range(0, len(items), batch):
         part = items[first : first + batch]
         pictures = torch.stack([read_image(item, model.vlp.side) for item in part]).to(t.device)
-        values = model(pictures, t)[:, columns].cpu()  # (B, K of the user)
+        values = model.score(*model.embed(pictures), t)[:, columns].cpu()  # (B, K of the user)
         best = values.topk(min(top_k, len(labels)), dim=1)
         for i, (scores, ks) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), first):
             name = _name(items[i], i)

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hrcf_lib import evaluation
+from hrcf_lib.embeddings import embed
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import TEMPLATES, TEXTURE_CAPTIONS, portrait
 from hrcf_lib.scores import region_scores, score
@@ -132,7 +133,7 @@ def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Seri
 
 def by_level(model, features, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
     """mAP in percent of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
-    embedded, config = evaluation.embed(model, features), model.config.replace(lam=1.0)
+    embedded, config = embed(model, features), model.config.replace(lam=1.0)
     rows, end = {}, 0
     for level, side in enumerate(model.gather.sides, 1):
         part, end = slice(end, end + side**2), end + side**2

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from hrcf_lib.config import is_smoke
+from hrcf_lib.devices import native_bf16
 from hrcf_lib.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,6 +85,7 @@ def origin() -> dict:
     return {
         "date": datetime.date.today().isoformat(),
         "device": device(),
+        "native_bf16": native_bf16("cuda" if torch.cuda.is_available() else "cpu"),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},

@@ -10,6 +10,7 @@ its phases, and one learning-rate curve over the sum of its epochs. A checkpoint
 
 import math
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 from hrcf_lib import weights
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.devices import process
+from hrcf_lib.embeddings import rest
 from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
@@ -63,9 +65,9 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
         save_every: steps between checkpoints.
         stop_after: end after that many steps of this call, as an interruption would.
 
-    Returns one row a step: step, phase, side, epoch (within the side), lr, ranking, distillation, seconds. Pictures
-    without a positive seen label are dropped inside the batch (a batch that loses all of them makes no step and shows
-    NaN).
+    Returns one row a step: step, phase, side, epoch (within the side), lr, ranking, distillation, seconds (since the
+    start of this call), waited (seconds of them in which this process had no batch to work on). Pictures without a
+    positive seen label are dropped inside the batch (a batch that loses all of them makes no step and shows NaN).
 
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
@@ -129,22 +131,23 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
             if step >= last:
                 break
             if i != wrapped:  # a new phase
-                wrapped, objective = i, None
+                wrapped, objective, source = i, None, None
                 accelerator.free_memory()  # of the phase before
                 only(model, side)
                 t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
                 objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
+                source = rest(model, data, phase.epochs) if side == "prompts" else data
             base, warmup = (config.lr, config.warmup_epochs) if side == "hcg" else (config.prompt_lr, 0.0)
             seed = _seed(config.seed, side, before)
             order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
-            for b, batch in enumerate(data.batches(order), first):
+            for b, (batch, waited) in enumerate(_clocked(source.batches(order)), first):
                 step += 1
                 epoch = before + b / n
                 lr = learning_rate(epoch, total[side], base, config.min_lr, warmup)
                 for group in optimizers[side].param_groups:
                     group["lr"] = lr * group["lr_scale"]
-                rank, kd = _step(objective, model, data, batch, optimizers[side], accelerator)
-                history.append((step, i, side, epoch, lr, rank, kd, time.time() - start))
+                rank, kd = _step(objective, model, source, batch, optimizers[side], accelerator)
+                history.append((step, i, side, epoch, lr, rank, kd, time.time() - start, waited))
                 progress.update()
                 if checkpoint and main and (step % save_every == 0 or step == last):
                     _save(checkpoint, about, model, optimizers, history, step)
@@ -152,6 +155,14 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                     break
     accelerator.wait_for_everyone()
     return _frame(history)
+
+
+def _clocked(batches: Iterable) -> Iterator[tuple]:
+    """Batches, each with the seconds that it was waited for."""
+    start = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - start
+        start = time.perf_counter()
 
 
 def _seed(seed: int, side: str, epoch: int) -> int:
@@ -171,21 +182,20 @@ class _Objective(torch.nn.Module):
         super().__init__()
         self.model, self.side, self.names, self.t = model, side, names, label_embeddings
 
-    def forward(self, trunk, teacher, labels, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(b, 1 + N^2, C), (b, D), (b, K), pictures kept in the whole batch -> loss, ranking and distillation shares.
+    def forward(self, images, teacher, labels, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, (b, D), (b, K), pictures kept in the whole batch -> loss, ranking and distillation shares.
 
-        Raises ``FloatingPointError`` if scores or loss are not finite.
+        Images are trunk tokens (b, 1 + N^2, C), or (e_g, regions) where the image side rests. Raises
+        ``FloatingPointError`` if scores or loss are not finite.
         """
         model, config = self.model, self.model.config
         if not len(labels):  # nothing left for this process, which still takes part in the exchange of gradients
             nothing = sum((p * 0).sum() for p in model.parameters() if p.requires_grad)
             return nothing, nothing.detach(), nothing.detach()
-        with (
-            torch.autocast(trunk.device.type, dtype=torch.bfloat16, enabled=config.bf16),
-            torch.set_grad_enabled(self.side == "hcg"),
-        ):
-            e_g, regions = model.image_embeddings(trunk)
-        e_g, regions = e_g.float(), regions.float()
+        if isinstance(images, Tensor):
+            with model.autocast(), torch.set_grad_enabled(self.side == "hcg"):
+                images = model.image_embeddings(images)
+        e_g, regions = (x.float() for x in images)
         s = model.score(e_g, regions, model.label_embeddings(self.names) if self.t is None else self.t)  # (b, K)
         if not s.isfinite().all():
             raise FloatingPointError
@@ -226,9 +236,10 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> tuple[float,
     return rank, kd
 
 
-def _blame(trunk: Tensor, teacher: Tensor, rows: list, config: Config) -> None:
+def _blame(images, teacher: Tensor, rows: list, config: Config) -> None:
     """Raise: either the features are broken, and the message names the pictures, or training has diverged."""
-    finite = trunk.flatten(1).isfinite().all(dim=1) & teacher.isfinite().all(dim=1)
+    images = images[1] if isinstance(images, tuple) else images  # (b, J, D) or (b, 1 + N^2, C)
+    finite = images.flatten(1).isfinite().all(dim=1) & teacher.isfinite().all(dim=1)
     broken = [row.item() if isinstance(row, Tensor) else row for row, fine in zip(rows, finite.tolist()) if not fine]
     if broken:
         raise ValueError(
@@ -279,4 +290,5 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
 
 
 def _frame(history) -> pd.DataFrame:
-    return pd.DataFrame(history, columns=["step", "phase", "side", "epoch", "lr", "ranking", "distillation", "seconds"])
+    columns = ["step", "phase", "side", "epoch", "lr", "ranking", "distillation", "seconds", "waited"]
+    return pd.DataFrame(history, columns=columns)
