@@ -19,12 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -37,43 +32,13 @@ from hrcf_lib.config import is_smoke
 from hrcf_lib.data.generated import Size
 from hrcf_lib.dry_stages import PER_DATASET, READERS, Plan, seen_labels
 from hrcf_lib.files import write_json
-from hrcf_lib.memory import memory_gb
+from hrcf_lib.isolated import run_stage
 from hrcf_lib.names import check_known
 
 SMOKE = Size(400, 200, 2_000, 1_400, 1_400, pictures=32)
 SPACE = 5e9  # bytes of disk that the generated trees and tables of both data sets need
 say = partial(print, flush=True)
 COLUMNS = ["stage", "seconds", "each", "unit", "peak_gb", "gpu_gb", "training_gb", "note", "error"]
-
-
-def run_stage(title: str, stage: Callable, *arguments) -> dict:
-    r"""``stage(*arguments)`` in a process of its own -> its row of the table.
-
-    The row holds stage, seconds, ``peak_gb`` of main memory, ``gpu_gb`` where there is a GPU, and what the stage
-    returned; or ``error`` where it failed or was killed, as the system does when memory runs out.
-    """
-    # a server that has the libraries loaded saves each stage their loading; its processes still have peaks of their own
-    context = get_context("forkserver" if sys.platform == "linux" else "spawn")
-    if sys.platform == "linux":
-        context.set_forkserver_preload(["hrcf_lib.dry_stages"])
-    row, start = {"stage": title}, time.perf_counter()
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return row | pool.submit(_measured, stage, arguments).result()
-        except BrokenProcessPool:
-            row["error"] = "the process was killed; most likely there was too little memory"
-        except Exception as error:  # whatever a stage raises is the finding
-            row["error"] = f"{type(error).__name__}: {error}"
-    return row | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def _measured(stage: Callable, arguments) -> dict:
-    start = time.perf_counter()
-    told = stage(*arguments)
-    row = {"seconds": time.perf_counter() - start, "peak_gb": memory_gb()[1]}
-    if torch.cuda.is_available():
-        row["gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    return {name: round(v, 3) if isinstance(v, float) else v for name, v in (row | told).items()}
 
 
 def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f32: float = 10.0, show=say) -> dict:
@@ -92,7 +57,8 @@ def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f3
     rows = []
     for dataset in datasets:
         for title, stage in PER_DATASET.items():
-            rows.append(run_stage(f"{dataset}: {title}", stage, plan, dataset))
+            row = run_stage(f"{dataset}: {title}", stage, plan, dataset)
+            rows.append({name: round(v, 3) if isinstance(v, float) else v for name, v in row.items()})
             show(line(rows[-1]))
     tables = []
     for dataset in datasets:

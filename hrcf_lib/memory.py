@@ -25,5 +25,14 @@ def memory_gb() -> tuple[float, float]:
     return _gb(info.rss), _gb(peak)
 
 
+def forget_peak() -> bool:
+    """Let the peak of ``memory_gb`` start anew from what is held now; False where the system cannot (not Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
 def _gb(size: int) -> float:
     return round(size / 1e9, 3)

@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
@@ -209,20 +209,20 @@ class _Views(Dataset):
 
 def load(source, batches, seed: int | None, workers: int) -> Iterator[tuple]:
     """Views of each batch of rows, in order; ``workers`` processes make them ahead of time."""
-    side, K = source.side, len(source.space.names)
-
-    def collate(items):
-        images = torch.stack([image for _, image, _ in items]) if items else torch.empty(0, 3, side, side)
-        labels = torch.stack([y for _, _, y in items]) if items else torch.empty(0, K)
-        return [row for row, _, _ in items], (images,), labels
-
     yield from DataLoader(
         _Views(source, seed),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(_collate, side=source.side, K=len(source.space.names)),
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _collate(items: list, side: int, K: int) -> tuple:
+    """Rows, pictures and labels of a batch, which may be empty. A function of the module, so that workers find it."""
+    images = torch.stack([image for _, image, _ in items]) if items else torch.empty(0, 3, side, side)
+    labels = torch.stack([y for _, _, y in items]) if items else torch.empty(0, K)
+    return [row for row, _, _ in items], (images,), labels
 
 
 def augmentation(name: str, vlp):

@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hrcf_lib import evaluation
-from hrcf_lib.embeddings import embed
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import TEMPLATES, TEXTURE_CAPTIONS, portrait
+from hrcf_lib.embeddings import embed
 from hrcf_lib.scores import region_scores, score
 from hrcf_lib.vlp import VLP
 

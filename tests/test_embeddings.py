@@ -77,7 +77,7 @@ def test_resting_gives_each_process_its_own_rows():
     whole = embed(model, data)
     resting = Resting(whole, data)
     order = [Pass(4, seed=5, first=1, rank=rank, world=2) for rank in range(2)]
-    for rank, (rows, inputs, labels) in [(rank, batch) for rank in range(2) for batch in resting.batches(order[rank])]:
+    for rank, (rows, inputs, labels) in [(r, batch) for r in range(2) for batch in resting.batches(order[r])]:
         assert any(torch.equal(rows, own) for own in order[rank].rows(10))
         (e_g, regions), teacher = resting.frozen(model.vlp, inputs)
         assert torch.equal(e_g, whole.e_g[rows]) and torch.equal(regions, whole.regions[rows])

@@ -1,0 +1,91 @@
+"""Rows on the image side: steps of training from the cache and with a shared trunk, and inference."""
+
+import torch
+from torch import Tensor
+
+from hrcf_lib import budget, training
+from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, duel, far, names_of, relative
+
+
+def feature_cache(sizes: Sizes) -> dict:
+    """A step of the image side from frozen features, against one that runs student and teacher in full."""
+    return _image_step(sizes, cached=True)
+
+
+def shared_trunk(sizes: Sizes) -> dict:
+    """A step on augmented pictures: one pass of the trunk for both, against student and teacher in full."""
+    return _image_step(sizes, cached=False)
+
+
+def _image_step(sizes: Sizes, cached: bool) -> dict:
+    model, B, K = sizes.model(), sizes.B, sizes.K
+    vlp, names = model.vlp, names_of(K)
+    training.only(model, "hcg")
+    model.train()
+    images, labels, t = draw_images(B, vlp.side), annotate(B, K), draw(K, vlp.D, scale=0.05)
+    objective = training._Objective(model, "hcg", names, t)
+    optimizer = torch.optim.AdamW(training.parameter_groups(model, "hcg", model.config), lr=0.0)
+
+    @torch.no_grad()
+    def frozen(twice: bool) -> tuple[Tensor, Tensor]:
+        with model.autocast():
+            trunk = vlp.trunk(images)
+            e_p = vlp.teacher(vlp.trunk(images) if twice else trunk)
+        return trunk.float(), e_p.float()
+
+    def update(trunk: Tensor, e_p: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(trunk, e_p, labels, B)[0]
+        loss.backward()
+        optimizer.step()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
+        return torch.cat([loss.detach()[None], *gradients])
+
+    full = lambda: update(*frozen(twice=True))
+    stored = frozen(twice=False)
+    ours = (lambda: update(*stored)) if cached else (lambda: update(*frozen(twice=False)))
+    row = duel(full, ours, repeats=3)
+    model.config = model.config.replace(bf16=False)  # float32, where the two can be held against each other
+    stored = frozen(twice=False)
+    a, b = full(), ours()
+    row |= {"max_abs_diff": far(a[:1], b[:1]), "grad_rel_diff": relative(a[1:], b[1:])}
+    what = f"step of the image side, B = {B}, K = {K}, " + ("from the cache" if cached else "trunk shared")
+    return row | {"what": what} | _arithmetic(budget.flops(model.config, names, B), cached)
+
+
+def _arithmetic(parts: dict[str, float], cached: bool) -> dict:
+    """Operations of both steps, counted from shapes."""
+    learn = sum(parts[name] for name in ("student", "student backward", "scores", "scores backward to regions"))
+    trunk, teacher = parts["trunk"], parts["teacher"]
+    plain_form, ours = 2 * trunk + teacher + learn, learn + (0 if cached else trunk + teacher)
+    count = f"{plain_form / 1e9:.1f} against {ours / 1e9:.1f} GFLOP a picture allow {plain_form / ours:.1f} x"
+    return {"note": count, "gflop_plain": plain_form / 1e9, "gflop_ours": ours / 1e9}
+
+
+def inference_overhead(sizes: Sizes) -> dict:
+    """HRCF from picture to scores, against the plain VLP's global embedding, both in bfloat16 where it is native."""
+    model, B = sizes.model().eval(), sizes.B_inference
+    vlp, t, images = model.vlp, draw(sizes.K_test, model.vlp.D, scale=0.05), draw_images(B, model.vlp.side)
+
+    @torch.no_grad()
+    def plain_vlp() -> Tensor:
+        with model.autocast():
+            return vlp.encode_image(images)
+
+    row = duel(plain_vlp, lambda: model.score(*model.embed(images), t), repeats=5)
+    parts = budget.flops(model.config, names_of(8), B)
+    more = (parts["student"] - parts["teacher"]) / (parts["trunk"] + parts["teacher"])
+    overhead = 1 / row["ratio"]
+    note = f"HRCF takes {overhead:.2f} x the plain forward; its image side has {more:.0%} more arithmetic"
+    what = f"picture to scores against plain {vlp.name}, B = {B}, K = {sizes.K_test}"
+    return row | {"what": what, "note": note, "overhead": overhead, "pictures_per_s": B / row["ours_s"]}
+
+
+def inference_bf16(sizes: Sizes) -> dict:
+    """HRCF's inference in bfloat16, where it is native, against float32."""
+    exact, fast = sizes.model(bf16=False).eval(), sizes.model().eval()
+    t, images = draw(sizes.K_test, exact.vlp.D, scale=0.05), draw_images(sizes.B_inference, exact.vlp.side)
+    forms = [torch.no_grad()(lambda m=m: m.score(*m.embed(images), t)) for m in (exact, fast)]
+    row = duel(*forms, repeats=2) | {"max_abs_diff": far(*(form() for form in forms))}
+    what = f"picture to scores in bfloat16 against float32, B = {len(images)}"
+    return row | {"what": what, "note": "rounded, not exact: the difference is that of scores in -1..1"}

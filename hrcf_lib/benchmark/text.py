@@ -1,0 +1,98 @@
+"""Rows on the text side: the shared beginning of prompts, sentences without one, and a step of the prompt phase."""
+
+import torch
+from torch import Tensor
+
+from hrcf_lib import training
+from hrcf_lib.benchmark import plain
+from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, duel, far, names_of, relative, seconds
+from hrcf_lib.prompts import KINDS, PromptLearner
+from hrcf_lib.towers import encode_tokens
+
+
+def prompt_prefix(sizes: Sizes) -> dict:
+    """Label embeddings, forward and backward: the shared beginning once, against whole sentences of 77 tokens."""
+    vlp, names = sizes.model().vlp, names_of(sizes.K)
+    found = [_twins(vlp, kind, names[:8], sizes.part) for kind in KINDS if kind != "hybrid"]
+    found = [_differ(*twins) for twins in found]
+    prompt, whole, shared = _twins(vlp, "hybrid", names, sizes.part)
+    found.append(_differ(prompt, whole, shared))
+    row = duel(whole, shared, repeats=1, warm=False)
+    row |= {key: max(f[key] for f in found) for key in ("max_abs_diff", "grad_rel_diff")}
+    what = f"{len(names)} names, text tower of {vlp.name}, forward and backward, hybrid prompt"
+    return row | {"what": what, "note": "differences: the largest of all four kinds of prompt"}
+
+
+def _twins(vlp, kind: str, names: list[str], part: int):
+    """A prompt, and two functions that embed ``names`` with it and add to its gradient: whole sentences, and ours."""
+    prompt = PromptLearner(vlp, kind).to(vlp.mean.device)
+    weights = draw(len(names), vlp.D)
+
+    def whole():  # the gradient of a part is added before the next part starts
+        parts = [slice(first, first + part) for first in range(0, len(names), part)]
+        return torch.cat([_backward(plain.label_embeddings(prompt, vlp, names[p]), weights[p]) for p in parts])
+
+    return prompt, whole, lambda: _backward(prompt(vlp, names), weights)
+
+
+def _backward(t: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of the weighted sum of ``t``, where something is learnt; returns the values."""
+    if t.requires_grad:
+        (t * weights).sum().backward()
+    return t.detach()
+
+
+def _differ(prompt, whole, shared) -> dict:
+    values, gradients = [], []
+    for form in (whole, shared):
+        prompt.zero_grad()
+        values.append(form())
+        gradients.append([p.grad.clone() for p in prompt.parameters()])
+    return {"max_abs_diff": far(*values), "grad_rel_diff": max(map(relative, *gradients), default=0.0)}
+
+
+def class_prompts(sizes: Sizes) -> dict:
+    """Sentences that share no beginning: cut after the end of the longest, against 77 tokens."""
+    vlp, names = sizes.model().vlp, names_of(sizes.K)[: 8 * sizes.part]
+    texts = [f"{name} is in the scene" for name in names]
+    start, end = vlp.tokenizer.sot_token_id, vlp.tokenizer.eot_token_id
+    rows = [[start, *vlp.token_ids(text), end] for text in texts]
+    padded = torch.tensor([row + [0] * (vlp.context_length - len(row)) for row in rows], device=vlp.mean.device)
+    last = torch.tensor([len(row) - 1 for row in rows], device=padded.device)
+    with torch.no_grad():
+        forms = (
+            lambda: encode_tokens(vlp.model, vlp.model.token_embedding(padded), last),
+            lambda: vlp.encode_text(texts),
+        )
+        row = duel(*forms, repeats=1, warm=False) | {"max_abs_diff": far(*(form() for form in forms))}
+    return row | {"what": f"{len(texts)} sentences without a common beginning, forward"}
+
+
+def prompt_phase(sizes: Sizes) -> dict:
+    """A step of the prompts with the image side at rest, against one that runs it on the pictures."""
+    model, B, names = sizes.model(), sizes.B, names_of(sizes.K)
+    training.only(model, "prompts")
+    model.train()
+    images, labels, e_p = draw_images(B, model.vlp.side), annotate(B, len(names)), draw(B, model.vlp.D)
+    objective = training._Objective(model, "prompts", names, None)
+    at_rest = model.embed(images)
+
+    def update(images) -> Tensor:
+        model.zero_grad()
+        loss = objective(images, e_p, labels, B)[0]
+        loss.backward()
+        return torch.cat([loss.detach()[None], *(p.grad.flatten() for p in model.prompt.parameters())])
+
+    def whole() -> Tensor:
+        with torch.no_grad(), model.autocast():
+            trunk = model.vlp.trunk(images)
+        return update(trunk)
+
+    row = duel(whole, lambda: update(at_rest), repeats=3)
+    weights = draw(len(names), model.vlp.D)
+    text, _ = seconds(lambda: _backward(model.label_embeddings(names), weights))
+    a, b = whole(), update(at_rest)
+    row |= {"max_abs_diff": far(a[:1], b[:1]), "grad_rel_diff": relative(a[1:], b[1:])}
+    note = f"the text tower alone takes {text / row['ours_s']:.0%} of our step"
+    what = f"step of the prompts, B = {B}, K = {len(names)}: image side at rest against run on the pictures"
+    return row | {"what": what, "note": note, "text_share": text / row["ours_s"]}
