@@ -64,7 +64,16 @@ def _arithmetic(parts: dict[str, float], cached: bool) -> dict:
 
 def inference_overhead(sizes: Sizes) -> dict:
     """HRCF from picture to scores, against the plain VLP's global embedding, both in bfloat16 where it is native."""
-    model, B = sizes.model().eval(), sizes.B_inference
+    return _overhead(sizes, sizes.B_inference)
+
+
+def inference_single(sizes: Sizes) -> dict:
+    """The same for one picture at a time, which the paper times too."""
+    return _overhead(sizes, 1)
+
+
+def _overhead(sizes: Sizes, B: int) -> dict:
+    model = sizes.model().eval()
     vlp, t, images = model.vlp, draw(sizes.K_test, model.vlp.D, scale=0.05), draw_images(B, model.vlp.side)
 
     @torch.no_grad()
