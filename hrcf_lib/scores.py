@@ -9,12 +9,15 @@ Functions of embeddings raise ``ValueError`` if the label embeddings are not (K,
 Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025); top-k pooling and the norms of the fusion are MKT's code.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 REGIONS = 140  # J of the paper, which ``config.keep`` counts from
-LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on the backward pass computes votes a second time
+LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on `aggregate` spares memory
+PART = 2**22  # entries of a large (B, J, K) worked on at a time, 16 MiB in float32, which fit a processor's cache
 
 
 def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -59,16 +62,21 @@ def votes(region_scores: Tensor) -> Tensor:
 
 
 def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
-    r"""RSA from embeddings, ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form.
+    r"""RSA from embeddings, at most ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form.
 
-    No (B, J, K) tensor is made. If it were a ``LARGE`` one, its parts are not kept for the backward pass either.
+    No (B, J, K) tensor is made. If it were a ``LARGE`` one, a chunk holds no more regions than fit into ``PART``, and
+    nothing of a chunk is kept for the backward pass, which computes it a second time.
     """
     _same_width(regions, label_embeddings)
     B, J, _ = regions.shape
-    part_of = _aggregate
-    if torch.is_grad_enabled() and B * J * len(label_embeddings) > LARGE:
-        part_of = lambda *part: checkpoint(_aggregate, *part, use_reentrant=False, preserve_rng_state=False)
-    return sum(part_of(part, label_embeddings) for part in regions.split(chunk, dim=1))
+    K = len(label_embeddings)
+    parts, part_of = regions.split(chunk, dim=1), _aggregate
+    if B * J * K > LARGE:
+        parts = regions.split(max(1, min(chunk, PART // (B * K))), dim=1)
+        parts = (part.contiguous() for part in parts)  # one matrix product a part, not one an image
+        if torch.is_grad_enabled():
+            part_of = partial(checkpoint, _aggregate, use_reentrant=False, preserve_rng_state=False)
+    return sum(part_of(part, label_embeddings) for part in parts)
 
 
 def _aggregate(regions: Tensor, label_embeddings: Tensor) -> Tensor:

@@ -133,6 +133,17 @@ def test_odd_entries_are_located_behind_the_first_block_of_rows():
         check_scores(scores, labels)
 
 
+def test_finite_scores_whose_sum_is_not_are_accepted():
+    scores = torch.full((3, 4), 6e4, dtype=torch.float16)
+    assert scores.sum().isinf()
+    check_scores(scores, LABELS, finite=True)
+    scores[0] = -scores[0]
+    scores[1:] = torch.tensor([torch.inf, -torch.inf, 0, 1])
+    check_scores(scores, LABELS)
+    with pytest.raises(ValueError, match=r"scores\[1, 0\] is inf"):
+        check_scores(scores, LABELS, finite=True)
+
+
 @pytest.mark.parametrize("value", [2.0, -2.0, 0.5, float("nan")])
 def test_odd_labels_are_located(value):
     labels = LABELS.float()

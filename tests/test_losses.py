@@ -131,6 +131,54 @@ def test_a_pair_on_the_margin_is_no_violation():
         assert value == 0 and torch.equal(grad, torch.zeros(1, 2))
 
 
+def counted_violations(s, present, absent):
+    """The counts pair by pair, (B, K) and (B, K)."""
+    pairs = (s[:, None, :] < (1 + s)[:, :, None]) & absent[:, :, None] & present[:, None, :]  # (B, K, K): n, p
+    return pairs.sum(dim=2), pairs.sum(dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", ["violations", "sum"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_counting_the_violations_in_any_way_gives_the_same_bits(kind, reduction, dtype, monkeypatch):
+    cases = []
+    for seed in range(5):
+        scores, labels = draw(kind, seed)
+        scores = scores.to(dtype)
+        narrow = scores * (0.9 / (scores.max() - scores.min()).clamp(min=1))  # every pair of every row is violated
+        some = torch.where(torch.arange(len(scores))[:, None] % 2 == 0, narrow, scores)
+        cases += [(scores, labels), (narrow, labels), (some, labels)]
+    ours = [value_and_grad(ranking_loss, *case, reduction) for case in cases]
+    monkeypatch.setattr(hrcf_lib.losses, "_violations", counted_violations)
+    for (value, grad), case in zip(ours, cases, strict=True):
+        expected_value, expected_grad = value_and_grad(ranking_loss, *case, reduction)
+        assert torch.equal(value, expected_value) and torch.equal(grad, expected_grad)
+
+
+class Sorts(TorchDispatchMode):
+    """How often anything is sorted."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func.overloadpacket is torch.ops.aten.sort
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_sorted_where_every_pair_is_violated():
+    def sorts(scores, labels):
+        with Sorts() as seen:
+            ranking_loss(torch.tensor(scores), torch.tensor(labels))
+        return seen.number
+
+    rows, labels = [[0.5, 0.25, -0.25, 9.0], [1.0, 0.5, 0.0, -9.0]], [[1, 1, -1, 0], [1, -1, 1, 0]]
+    assert sorts(rows, labels) == 0
+    assert sorts([*rows, [7.0] * 4, [-7.0, 0, 7, 0]], [*labels, [1, 1, 1, 0], [-1, -1, -1, 0]]) == 0, (
+        "rows without pairs"
+    )
+    assert sorts([*rows, [1.0, 0.0, 0.5, 0.5]], [*labels, [1, -1, -1, 1]]) == 2, "one pair exactly on the margin"
+
+
 def test_hand_computed():
     scores, labels = (
         torch.tensor([[2.0, 0.5, 1.5, 9.0], [0.0, 0.0, 0.0, 0.0]]),

@@ -1,6 +1,7 @@
 """The metrics against MKT's numbers, scikit-learn and brute force."""
 
 import doctest
+import itertools
 import math
 from pathlib import Path
 
@@ -85,6 +86,37 @@ def test_ap_equals_scikit_learn_with_ties(levels):
         labels[:, 0] = labels[:, 0].clamp(max=0)  # no positives
         ap = average_precision(scores.double(), labels)
         torch.testing.assert_close(ap, sklearn_ap(scores, labels), rtol=1e-12, atol=0, equal_nan=True)
+
+
+def test_positives_and_negatives_that_score_zero_of_either_sign_tie():
+    scores, labels = torch.tensor([[0.0], [-0.0], [0.0], [-0.0], [-1.0]]), torch.tensor([[1], [-1], [-1], [1], [1]])
+    for order in itertools.permutations(range(5)):
+        assert average_precision(scores[list(order)], labels[list(order)]).item() == pytest.approx(
+            (0.5 + 0.5 + 0.6) / 3
+        )
+
+
+def test_float32_scores_with_few_positives_and_many_ties_equal_scikit_learn():
+    g = torch.Generator().manual_seed(6)
+    scores = torch.randn(20_000, 8, generator=g)
+    scores[:, 4:] = (scores[:, 4:] * 10).round()  # about 70 distinct scores
+    labels = torch.where(torch.rand(20_000, 8, generator=g) < 0.01, 1, -1).to(torch.int8)
+    labels[torch.rand(20_000, 8, generator=g) < 0.3] = 0
+    expected = sklearn_ap(scores, labels)
+    torch.testing.assert_close(average_precision(scores, labels).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(average_precision(scores.double(), labels), expected, rtol=1e-12, atol=0)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    scores, labels = draw(7, N=500, K=40, levels=50)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            seen.append(average_precision(scores.double(), labels))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
 def test_ap_ignores_the_order_of_images_and_any_monotone_map():

@@ -69,6 +69,7 @@ def test_rsa_softmax_runs_over_labels_not_regions():
 @pytest.mark.parametrize("chunk", [1, 35, 139, 500])
 def test_chunked_rsa_equals_the_plain_form_in_value_and_gradient(chunk, scale, recompute, monkeypatch):
     monkeypatch.setattr(scores, "LARGE", 0 if recompute else scores.LARGE)
+    monkeypatch.setattr(scores, "PART", 2 * 9 * 4)  # of a large one: four regions
     _, regions, t = draw(seed=chunk, scale=math.sqrt(scale))
     regions.requires_grad_(), t.requires_grad_()
     out = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -101,6 +102,33 @@ def test_chunked_rsa_makes_no_tensor_of_all_regions_and_labels():
     with Largest() as seen:
         scores.region_score_aggregation(scores.region_scores(regions, t))
     assert seen.entries == 2 * 140 * 50
+
+
+@pytest.mark.parametrize("part, regions_at_once", [(2 * 50 * 4, 4), (2 * 50 * 5 - 1, 4), (1, 1), (2 * 50 * 99, 35)])
+def test_a_chunk_of_a_large_rsa_fits_into_a_part(part, regions_at_once, monkeypatch):
+    _, regions, t = draw(K=50)
+    expected = scores.aggregate(regions, t)
+    monkeypatch.setattr(scores, "PART", part)
+    seen, plain = [], scores.region_scores
+    see = lambda regions, t: seen.append((regions.shape[1], regions.is_contiguous())) or plain(regions, t)
+    monkeypatch.setattr(scores, "region_scores", see)
+    scores.aggregate(regions, t)
+    assert seen == [(35, False)] * 4, "a small one is cut as ever: other cuts round differently"
+    seen.clear()
+    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
+    assert_close(scores.aggregate(regions, t), expected, rtol=1e-12, atol=1e-12)
+    assert seen == [(regions_at_once, True)] * (140 // regions_at_once)
+
+
+@pytest.mark.parametrize("wanted", ["regions", "labels"])
+def test_a_large_rsa_has_the_gradient_of_either_side_alone(wanted, monkeypatch):
+    monkeypatch.setattr(scores, "LARGE", 0)
+    _, regions, t = draw(B=3, J=11)
+    x = (regions if wanted == "regions" else t).requires_grad_()
+    (ours,) = torch.autograd.grad(scores.aggregate(regions, t, 4).square().sum(), x)
+    plain = scores.region_score_aggregation(scores.region_scores(regions, t))
+    (expected,) = torch.autograd.grad(plain.square().sum(), x)
+    assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_large_rsa_keeps_no_votes_for_the_backward_pass(monkeypatch):
