@@ -1,5 +1,6 @@
 """Main memory of this process, on Linux, macOS and Windows."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -26,11 +27,15 @@ def memory_gb() -> tuple[float, float]:
 
 
 def forget_peak() -> bool:
-    """Let the peak of ``memory_gb`` start anew from what is held now; False where the system cannot (not Linux)."""
+    r"""Let the peak of ``memory_gb`` start anew from what is held now; False where the system cannot (not Linux).
+
+    Memory that was freed and not yet given back to the system is given back first: using it again would not show.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):  # AttributeError: a C library other than GNU's, which keeps little anyway
+        return Path("/proc/self/clear_refs").exists()
     return True
 
 

@@ -9,15 +9,16 @@ Functions of embeddings raise ``ValueError`` if the label embeddings are not (K,
 Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025); top-k pooling and the norms of the fusion are MKT's code.
 """
 
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 REGIONS = 140  # J of the paper, which ``config.keep`` counts from
 LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on `aggregate` spares memory
 PART = 2**22  # entries of a large (B, J, K) worked on at a time, 16 MiB in float32, which fit a processor's cache
+KEPT = 2**28  # entries, 1 GiB in float32: more scores than these are computed again for the backward pass
 
 
 def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -64,23 +65,68 @@ def votes(region_scores: Tensor) -> Tensor:
 def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
     r"""RSA from embeddings, at most ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form.
 
-    No (B, J, K) tensor is made. If it were a ``LARGE`` one, a chunk holds no more regions than fit into ``PART``, and
-    nothing of a chunk is kept for the backward pass, which computes it a second time.
+    If a (B, J, K) tensor were a ``LARGE`` one, a chunk holds no more regions than fit into ``PART``. For the backward
+    pass of a large one the scores of up to ``KEPT`` entries are kept, and nothing else; of more, not even these.
     """
     _same_width(regions, label_embeddings)
     B, J, _ = regions.shape
     K = len(label_embeddings)
-    parts, part_of = regions.split(chunk, dim=1), _aggregate
-    if B * J * K > LARGE:
-        parts = regions.split(max(1, min(chunk, PART // (B * K))), dim=1)
-        parts = (part.contiguous() for part in parts)  # one matrix product a part, not one an image
-        if torch.is_grad_enabled():
-            part_of = partial(checkpoint, _aggregate, use_reentrant=False, preserve_rng_state=False)
-    return sum(part_of(part, label_embeddings) for part in parts)
+    if B * J * K <= LARGE:
+        return sum(_aggregate(part, label_embeddings) for part in regions.split(chunk, dim=1))
+    chunk = max(1, min(chunk, PART // (B * K)))
+    if torch.is_grad_enabled() and (regions.requires_grad or label_embeddings.requires_grad):
+        dtype = torch.promote_types(regions.dtype, label_embeddings.dtype)
+        return _LargeAggregate.apply(regions.to(dtype), label_embeddings.to(dtype), chunk)
+    return sum(_aggregate(part, label_embeddings) for part in _parts(regions, chunk))
 
 
 def _aggregate(regions: Tensor, label_embeddings: Tensor) -> Tensor:
     return region_score_aggregation(region_scores(regions, label_embeddings))
+
+
+def _parts(regions: Tensor, chunk: int) -> Iterator[Tensor]:
+    """``chunk`` regions at a time, copied so that their scores are one matrix product and not one an image."""
+    return (part.contiguous() for part in regions.split(chunk, dim=1))
+
+
+class _LargeAggregate(torch.autograd.Function):
+    r"""RSA whose backward pass is written out: autograd would keep scores, weights and votes of all regions.
+
+    $$\partial L / \partial s_{jm} = w_{jm} (g_m + g_m s_{jm} - \sum_k w_{jk} g_k s_{jk}),
+      \qquad g_k = \partial L / \partial S_k$$
+
+    In the type of its inputs, also where the caller has autocast on.
+    """
+
+    @staticmethod
+    def forward(ctx, regions, label_embeddings, chunk):
+        total, kept = 0, []
+        keep = regions.shape[0] * regions.shape[1] * len(label_embeddings) <= KEPT
+        with torch.autocast(regions.device.type, enabled=False):
+            for part in _parts(regions, chunk):
+                s = region_scores(part, label_embeddings)  # (B, c, K)
+                total = total + region_score_aggregation(s)  # (B, K)
+                kept += [s] * keep
+        ctx.save_for_backward(regions, label_embeddings, *kept)
+        ctx.chunk = chunk
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        regions, t, *kept = ctx.saved_tensors
+        of_regions, of_t = [], torch.zeros_like(t) if ctx.needs_input_grad[1] else None
+        for i, part in enumerate(_parts(regions, ctx.chunk)):
+            s = kept[i] if kept else region_scores(part, t)  # (B, c, K)
+            w = s.softmax(dim=-1)
+            of_s = g.unsqueeze(1) * s  # (B, c, K)
+            mean = torch.linalg.vecdot(of_s, w).unsqueeze(-1)  # (B, c, 1)
+            of_s = of_s.add_(g.unsqueeze(1)).sub_(mean).mul_(w)
+            if ctx.needs_input_grad[0]:
+                of_regions.append(of_s @ t)  # (B, c, D)
+            if of_t is not None:
+                of_t += of_s.flatten(0, 1).T @ part.flatten(0, 1)  # (K, D)
+        return torch.cat(of_regions, dim=1) if of_regions else None, of_t, None
 
 
 def relevance(regions: Tensor, label_embeddings: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ def test_rsa_softmax_runs_over_labels_not_regions():
     assert_close(scores.region_score_aggregation(s), torch.tensor([[200.0, 7.0 / (1 + math.exp(-7))]]))
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "computed twice"])
+@pytest.mark.parametrize("large", ["small", "scores kept", "computed twice"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("chunk", [1, 35, 139, 500])
-def test_chunked_rsa_equals_the_plain_form_in_value_and_gradient(chunk, scale, recompute, monkeypatch):
-    monkeypatch.setattr(scores, "LARGE", 0 if recompute else scores.LARGE)
+def test_chunked_rsa_equals_the_plain_form_in_value_and_gradient(chunk, scale, large, monkeypatch):
+    monkeypatch.setattr(scores, "LARGE", scores.LARGE if large == "small" else 0)
+    monkeypatch.setattr(scores, "KEPT", 0 if large == "computed twice" else scores.KEPT)
     monkeypatch.setattr(scores, "PART", 2 * 9 * 4)  # of a large one: four regions
     _, regions, t = draw(seed=chunk, scale=math.sqrt(scale))
     regions.requires_grad_(), t.requires_grad_()
@@ -131,7 +132,7 @@ def test_a_large_rsa_has_the_gradient_of_either_side_alone(wanted, monkeypatch):
     assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_large_rsa_keeps_no_votes_for_the_backward_pass(monkeypatch):
+def test_a_large_rsa_keeps_its_scores_alone_for_the_backward_pass_and_a_huge_one_nothing(monkeypatch):
     _, regions, t = draw(K=50)
     regions.requires_grad_()
 
@@ -143,11 +144,26 @@ def test_a_large_rsa_keeps_no_votes_for_the_backward_pass(monkeypatch):
             scores.aggregate(regions, t)
         return sum(sizes)
 
-    assert kept() >= 2 * 140 * 50
+    assert kept() >= 2 * (2 * 140 * 50), "weights and scores"
     monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
+    assert kept() == 2 * 140 * 50
+    monkeypatch.setattr(scores, "KEPT", 2 * 140 * 50 - 1)
     assert kept() == 0
     monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50)
-    assert kept() >= 2 * 140 * 50
+    assert kept() >= 2 * (2 * 140 * 50)
+
+
+def test_a_large_rsa_is_exact_where_the_caller_has_autocast_on(monkeypatch):
+    monkeypatch.setattr(scores, "LARGE", 0)
+    _, regions, t = draw(B=3, J=11)
+    regions, t = regions.float().requires_grad_(), t.float().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = scores.aggregate(regions, t, 4)
+    plain = scores.region_score_aggregation(scores.region_scores(regions, t.float()))
+    assert_close(ours, plain)
+    of_regions, of_t = torch.autograd.grad(ours.square().sum(), (regions, t))
+    assert of_regions.dtype == torch.float32 and of_t.dtype == torch.bfloat16
+    assert_close(of_regions, torch.autograd.grad(plain.square().sum(), regions)[0], rtol=1e-4, atol=1e-5)
 
 
 # RSS, Eqs. 16-17 ---------------------------------------------------------------------------------------------------

@@ -87,9 +87,9 @@ def _synchronize() -> None:
 
 def duel(plain_form: Callable, ours: Callable, repeats: int, warm: bool = True) -> dict:
     """Both forms in turn, ``repeats`` times: medians and their ratio; the peak of memory is that of a run of ours."""
+    peak = peak_mb(ours)
     if warm:
         plain_form()
-    peak = peak_mb(ours)
     times = {"plain_s": [], "ours_s": []}
     for _ in range(repeats):
         for key, run in (("plain_s", plain_form), ("ours_s", ours)):

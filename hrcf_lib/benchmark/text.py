@@ -13,11 +13,10 @@ from hrcf_lib.towers import encode_tokens
 def prompt_prefix(sizes: Sizes) -> dict:
     """Label embeddings, forward and backward: the shared beginning once, against whole sentences of 77 tokens."""
     vlp, names = sizes.model().vlp, names_of(sizes.K)
-    found = [_twins(vlp, kind, names[:8], sizes.part) for kind in KINDS if kind != "hybrid"]
-    found = [_differ(*twins) for twins in found]
     prompt, whole, shared = _twins(vlp, "hybrid", names, sizes.part)
-    found.append(_differ(prompt, whole, shared))
     row = duel(whole, shared, repeats=1, warm=False)
+    found = [_differ(prompt, whole, shared)]
+    found += [_differ(*_twins(vlp, kind, names[:8], sizes.part)) for kind in KINDS if kind != "hybrid"]
     row |= {key: max(f[key] for f in found) for key in ("max_abs_diff", "grad_rel_diff")}
     what = f"{len(names)} names, text tower of {vlp.name}, forward and backward, hybrid prompt"
     return row | {"what": what, "note": "differences: the largest of all four kinds of prompt"}
