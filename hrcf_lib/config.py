@@ -43,6 +43,7 @@ CHOICES = {
     "dataset": ("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder"),
     "prompt": ("fixed", "learnable", "hybrid", "tuning"),
     "augment": ("none", "rand-m9-mstd0.5-inc1"),
+    "cache": ("float16", "bfloat16", "float32"),
     "ranking_reduction": ("violations", "sum"),
     "distillation_reduction": ("mean", "sum"),
     "protocol": ("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
@@ -103,6 +104,8 @@ class Config:
     data_seed: int = 0  # seed of the MojiScenes splits
     augment: str = "none"  # "none" (frozen features are cached, then) or "rand-m9-mstd0.5-inc1" (timm's RandAugment)
     stream: bool = False  # read the training table shard by shard, shuffled within a buffer, and never hold it whole
+    cache: str = "float16"  # number format of stored frozen features: float16, bfloat16 or float32
+    views: int = 0  # augmented views of each training picture, computed once and stored; 0: augmented anew every epoch
     workers: int | None = None  # processes that decode pictures; None: the cores, shared by the GPUs of a machine
     protocol: str = "per_class"  # of evaluation, by name (``protocols.PROTOCOLS``)
     ks: tuple[int, ...] = (3, 5)  # K of P/R/F1@K; (10, 20) on Open Images
@@ -115,6 +118,10 @@ class Config:
             raise ValueError("phases is empty: give at least one, such as ('hcg', 4, 64)")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.views and self.augment == "none":
+            raise ValueError(f"views = {self.views} with augment 'none': set augment, or set views to 0")
+        if self.views and self.stream:
+            raise ValueError(f"views = {self.views} cannot be stored of a stream: set stream to False, or views to 0")
         if not self.ks or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in self.ks):
             raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")
 

@@ -59,3 +59,13 @@ def autocast(device: torch.device | str, bf16: bool) -> torch.autocast:
 def best() -> torch.device:
     """The device of this process: its GPU, Apple's, or the CPU."""
     return process().device
+
+
+def move(x: torch.Tensor, device) -> torch.Tensor:
+    """``x`` on ``device``; from pinned memory the copy runs beside the computation."""
+    return x.to(device, non_blocking=x.is_pinned())
+
+
+def pinned(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors in pinned memory where there is a CUDA device, otherwise as they are."""
+    return tuple(x.pin_memory() for x in tensors) if torch.cuda.is_available() else tensors

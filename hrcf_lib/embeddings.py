@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import devices
-from hrcf_lib.features import FrozenFeatures, Pass
+from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.passes import Pass
 
 
 @dataclass

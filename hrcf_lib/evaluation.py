@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from hrcf_lib import protocols, scores
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import Embedded
-from hrcf_lib.features import FrozenFeatures, Pass
+from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.passes import Pass
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Files that are always whole: written under another name first, renamed when complete."""
 
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,23 @@ def replacing(path: str | Path):
     part = path.with_name(path.name + ".part")
     yield part
     part.replace(path)
+
+
+@contextmanager
+def replacing_alone(path: Path):
+    """As ``replacing``, for large files that several runs may write at once: each has a temporary name of its own.
+
+    It is on the disk before it is renamed, so that no crash of the machine leaves a hollow file, and removed if writing
+    fails.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, values: dict, default=None) -> None:

@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,11 @@ from hrcf_lib import config as configs
 from hrcf_lib import devices, results
 from hrcf_lib.data import benchmarks
 from hrcf_lib.evaluation import evaluate
-from hrcf_lib.features import extract
+from hrcf_lib.features import AugmentedFeatures, extract
 from hrcf_lib.files import write_json
 from hrcf_lib.model import HRCF
 from hrcf_lib.names import check_known
-from hrcf_lib.pictures import Pictures, StreamedPictures
+from hrcf_lib.pictures import AugmentedView, Pictures, StreamedPictures
 from hrcf_lib.training import train
 
 STOPPED = "hrcf_lib.fit: "  # what an error of the user's begins with
@@ -38,8 +39,9 @@ STOPPED = "hrcf_lib.fit: "  # what an error of the user's begins with
 def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None):
     r"""What ``train`` and ``evaluate`` read of a split, as the model's config says.
 
-    Without augmentation these are frozen features, stored in ``cache`` where one is given (NUS-WIDE at ViT-B/16: 49 GB
-    for train). Otherwise pictures, augmented in training alone; streamed with ``config.stream``.
+    Without augmentation these are frozen features in the format ``config.cache``, stored in the folder ``cache`` where
+    one is given (NUS-WIDE at ViT-B/16 in 16 bits: 49 GB for train). Otherwise pictures, augmented in training alone:
+    streamed with ``config.stream``, or features of ``config.views`` views, as large each.
 
     Args:
         model: an ``HRCF``, where the features are to be computed.
@@ -53,11 +55,15 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     if config.stream and training and config.dataset != "mojiscenes":
         return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
     dataset = benchmarks.open_split(config, split, data, model.vlp.side)
+    workers = (
+        config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else devices.workers()
+    )
+    stored = partial(extract, model.vlp, space=dataset.labels, folder=cache, workers=workers, precision=config.cache)
     if config.augment == "none":
-        workers = (
-            config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else devices.workers()
-        )
-        return extract(model.vlp, dataset, dataset.labels, cache, workers=workers)
+        return stored(dataset)
+    if config.views and training:
+        views = [AugmentedView(dataset, model.vlp, config.augment, view) for view in range(config.views)]
+        return AugmentedFeatures([stored(view) for view in views], config.augment)
     return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
 
 
@@ -83,7 +89,7 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) 
         data: folder of prepared data sets.
         out: folder of results, by default ``runs/<preset>``; several machines have to share it.
         changes: fields of the config to replace, such as ``{"lam": 0.5}``.
-        cache: folder of frozen features, by default ``<out>/features``; read without augmentation only.
+        cache: folder of frozen features, by default ``<out>/features``.
 
     Raises what ``config.preset``, ``source``, ``train`` and ``evaluate`` raise.
     """

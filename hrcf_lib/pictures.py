@@ -1,8 +1,9 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
-The student is a copy of the VLP and they share all blocks but the last, so the frozen trunk runs once for both. Both
-classes have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use: ``batches``, ``tokens``,
-``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``.
+The student is a copy of the VLP and they share all blocks but the last, so the frozen trunk runs once for both.
+``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
+``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
+``AugmentedView`` is a data set whose features can be stored.
 
 A view of a picture is a pure function of (seed of the pass, row): the same for any number of processes and of workers,
 and after a resume.
@@ -18,6 +19,8 @@ from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
+import PIL
+import timm
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image, ImageOps
@@ -29,7 +32,7 @@ from hrcf_lib import devices
 from hrcf_lib.data import common
 from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.data.images import read_image, rgb
-from hrcf_lib.features import Pass
+from hrcf_lib.passes import Pass
 
 
 class _FromDisk:
@@ -74,9 +77,8 @@ class Pictures(_FromDisk):
     """
 
     def __init__(self, dataset, vlp, augment: str = "none", workers: int | None = 0):
-        if augment != "none" and not hasattr(dataset, "original"):
-            kind = type(dataset).__name__
-            raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
+        if augment != "none":
+            _check_originals(dataset)
         super().__init__(vlp, augment, workers)
         self.dataset, self.space = dataset, dataset.labels
         self.rows = self.labels_of = np.arange(len(dataset))  # of the data set, for each picture and its labels
@@ -188,6 +190,43 @@ class StreamedPictures(_FromDisk):
     def has_positives(self) -> bool:
         """Whether any picture has a label at all (which ones, only a pass over the shards would tell)."""
         return self.counts["positives"] > 0
+
+
+class AugmentedView(Dataset):
+    r"""One augmented view of every picture of a data set, always the same: what ``extract`` can store.
+
+    Args:
+        dataset, vlp, augment: as for ``Pictures``; ``augment`` is not ``"none"``.
+        view: number of the view, from 0; the seed of its random draws.
+
+    Items are ``(picture uint8 (3, side, side), labels (K,))``. Raises ``ValueError`` as ``Pictures`` does, and for
+    ``augment`` ``"none"``.
+    """
+
+    def __init__(self, dataset, vlp, augment: str, view: int):
+        if augment == "none":
+            raise ValueError("a view with augment 'none' is the picture itself: extract features of the data set")
+        _check_originals(dataset)
+        self.dataset, self.augment, self.view, self.labels = dataset, augment, view, dataset.labels
+        self.transform = augmentation(augment, vlp)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image = augmented(self.dataset.original(index), self.transform, self.view, index)
+        return image, self.dataset.label_vector(index)  # (3, side, side), (K,)
+
+    def fingerprint(self) -> str:
+        """A key for caches: that of the data set, the view, and the versions of the libraries that transform it."""
+        own = f"{self.augment} view {self.view}, timm {timm.__version__}, Pillow {PIL.__version__}"
+        return f"{self.dataset.fingerprint()} {own}"
+
+
+def _check_originals(dataset) -> None:
+    if not hasattr(dataset, "original"):
+        kind = type(dataset).__name__
+        raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
 
 
 def _batched(rows, size: int, steps: int) -> Iterator[list[dict]]:

@@ -24,9 +24,9 @@ from hrcf_lib import weights
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import rest
-from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
+from hrcf_lib.passes import Pass
 
 
 def parameter_groups(model, side: str, config: Config) -> list[dict]:
@@ -60,7 +60,8 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
     Args:
         model: an ``HRCF``. It is moved to the device that Accelerate gives this process, and left in evaluation mode
             with its gradients as before, however the run ends.
-        data: ``FrozenFeatures``, or ``Pictures`` / ``StreamedPictures``, augmented as the config says.
+        data: ``FrozenFeatures``, or what is augmented as the config says: ``Pictures``, ``StreamedPictures`` or
+            ``AugmentedFeatures``.
         folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
         save_every: steps between checkpoints.
         stop_after: end after that many steps of this call, as an interruption would.
@@ -224,7 +225,8 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> tuple[float,
         exchange = nullcontext() if i + 1 == len(parts) else accelerator.no_sync(objective)
         with exchange:
             y = labels[part].to(device)
-            frozen = data.frozen(model.vlp, [x[part] for x in inputs], config.bf16) if len(part) else (None, None)
+            own = inputs if len(part) == len(labels) else [x[part] for x in inputs]  # whole, it stays in pinned memory
+            frozen = data.frozen(model.vlp, own, config.bf16) if len(part) else (None, None)
             try:
                 loss, *shares = objective(*frozen, y, n)
             except FloatingPointError:
@@ -259,8 +261,9 @@ def _agree(accelerator, done: int, checkpoint: Path) -> None:
         )
 
 
-# Settings that change no weight: a run may be resumed with others.
+# Settings that change no weight, or whose effect ``identity`` tells: a run may be resumed with others.
 FREE = ("accumulate", "workers", "stream", "protocol", "ks", "keep", "rss", "val_size", "test_size", "name")
+FREE += ("cache", "views")
 
 
 def _about(model, data) -> dict:

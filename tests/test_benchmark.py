@@ -13,7 +13,7 @@ from hrcf_lib import benchmark, budget
 from hrcf_lib.benchmark import __main__ as command
 from hrcf_lib.benchmark import cost, curves, images, loading, measure, plain
 from hrcf_lib.benchmark.measure import Sizes, differ, duel
-from hrcf_lib.features import Pass
+from hrcf_lib.passes import Pass
 from hrcf_lib.pictures import Pictures
 from hrcf_lib.prompts import PromptLearner
 

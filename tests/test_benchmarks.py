@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from hrcf_lib import config, data, evaluation, fit, protocols
 from hrcf_lib.data import mojiscenes
+from hrcf_lib.features import AugmentedFeatures
 from hrcf_lib.model import HRCF
 from hrcf_lib.pictures import Pictures, StreamedPictures
 from hrcf_lib.training import train
@@ -110,6 +111,22 @@ def test_sources_follow_the_config(folder, tiny):
     model.config = model.config.replace(augment="none", stream=False)
     frozen = fit.source(model, "train", folder)
     assert frozen.trunk.shape == (16, 197, 64) and frozen.labels.shape == (16, 1006)
+    assert frozen.trunk.dtype == torch.float16
+
+
+def test_sources_of_stored_views(folder, tiny, tmp_path):
+    """Training has k views in the format asked for; evaluation has the pictures."""
+    model = HRCF(config.nus_wide().smoke().replace(**tiny, views=2, cache="bfloat16"))
+    training, test = (fit.source(model, split, folder, tmp_path) for split in ("train", "test"))
+    assert isinstance(training, AugmentedFeatures) and len(training.views) == 2
+    assert training.augment == model.config.augment and training.identity()["precision"] == "bfloat16"
+    assert isinstance(test, Pictures) and test.augment == "none"
+    assert len(list(tmp_path.iterdir())) == 2, "a folder a view"
+    again = fit.source(model, "train", folder, tmp_path)
+    assert torch.equal(again.views[1].trunk[:], training.views[1].trunk[:])
+    assert not torch.equal(training.views[0].trunk[:], training.views[1].trunk[:])
+    model.config = model.config.replace(phases=(("hcg", 1, 8),), bf16=False)
+    assert len(train(model, training)) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -102,6 +102,7 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         *({"lr": -1e-3}, {"lr": float("inf")}, {"tag_noise": 1.5}, {"layer_decay": 2}, {"warmup_epochs": -1}),
         *({"hcg": 1}, {"rsa": "no"}, {"bf16": None}, {"vlp": None}, {"dataset": 3}, {"prompt": "soft"}),
         *({"augment": "flip"}, {"ranking_reduction": "mean"}, {"distillation_reduction": "violations"}),
+        *({"cache": "half"}, {"cache": None}, {"views": -1}, {"views": 1.5}, {"views": 2}),
         *({"ks": ()}, {"ks": (0,)}, {"ks": (3.5,)}),
         *({"phases": (("image", 1, 8),)}, {"phases": (("hcg", 0, 8),)}, {"phases": (("hcg", 1, 0),)}),
         *({"phases": (("hcg", 1),)}, {"phases": ({"trains": "hcg", "epoch": 1},)}, {"phases": (("hcg", 1.5, 8),)}),
@@ -186,3 +187,11 @@ def test_public_names():
 def test_values_that_no_run_can_have(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         configs.mini().replace(**change)
+
+
+def test_stored_views_are_augmented_and_not_streamed():
+    with pytest.raises(ValueError, match="views = 2 with augment 'none': set augment, or set views to 0"):
+        configs.mini().replace(views=2)
+    with pytest.raises(ValueError, match="views = 2 cannot be stored of a stream: set stream to False, or views to 0"):
+        configs.nus_wide().replace(views=2, stream=True)
+    assert configs.nus_wide().replace(views=2, cache="bfloat16").views == 2

@@ -7,7 +7,7 @@ import torch
 
 from hrcf_lib import devices, embeddings, training
 from hrcf_lib.embeddings import Resting, embed, rest
-from hrcf_lib.features import Pass
+from hrcf_lib.passes import Pass
 from hrcf_lib.training import train
 
 PHASES = (("hcg", 1, 4), ("prompts", 3, 4))  # of 10 pictures: 3 + 9 steps

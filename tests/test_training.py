@@ -16,9 +16,9 @@ import torch
 
 from hrcf_lib import scores, training
 from hrcf_lib.config import TRAINABLE
-from hrcf_lib.features import Pass
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
+from hrcf_lib.passes import Pass
 from hrcf_lib.training import learning_rate, only, parameter_groups, train
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -253,8 +253,8 @@ def test_pictures_without_a_positive_seen_label_take_no_part(features, monkeypat
     clean = trained(features)
     assert rows["ranking_loss"] == rows["distillation_loss"]
     assert sum(rows["ranking_loss"]) == 4 * (10 - 4), "each of 4 epochs sees the 6 kept pictures once"
-    trunk, teacher = features.trunk.copy(), features.teacher.clone()
-    trunk[::3], teacher[::3] = np.nan, torch.nan
+    trunk, teacher = features.trunk[:], features.teacher.clone()
+    trunk[::3], teacher[::3] = torch.nan, torch.nan
     assert synthetic.same(trained(dataclasses.replace(features, trunk=trunk, teacher=teacher)), clean)
 
 
@@ -329,7 +329,7 @@ def test_the_model_is_left_as_it_was(features, tmp_path):
     model = synthetic.model()
     learn = {n for n, p in model.named_parameters() if p.requires_grad}
     assert learn == {n for n, _ in model.named_parameters() if not n.startswith("vlp.")}
-    broken = dataclasses.replace(features, trunk=np.full_like(features.trunk, np.nan))
+    broken = dataclasses.replace(features, trunk=torch.full_like(features.trunk[:], torch.nan))
     for run in (lambda: train(model, features, stop_after=7), lambda: train(model, broken)):
         try:
             run()
@@ -406,6 +406,8 @@ def test_a_finished_run_is_not_run_again(features, tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_run_is_refused(features, tmp_path):
     train(synthetic.model(), features, tmp_path, stop_after=1)
+    free = synthetic.model(cache="bfloat16", workers=3)  # these two change no weight
+    assert len(train(free, features, tmp_path, stop_after=1)) == 2
     with pytest.raises(ValueError, match="another run.*\n  lr: there 0.001, here 0.01$"):
         train(synthetic.model(lr=0.01), features, tmp_path)
     with pytest.raises(ValueError, match="another run.*\n  labels: there"):
@@ -418,6 +420,8 @@ def test_a_checkpoint_of_another_run_is_refused(features, tmp_path):
     with pytest.raises(ValueError, match="\n  seen labels: there"):
         space = LabelSpace(["a", "b", "c", "d", "e"], features.space.unseen)
         train(synthetic.model(), dataclasses.replace(features, space=space), tmp_path)
+    with pytest.raises(ValueError, match="\n  precision: there float16, here bfloat16"):
+        train(synthetic.model(), dataclasses.replace(features, trunk=features.trunk[:].bfloat16()), tmp_path)
     with pytest.raises(ValueError, match="\n  VLP: there"):
         model = synthetic.model()
         with torch.no_grad():
@@ -429,8 +433,8 @@ def test_a_checkpoint_of_another_run_is_refused(features, tmp_path):
 
 
 def test_broken_features_are_named(features):
-    trunk = features.trunk.copy()
-    trunk[8, 5, 7] = np.nan
+    trunk = features.trunk[:]
+    trunk[8, 5, 7] = torch.nan
     with pytest.raises(ValueError, match=r"features of pictures \[8\]: look at them"):
         train(synthetic.model(), dataclasses.replace(features, trunk=trunk))
     teacher = features.teacher.clone()
