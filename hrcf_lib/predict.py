@@ -10,6 +10,7 @@ from hrcf_lib.data.dataset import find_images, read_image
 from hrcf_lib.explain import reference_columns
 from hrcf_lib.labels import check_names
 from hrcf_lib.model import HRCF
+from hrcf_lib.passes import read_ahead
 
 
 @cache
@@ -29,7 +30,7 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
             not always score 1; only your columns come back.
         model: an ``HRCF``; by default the one that ships (``default_model``). It is left in evaluation mode.
         top_k: labels to report for each picture; fewer come back if there are fewer labels.
-        batch: pictures at a time.
+        batch: pictures at a time; a thread reads the next ones meanwhile.
 
     Returns:
         a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (Eq. 14,
@@ -49,9 +50,9 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
     names, columns = reference_columns(model, labels)
     t = model.label_embeddings(names)  # (K, D)
     rows = []
-    for first in range(0, len(items), batch):
-        part = items[first : first + batch]
-        pictures = torch.stack([read_image(item, model.vlp.side) for item in part]).to(t.device)
+    starts = range(0, len(items), batch)
+    read = lambda first: torch.stack([read_image(item, model.vlp.side) for item in items[first : first + batch]])
+    for first, pictures in zip(starts, read_ahead(read, starts), strict=True):
         values = model.score(*model.embed(pictures), t)[:, columns].cpu()  # (B, K of the user)
         best = values.topk(min(top_k, len(labels)), dim=1)
         for i, (scores, ks) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), first):
