@@ -27,13 +27,16 @@ class Embedded:
 @torch.no_grad()
 def embed(model, data, batch: int = 128) -> Embedded:
     """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without."""
-    e_g, regions = [], []
-    for _, inputs, _ in data.batches(Pass(batch)):
+    held, at = None, 0
+    for _, inputs, labels in data.batches(Pass(batch)):
         with model.autocast():
-            g, r = model.image_embeddings(data.tokens(model.vlp, inputs))
-        e_g.append(g.float().cpu())
-        regions.append(r.cpu())
-    return Embedded(torch.cat(e_g), torch.cat(regions))
+            e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
+        if held is None:  # now their shapes and type are known
+            n = len(data)
+            held = Embedded(torch.empty(n, e_g.shape[1]), torch.empty(n, *regions.shape[1:], dtype=regions.dtype))
+        held.e_g[at : at + len(labels)], held.regions[at : at + len(labels)] = e_g.cpu(), regions.cpu()
+        at += len(labels)
+    return held
 
 
 @dataclass
@@ -61,16 +64,18 @@ class Resting:
 
 
 def rest(model, data, epochs: int):
-    r"""What a prompt phase of that many epochs should read: ``Resting`` where it pays, ``data`` itself elsewhere.
+    r"""What a prompt phase should read that has ``epochs`` ahead of it: ``Resting`` where it pays, or ``data`` itself.
 
-    It pays from the second epoch on: each picture has to be embedded once a phase anyway, because the image side has
-    learnt since the phase before. Augmented pictures differ in every epoch. What is held, 2 (1 + J) D bytes a picture,
-    may take half of the main memory that is free, shared by the processes of this machine.
+    It pays where epochs are more than processes: the image side has learnt since the phase before, so each picture has
+    to be embedded once a phase anyway, and each process embeds all of them. So phases of one epoch, as the presets
+    have, compute embeddings in every step. Augmented pictures differ in every epoch. What is held, 2 J + 4 times D
+    bytes a picture in bfloat16, may take half of the main memory that is free, shared by the processes of this machine.
     """
-    if epochs == 1 or not isinstance(data, FrozenFeatures):
+    if epochs <= devices.process().num_processes or not isinstance(data, FrozenFeatures):
         return data
     J = model.gather.J if model.config.hcg else model.vlp.N**2
-    size = len(data) * (4 + 2 * J) * model.vlp.D * (1 if model.config.bf16 else 2)  # bytes
+    half = model.config.bf16 and devices.native_bf16(model.head.weight.device)
+    size = len(data) * (4 + (2 if half else 4) * J) * model.vlp.D  # bytes
     if size > psutil.virtual_memory().available / 2 / devices.neighbours():
         return data
     return Resting(embed(model, data), data)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -78,7 +79,10 @@ class FrozenFeatures:
 
         Trunk tokens stay where they are, in memory or on disk.
         """
-        rows = np.asarray(rows, np.int64)
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            raise ValueError("rows are numbers of pictures, not a mask: give mask.nonzero()[0]")
+        rows = rows.astype(np.int64)
         labels = self.labels[rows if labels_of is None else np.asarray(labels_of, np.int64)]
         return FrozenFeatures(self.trunk.take(rows), self.teacher[torch.from_numpy(rows)], labels, self.space)
 
@@ -99,6 +103,7 @@ class AugmentedFeatures:
 
     views: list[FrozenFeatures]
     augment: str  # of all views; ``train`` compares it with the config's
+    plain: object = None  # the same pictures without augmentation, where something is to be evaluated on them
 
     def __post_init__(self):
         if not self.views:
@@ -106,6 +111,7 @@ class AugmentedFeatures:
         for view in self.views[1:]:
             if view.space != self.space or not torch.equal(view.labels, self.labels):
                 raise ValueError("views of different pictures or labels: extract all of them from one data set")
+            view.labels = self.labels  # held once
 
     def __len__(self):
         return len(self.views[0])
@@ -142,7 +148,8 @@ class AugmentedFeatures:
 
     def take(self, rows, labels_of=None) -> "AugmentedFeatures":
         """Some pictures, with their own labels or, as a control, with those of the rows ``labels_of``."""
-        return AugmentedFeatures([view.take(rows, labels_of) for view in self.views], self.augment)
+        plain = self.plain and self.plain.take(rows, labels_of)
+        return AugmentedFeatures([view.take(rows, labels_of) for view in self.views], self.augment, plain)
 
     def has_positives(self) -> bool:
         """Whether any picture has a positive seen label."""
@@ -189,7 +196,8 @@ def extract(
         teacher, labels = (torch.cat(parts) for parts in zip(*small))
         return FrozenFeatures(trunk, teacher, labels, space)
     about = {"VLP": vlp.name, "weights": vlp.hash, "picture side": vlp.side, "precision": precision, "tokens": tokens}
-    cache = Cache(folder, about | {"labels": space.names, "data": _fingerprint(dataset), "pictures": n})
+    about |= {"labels": space.names, "data": _fingerprint(dataset), "pictures": n}
+    cache = Cache(folder, about | {"reading": f"Pillow {PIL.__version__}"})  # which resizes pictures
     if missing := cache.missing():
         with cache.filling(missing, vlp.D + len(space.names)):
             parts = {s: cache.rows[s].split(batch) for s in missing}
@@ -221,7 +229,7 @@ def _compute(vlp, dataset, space, rows: list[Tensor], workers: int, precision: s
                     f"features of picture {first} are NaN or beyond {precision}: look at it and at the VLP's weights"
                 )
             progress.update(len(own))
-            yield x.cpu(), e_p.cpu(), y
+            yield x.cpu(), e_p.cpu(), y.to(torch.int8)
 
 
 def _fingerprint(dataset):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def replacing_alone(path: Path):
     It is on the disk before it is renamed, so that no crash of the machine leaves a hollow file, and removed if writing
     fails.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")  # containers share numbers
     try:
         yield part
         with part.open("rb+") as file:

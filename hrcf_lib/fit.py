@@ -63,7 +63,8 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
         return stored(dataset)
     if config.views and training:
         views = [AugmentedView(dataset, model.vlp, config.augment, view) for view in range(config.views)]
-        return AugmentedFeatures([stored(view) for view in views], config.augment)
+        plain = Pictures(dataset, model.vlp, workers=config.workers)
+        return AugmentedFeatures([stored(view) for view in views], config.augment, plain)
     return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
 
 
@@ -75,8 +76,9 @@ def validation(sources: dict) -> tuple:
     """
     val = sources.get("val")
     if val is None:
-        rows = np.random.default_rng(0).permutation(len(sources["train"]))[:2000]
-        return sources["train"].take(np.sort(rows)), ("seen",)
+        train = getattr(sources["train"], "plain", None) or sources["train"]  # of stored views, the pictures themselves
+        rows = np.random.default_rng(0).permutation(len(train))[:2000]
+        return train.take(np.sort(rows)), ("seen",)
     own = val.space.unseen and set(val.space.unseen).isdisjoint(sources["test"].space.names)
     return val, ("ZSL", "GZSL") if own else ("seen",)
 

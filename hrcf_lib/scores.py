@@ -10,6 +10,7 @@ Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025); top-k pooling and the nor
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -100,33 +101,44 @@ class _LargeAggregate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, regions, label_embeddings, chunk):
-        total, kept = 0, []
-        keep = regions.shape[0] * regions.shape[1] * len(label_embeddings) <= KEPT
-        with torch.autocast(regions.device.type, enabled=False):
-            for part in _parts(regions, chunk):
-                s = region_scores(part, label_embeddings)  # (B, c, K)
+        B, J, _ = regions.shape
+        t, K, total = label_embeddings, len(label_embeddings), 0
+        kept = regions.new_empty(B * J * K if B * J * K <= KEPT else 0)
+        with _exactly(regions):
+            for first, part in zip(range(0, J, chunk), _parts(regions, chunk)):
+                into = kept[B * first * K :][: B * part.shape[1] * K].view(-1, K) if len(kept) else None
+                s = torch.mm(part.flatten(0, 1), t.T, out=into).view(B, -1, K)  # (B, c, K)  Eqs. 10-11
                 total = total + region_score_aggregation(s)  # (B, K)
-                kept += [s] * keep
-        ctx.save_for_backward(regions, label_embeddings, *kept)
+        ctx.save_for_backward(regions, t, kept)
         ctx.chunk = chunk
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
-        regions, t, *kept = ctx.saved_tensors
-        of_regions, of_t = [], torch.zeros_like(t) if ctx.needs_input_grad[1] else None
-        for i, part in enumerate(_parts(regions, ctx.chunk)):
-            s = kept[i] if kept else region_scores(part, t)  # (B, c, K)
-            w = s.softmax(dim=-1)
-            of_s = g.unsqueeze(1) * s  # (B, c, K)
-            mean = torch.linalg.vecdot(of_s, w).unsqueeze(-1)  # (B, c, 1)
-            of_s = of_s.add_(g.unsqueeze(1)).sub_(mean).mul_(w)
-            if ctx.needs_input_grad[0]:
-                of_regions.append(of_s @ t)  # (B, c, D)
-            if of_t is not None:
-                of_t += of_s.flatten(0, 1).T @ part.flatten(0, 1)  # (K, D)
-        return torch.cat(of_regions, dim=1) if of_regions else None, of_t, None
+        regions, t, kept = ctx.saved_tensors
+        (B, J, _), K, g = regions.shape, len(t), g.unsqueeze(1)  # (B, 1, K)
+        of_regions = torch.empty_like(regions) if ctx.needs_input_grad[0] else None
+        of_t = torch.zeros_like(t) if ctx.needs_input_grad[1] else None
+        with _exactly(regions):
+            for first, part in zip(range(0, J, ctx.chunk), _parts(regions, ctx.chunk)):
+                c = part.shape[1]
+                s = kept[B * first * K :][: B * c * K].view(B, c, K) if len(kept) else region_scores(part, t)
+                w = s.softmax(dim=-1)  # (B, c, K)
+                of_s = g * s
+                mean = torch.linalg.vecdot(of_s, w).unsqueeze(-1)  # (B, c, 1)
+                of_s = of_s.add_(g).sub_(mean).mul_(w)  # (B, c, K)
+                if of_regions is not None:
+                    of_regions[:, first : first + c] = of_s @ t
+                if of_t is not None:
+                    of_t += of_s.flatten(0, 1).T @ part.flatten(0, 1)
+        return of_regions, of_t, None
+
+
+def _exactly(x: Tensor):
+    """No autocast, on devices that have one."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def relevance(regions: Tensor, label_embeddings: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 only(model, side)
                 t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
                 objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
-                source = rest(model, data, phase.epochs) if side == "prompts" else data
+                source = rest(model, data, phase.epochs - e) if side == "prompts" else data
             base, warmup = (config.lr, config.warmup_epochs) if side == "hcg" else (config.prompt_lr, 0.0)
             seed = _seed(config.seed, side, before)
             order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)

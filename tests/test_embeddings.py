@@ -66,6 +66,21 @@ def test_embeddings_that_would_fill_the_memory_are_computed_in_every_step(monkey
     assert rest(model, data, epochs=2) is data
 
 
+def test_where_bfloat16_is_not_native_embeddings_take_twice_the_room(monkeypatch):
+    model, data = synthetic.model(bf16=True), synthetic.features()
+    room = 10 * (2 * 4 + 140 * 4) * 128 * 2
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("memory", (), {"available": 0.9 * room}))
+    for native, kind in ((True, Resting), (False, type(data))):
+        monkeypatch.setattr(embeddings.devices, "native_bf16", lambda device, native=native: native)
+        assert type(rest(model, data, epochs=2)) is kind
+
+
+def test_as_many_processes_as_epochs_do_not_each_embed_everything(monkeypatch):
+    model, data = synthetic.model(), synthetic.features()
+    monkeypatch.setattr(embeddings.devices, "process", lambda: type("state", (), {"num_processes": 2}))
+    assert rest(model, data, epochs=2) is data and isinstance(rest(model, data, epochs=3), Resting)
+
+
 def test_augmented_pictures_never_rest():
     pictures = synthetic.features()
     other = type("Pictures", (), vars(pictures))()

@@ -137,9 +137,9 @@ def test_a_large_rsa_keeps_its_scores_alone_for_the_backward_pass_and_a_huge_one
     regions.requires_grad_()
 
     def kept():
-        """Entries of (B, chunk, K) tensors that the backward pass holds on to."""
+        """Entries of scores, weights and votes that the backward pass holds on to."""
         sizes = []
-        pack = lambda x: sizes.append(x.numel() if x.shape[-1] == 50 else 0) or x
+        pack = lambda x: sizes.append(0 if x is regions or x is t else x.numel()) or x
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             scores.aggregate(regions, t)
         return sum(sizes)
@@ -153,15 +153,23 @@ def test_a_large_rsa_keeps_its_scores_alone_for_the_backward_pass_and_a_huge_one
     assert kept() >= 2 * (2 * 140 * 50)
 
 
-def test_a_large_rsa_is_exact_where_the_caller_has_autocast_on(monkeypatch):
+def test_a_large_rsa_can_be_counted_on_shapes_alone():
+    regions = torch.empty(128, 140, 64, device="meta", requires_grad=True)
+    total = scores.aggregate(regions, torch.empty(7186, 64, device="meta"))
+    total.sum().backward()
+    assert total.shape == (128, 7186) and regions.grad.shape == regions.shape
+
+
+@pytest.mark.parametrize("kept", [0, 2**28])
+def test_a_large_rsa_is_exact_where_the_caller_has_autocast_on(kept, monkeypatch):
     monkeypatch.setattr(scores, "LARGE", 0)
+    monkeypatch.setattr(scores, "KEPT", kept)
     _, regions, t = draw(B=3, J=11)
     regions, t = regions.float().requires_grad_(), t.float().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         ours = scores.aggregate(regions, t, 4)
-    plain = scores.region_score_aggregation(scores.region_scores(regions, t.float()))
-    assert_close(ours, plain)
-    of_regions, of_t = torch.autograd.grad(ours.square().sum(), (regions, t))
+        of_regions, of_t = torch.autograd.grad(ours.square().sum(), (regions, t))
+    assert_close(ours, plain := scores.region_score_aggregation(scores.region_scores(regions, t.float())))
     assert of_regions.dtype == torch.float32 and of_t.dtype == torch.bfloat16
     assert_close(of_regions, torch.autograd.grad(plain.square().sum(), regions)[0], rtol=1e-4, atol=1e-5)
 

@@ -3,8 +3,8 @@ r"""Each fast path beside the plain form it replaces: times of both, their ratio
     python -m hrcf_lib.benchmark [--out FILE.json] [--rows prompt_prefix,map_metric]
 
 Sizes are those of the paper: ViT-B/16 (random weights, speed does not depend on them), 925 and 7,186 labels. Every row
-runs in a process of its own, so that its peak of memory is its own, and its two forms take turns, so that a machine
-that slows down slows both. ``--out`` gets a JSON list with one object a row:
+runs in a process of its own, so that its peak of memory is its own, and where its two forms run more than once they
+take turns, so that a machine that slows down slows both. ``--out`` gets a JSON list with one object a row:
 
 ``name``           one of ``ROWS``
 ``ratio``          seconds of the plain form / seconds of ours, of one run
@@ -44,8 +44,8 @@ ROWS = {
 COLUMNS = ["name", "ratio", "max_abs_diff", "grad_rel_diff", "peak_mb", "plain_s", "ours_s", "what", "note", "error"]
 
 
-def run(names=tuple(ROWS), sizes: Sizes | None = None, show=print) -> pd.DataFrame:
-    r"""The rows ``names`` of the benchmark, in order; ``show`` is told of each as it comes.
+def run(names=tuple(ROWS), sizes: Sizes | None = None, show=lambda row: print(line(row), flush=True)) -> pd.DataFrame:
+    r"""The rows ``names`` of the benchmark, in order; ``show`` is called with each as it comes.
 
     One row a name, with the columns of ``COLUMNS`` and what else a row tells. A row that fails has its ``error``, and
     the others go on. Raises ``ValueError`` for an unknown name, with the nearest known one.
@@ -56,7 +56,7 @@ def run(names=tuple(ROWS), sizes: Sizes | None = None, show=print) -> pd.DataFra
         told = run_stage(name, ROWS[name], sizes)
         row = {"name": name} | {key: told[key] for key in told if key not in ("stage", "peak_gb", "gpu_gb")}
         rows.append(row)
-        show(line(row))
+        show(row)
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=COLUMNS + [column for column in frame if column not in COLUMNS])
 

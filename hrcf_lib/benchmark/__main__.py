@@ -21,13 +21,19 @@ def main(words=None) -> int:
     origin = results.origin()
     where = {key: origin[key] for key in ("date", "device", "native_bf16", "commit")}
     print("; ".join(f"{key} {value}" for key, value in where.items()), flush=True)
+    rows = []
+
+    def show(row: dict) -> None:
+        print(benchmark.line(row), flush=True)
+        rows.append(dict.fromkeys(benchmark.COLUMNS) | row | where)
+        if given.out:
+            write_json(given.out, rows)  # after each: a long run that is stopped leaves what it has
+
     try:
-        frame = benchmark.run(given.rows.split(","), show=lambda text: print(text, flush=True))
+        benchmark.run(given.rows.split(","), show=show)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
-    if given.out:
-        write_json(given.out, [row | where for row in results.plain(frame)])
-    return int(frame["error"].notna().any())
+    return int(any(row["error"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hrcf_lib import budget, devices, scores
-from hrcf_lib.benchmark.measure import Sizes, draw, draw_images, names_of, seconds
+from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, names_of, seconds
+from hrcf_lib.losses import ranking_loss
 
 
 class Traffic(TorchDispatchMode):
@@ -81,8 +82,9 @@ def stages(sizes: Sizes) -> dict[str, Callable]:
 
         return inside
 
-    quiet = torch.no_grad()
+    quiet, labels = torch.no_grad(), annotate(B, sizes.K)
     score = lambda r: scores.score(e_g, r, t, model.config, select=False)
+    s = score(regions).detach()
     return {
         "trunk": in_bf16(lambda: vlp.trunk(images)),
         "teacher": in_bf16(lambda: vlp.teacher(trunk)),
@@ -90,6 +92,7 @@ def stages(sizes: Sizes) -> dict[str, Callable]:
         "student, with backward": lambda: student().backward(),
         "HSA": quiet(lambda: score(regions)),
         "HSA, with backward": lambda: score(regions.detach().requires_grad_()).sum().backward(),
+        "ranking loss, with backward": lambda: ranking_loss(s.detach().requires_grad_(), labels).backward(),
         "label embeddings": quiet(lambda: model.label_embeddings(names)),
         "label embeddings, with backward": lambda: (model.label_embeddings(names) * t).sum().backward(),
     }

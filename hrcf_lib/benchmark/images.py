@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import budget, training
-from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, duel, far, names_of, relative
+from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, duel, far, names_of, relative, seconds
 
 
 def feature_cache(sizes: Sizes) -> dict:
@@ -49,8 +49,12 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
     stored = frozen(twice=False)
     a, b = full(), ours()
     row |= {"max_abs_diff": far(a[:1], b[:1]), "grad_rel_diff": relative(a[1:], b[1:])}
-    what = f"step of the image side, B = {B}, K = {K}, " + ("from the cache" if cached else "trunk shared")
-    return row | {"what": what} | _arithmetic(budget.flops(model.config, names, B), cached)
+    row |= _arithmetic(budget.flops(model.config, names, B), cached)
+    if cached:
+        rounded = update(stored[0].half().float(), stored[1])
+        row["note"] += f"; the loss moves by {far(a[:1], rounded[:1]):.0e} where features are stored as float16"
+    what = f"step of the image side, B = {B}, K = {K}, " + ("features in memory" if cached else "trunk shared")
+    return row | {"what": what}
 
 
 def _arithmetic(parts: dict[str, float], cached: bool) -> dict:
@@ -98,3 +102,24 @@ def inference_bf16(sizes: Sizes) -> dict:
     row = duel(*forms, repeats=2) | {"max_abs_diff": far(*(form() for form in forms))}
     what = f"picture to scores in bfloat16 against float32, B = {len(images)}"
     return row | {"what": what, "note": "rounded, not exact: the difference is that of scores in -1..1"}
+
+
+def inference_channels_last(sizes: Sizes) -> dict:
+    """Inference with HCG's convolution weights in channels-last order, against as they are: tried, and left out."""
+    return _variant(sizes, lambda model: model.gather.to(memory_format=torch.channels_last), "weights in channels-last")
+
+
+def inference_compiled(sizes: Sizes) -> dict:
+    """Inference through ``torch.compile``, against without: left to the user, as it takes a compiler and a minute."""
+    return _variant(sizes, lambda model: setattr(model, "embed", torch.compile(model.embed)), "torch.compile")
+
+
+def _variant(sizes: Sizes, change, what: str) -> dict:
+    usual, other = sizes.model().eval(), sizes.model().eval()
+    change(other)
+    t, images = draw(sizes.K_test, usual.vlp.D, scale=0.05), draw_images(sizes.B_inference, usual.vlp.side)
+    forms = [torch.no_grad()(lambda m=m: m.score(*m.embed(images), t)) for m in (usual, other)]
+    start, _ = seconds(forms[1])
+    row = duel(*forms, repeats=5) | {"max_abs_diff": far(*(form() for form in forms))}
+    note = f"the first call takes {start:.0f} s; the default is without"
+    return row | {"what": f"picture to scores, B = {len(images)}, {what} (as ours) against without", "note": note}

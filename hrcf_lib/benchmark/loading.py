@@ -1,6 +1,7 @@
 """Rows on what a training waits for: pictures from JPEGs, with and without workers, and from the cache."""
 
 import io
+import tempfile
 
 import numpy as np
 from PIL import Image
@@ -29,11 +30,14 @@ def loader(sizes: Sizes) -> dict:
 
 
 def cached_epoch(sizes: Sizes) -> dict:
-    """A step from the cache, against one from JPEGs whose trunk is shared; decoding included in both."""
+    """A step from the cache on disk, against one from JPEGs that are decoded and whose trunk is shared."""
     model = sizes.model()
     data = Jpegs(_steps(sizes) * sizes.B, names_of(sizes.K), model.vlp.side)
-    alone, waits = _epoch(sizes, Pictures(data, model.vlp, workers=0))
-    cached, share = _epoch(sizes, extract(model.vlp, data, data.labels))
+    alone, waits = _epoch(sizes, Pictures(data, model.vlp, workers=devices.workers()))
+    with tempfile.TemporaryDirectory() as folder:
+        stored = extract(model.vlp, data, data.labels, folder)
+        cached, share = _epoch(sizes, stored)
+        del stored  # some systems remove no file that is mapped
     note = f"waits {share:.1%} of the time from the cache, {waits:.1%} without"
     what = f"step of the image side from the cache against from JPEGs, B = {sizes.B}"
     return _row(alone, cached, what, note) | {"waiting": share, "waiting_plain": waits}
@@ -43,15 +47,20 @@ def _row(plain_s: float, ours_s: float, what: str, note: str) -> dict:
     return {"ratio": plain_s / ours_s, "plain_s": plain_s, "ours_s": ours_s, "what": what, "note": note}
 
 
+def _filling() -> int:
+    """Steps at the start of an epoch whose pictures the workers (two batches each) had made before they were needed."""
+    return 2 * devices.workers() + 2
+
+
 def _steps(sizes: Sizes) -> int:
-    return max(4, sizes.pictures // sizes.B)
+    return _filling() + sizes.steps
 
 
 def _epoch(sizes: Sizes, pictures) -> tuple[float, float]:
-    """Median seconds a step, and the share of the time that was waited for pictures, the first two steps left out."""
+    """Median seconds a step, and the share of the time that was waited for pictures, once the pipe has run empty."""
     augment = getattr(pictures, "augment", "none")
     model = sizes.model(phases=(("hcg", 1, sizes.B),), augment=augment)
-    history = training.train(model, pictures).iloc[1:]
+    history = training.train(model, pictures).iloc[_filling() - 1 :]
     took = history["seconds"].diff().iloc[1:]  # of each step, what it waited for included
     return float(took.median()), float(history["waited"].iloc[1:].sum() / took.sum())
 

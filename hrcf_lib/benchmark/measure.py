@@ -32,13 +32,13 @@ class Sizes:
     B_inference: int = 32
     N: int = 107_859  # test pictures of NUS-WIDE
     K_test: int = 1006  # all labels of NUS-WIDE
-    pictures: int = 96  # that are decoded and augmented
+    steps: int = 12  # of training that are timed, on pictures that are decoded and augmented
     part: int = 37  # names that the plain text tower takes at a time: otherwise its activations fill the memory
 
     @classmethod
     def of(cls, smoke: bool) -> "Sizes":
         """Those of the paper, or some that take seconds."""
-        small = cls(MINI, K=40, K_large=300, K_all=400, B=4, B_large=8, B_inference=4, N=2000, K_test=20, pictures=16)
+        small = cls(MINI, K=40, K_large=300, K_all=400, B=4, B_large=8, B_inference=4, N=2000, K_test=20, steps=3)
         return small if smoke else cls()
 
     def model(self, **changes) -> HRCF:
@@ -83,6 +83,8 @@ def seconds(run: Callable) -> tuple[float, object]:
 def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def duel(plain_form: Callable, ours: Callable, repeats: int, warm: bool = True) -> dict:
@@ -98,10 +100,10 @@ def duel(plain_form: Callable, ours: Callable, repeats: int, warm: bool = True) 
     return {"ratio": medians["plain_s"] / medians["ours_s"], "peak_mb": peak, **medians}
 
 
-def peak_mb(run: Callable) -> float | None:
-    """Memory that ``run()`` takes beyond what is there, 10^6 bytes, of the GPU if there is one; None if unknown."""
+def peak_mb(run: Callable, on_gpu: bool = True) -> float | None:
+    """Memory that ``run()`` takes beyond what is there, 10^6 bytes, of a GPU if it uses one; None if unknown."""
     gc.collect()
-    if torch.cuda.is_available():
+    if on_gpu and torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
@@ -128,7 +130,7 @@ def differ(plain_form: Callable, ours: Callable, inputs: dict[str, Tensor]) -> d
 
 def far(a: Tensor, b: Tensor) -> float:
     """Largest difference of two tensors."""
-    return (a.double() - b.double()).abs().max().item()
+    return (a.cpu().double() - b.cpu().double()).abs().max().item()
 
 
 def relative(reference: Tensor, other: Tensor) -> float:
