@@ -127,6 +127,9 @@ def test_sources_of_stored_views(folder, tiny, tmp_path):
     assert not torch.equal(training.views[0].trunk[:], training.views[1].trunk[:])
     model.config = model.config.replace(phases=(("hcg", 1, 8),), bf16=False)
     assert len(train(model, training)) == 2
+    chosen, tasks = fit.validation({"train": training, "test": test})
+    assert isinstance(chosen, Pictures) and chosen.augment == "none", "choices are made on pictures as they are"
+    assert len(evaluation.evaluate(model, chosen.take(range(4)), tasks)) == 1 and len(training.take([0, 2]).plain) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -236,6 +236,19 @@ def test_anything_else_is_another_cache(tmp_path):
         assert len(names(tmp_path)) == n
 
 
+def test_another_release_of_what_resizes_pictures_is_another_cache(tmp_path, monkeypatch):
+    extract(Tower(), Pictures(), SPACE, tmp_path)
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    data = Pictures()
+    extract(Tower(), data, SPACE, tmp_path)
+    assert data.read == 7 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_rows_are_numbers_and_no_mask():
+    with pytest.raises(ValueError, match=r"not a mask: give mask.nonzero"):
+        extract(Tower(), Pictures(), SPACE).take(np.array([True, False, True]))
+
+
 def test_another_form_of_the_files_is_another_cache(tmp_path, monkeypatch):
     for n, (name, value) in enumerate([("FORM", shards.FORM), ("FORM", 99), ("SHARD", 2)], 1):
         monkeypatch.setattr(shards, name, value)

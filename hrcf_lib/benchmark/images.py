@@ -38,8 +38,7 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
         loss = objective(trunk, e_p, labels, B)[0]
         loss.backward()
         optimizer.step()
-        gradients = [p.grad.flatten() for p in model.parameters() if p.requires_grad]
-        return torch.cat([loss.detach()[None], *gradients])
+        return loss.detach()
 
     full = lambda: update(*frozen(twice=True))
     stored = frozen(twice=False)
@@ -47,12 +46,15 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
     row = duel(full, ours, repeats=3)
     model.config = model.config.replace(bf16=False)  # float32, where the two can be held against each other
     stored = frozen(twice=False)
-    a, b = full(), ours()
-    row |= {"max_abs_diff": far(a[:1], b[:1]), "grad_rel_diff": relative(a[1:], b[1:])}
+    values, gradients = [], []
+    for form in (full, ours):
+        values.append(form())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    row |= {"max_abs_diff": far(*values), "grad_rel_diff": relative(*gradients)}
     row |= _arithmetic(budget.flops(model.config, names, B), cached)
     if cached:
         rounded = update(stored[0].half().float(), stored[1])
-        row["note"] += f"; the loss moves by {far(a[:1], rounded[:1]):.0e} where features are stored as float16"
+        row["note"] += f"; the loss moves by {far(values[0], rounded):.0e} where features are stored as float16"
     what = f"step of the image side, B = {B}, K = {K}, " + ("features in memory" if cached else "trunk shared")
     return row | {"what": what}
 

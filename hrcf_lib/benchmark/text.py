@@ -12,18 +12,21 @@ from hrcf_lib.towers import encode_tokens
 
 def prompt_prefix(sizes: Sizes) -> dict:
     """Label embeddings, forward and backward: the shared beginning once, against whole sentences of 77 tokens."""
-    vlp, names = sizes.model().vlp, names_of(sizes.K)
-    prompt, whole, shared = _twins(vlp, "hybrid", names, sizes.part)
-    found = [_differ(*_twins(vlp, kind, names[:8], sizes.part)) for kind in KINDS if kind != "hybrid"]
-    row = duel(whole, shared, repeats=3 if torch.cuda.is_available() else 1, warm=False)
-    found.append(_differ(prompt, whole, shared))
+    vlp, names, found = sizes.model().vlp, names_of(sizes.K), []
+    for kind in KINDS:  # their differences on a few names; what they cost is the same
+        found.append(_apart(*(form() for form in _twins(vlp, kind, names[:8], sizes.part))))
+    last = {}  # what each form computed when it was timed
+    whole, shared = _twins(vlp, "hybrid", names, sizes.part)
+    forms = lambda: last.update(whole=whole()), lambda: last.update(shared=shared())
+    row = duel(*forms, repeats=3 if torch.cuda.is_available() else 1, warm=False)
+    found.append(_apart(last["whole"], last["shared"]))
     row |= {key: max(f[key] for f in found) for key in ("max_abs_diff", "grad_rel_diff")}
     what = f"{len(names)} names, text tower of {vlp.name}, forward and backward, hybrid prompt"
-    return row | {"what": what, "note": "differences: the largest of this and of the other three kinds on 8 names"}
+    return row | {"what": what, "note": "differences: the largest of this and of all four kinds on 8 names"}
 
 
 def _twins(vlp, kind: str, names: list[str], part: int):
-    """A prompt, and two functions that embed ``names`` with it and add to its gradient: whole sentences, and ours."""
+    """Two functions that give embeddings of ``names`` and gradients of one prompt: whole sentences, and ours."""
     prompt = PromptLearner(vlp, kind).to(vlp.mean.device)
     weights = draw(len(names), vlp.D)
 
@@ -31,7 +34,11 @@ def _twins(vlp, kind: str, names: list[str], part: int):
         parts = [slice(first, first + part) for first in range(0, len(names), part)]
         return torch.cat([_backward(plain.label_embeddings(prompt, vlp, names[p]), weights[p]) for p in parts])
 
-    return prompt, whole, lambda: _backward(prompt(vlp, names), weights)
+    def fresh(form):
+        prompt.zero_grad(set_to_none=True)
+        return form(), [p.grad for p in prompt.parameters()]
+
+    return lambda: fresh(whole), lambda: fresh(lambda: _backward(prompt(vlp, names), weights))
 
 
 def _backward(t: Tensor, weights: Tensor) -> Tensor:
@@ -41,13 +48,8 @@ def _backward(t: Tensor, weights: Tensor) -> Tensor:
     return t.detach()
 
 
-def _differ(prompt, whole, shared) -> dict:
-    values, gradients = [], []
-    for form in (whole, shared):
-        prompt.zero_grad()
-        values.append(form())
-        gradients.append([p.grad.clone() for p in prompt.parameters()])
-    return {"max_abs_diff": far(*values), "grad_rel_diff": max(map(relative, *gradients), default=0.0)}
+def _apart(a: tuple, b: tuple) -> dict:
+    return {"max_abs_diff": far(a[0], b[0]), "grad_rel_diff": max(map(relative, a[1], b[1]), default=0.0)}
 
 
 def class_prompts(sizes: Sizes) -> dict:
