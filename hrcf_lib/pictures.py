@@ -185,7 +185,7 @@ class StreamedPictures(_FromDisk):
 
     def identity(self) -> dict:
         """What a run on these pictures belongs to: plain values that tell other data."""
-        return {"pictures": len(self), "data": repr(self.counts), "stream": self.buffer, "labels": self.space.hash}
+        return {"pictures": len(self), "data": repr(self.counts), "buffer": self.buffer, "labels": self.space.hash}
 
     def has_positives(self) -> bool:
         """Whether any picture has a label at all (which ones, only a pass over the shards would tell)."""

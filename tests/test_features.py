@@ -241,7 +241,7 @@ def test_another_release_of_what_resizes_pictures_is_another_cache(tmp_path, mon
     monkeypatch.setattr(PIL, "__version__", "0.1")
     data = Pictures()
     extract(Tower(), data, SPACE, tmp_path)
-    assert data.read == 7 and len(list(tmp_path.iterdir())) == 2
+    assert len(data.read) == 7 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_rows_are_numbers_and_no_mask():

@@ -15,7 +15,7 @@ from hrcf_lib.evaluation import evaluate, zero_shot
 from hrcf_lib.features import AugmentedFeatures, extract
 from hrcf_lib.passes import Pass
 from hrcf_lib.pictures import AugmentedView, Pictures, StreamedPictures, augmentation, augmented
-from hrcf_lib.training import train
+from hrcf_lib.training import FREE, train
 
 RAND = "rand-m9-mstd0.5-inc1"
 
@@ -149,6 +149,11 @@ def test_streamed_rows_come_once_and_in_one_order(table, model, world):
     assert len({file for rows in whole for file in rows}) == 16
     other = [rows for rows, _, _ in source.batches(Pass(4, seed=4))]
     assert other != whole and [rows for rows, _, _ in source.batches(Pass(4, seed=3, first=2))] == whole[2:]
+
+
+def test_another_shuffle_buffer_is_another_run(table, model):
+    one, two = (StreamedPictures(table, model.vlp, buffer=size).identity() for size in (4, 8))
+    assert {key for key in one if one[key] != two[key]} and not set(one) & set(FREE)
 
 
 def test_streamed_views_are_those_of_the_table(table, dataset, model):
