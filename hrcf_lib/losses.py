@@ -19,6 +19,8 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
 
     ``"violations"``  mean over the B images of :math:`L_i / V_i`, with :math:`V_i` the number of pairs whose hinge is
                       above 0, a constant for the gradient. This is what the public code of BiAM and MKT computes.
+    ``"pairs"``       mean over the B images of :math:`L_i` divided by the number of all pairs of the image, violated or
+                      not. The same as "violations" where no margin is ever met, as with scores of norm 1.
     ``"sum"``         :math:`\sum_i L_i`: Eq. 15 to the letter, divided by nothing, not even by the number of images.
 
     An image without a positive or without a negative adds 0 and still counts in B. A label whose column is 0 throughout
@@ -35,7 +37,7 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     Args:
         scores: (B, K), finite. Half precision is computed in float32.
         labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
-        reduction: ``"violations"`` or ``"sum"``.
+        reduction: ``"violations"``, ``"pairs"`` or ``"sum"``.
 
     Returns:
         scalar >= 0 up to rounding, of the scores' type but at least float32; 0 for an empty batch.
@@ -49,8 +51,8 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     >>> ranking_loss(scores, torch.tensor([[1, -1, -1, 0]]))
     tensor(0.5000)
     """
-    if reduction not in ("violations", "sum"):
-        raise ValueError(f"unknown reduction {reduction!r}; use 'violations' or 'sum'")
+    if reduction not in ("violations", "pairs", "sum"):
+        raise ValueError(f"unknown reduction {reduction!r}; use 'violations', 'pairs' or 'sum'")
     check_scores(scores, labels, finite=True)
     s = scores.to(torch.promote_types(scores.dtype, torch.float32)).contiguous()  # (B, K)
     if s.numel() == 0:
@@ -66,6 +68,9 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     mean_hinge = (V > 0) + ((share_n - share_p) * (s - centre)).sum(dim=1)  # (B,)
     if reduction == "sum":
         return (V * mean_hinge).sum()
+    if reduction == "pairs":
+        pairs = present.sum(dim=1) * absent.sum(dim=1)  # (B,)
+        mean_hinge = mean_hinge * (V / pairs.clamp(min=1))
     return mean_hinge.sum() / max(1, len(s))
 
 

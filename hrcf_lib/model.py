@@ -53,9 +53,8 @@ class HRCF(nn.Module):
             self.block = copy.deepcopy(visual.transformer.resblocks[-1]).requires_grad_(True)
             self.ln_post = copy.deepcopy(visual.ln_post).requires_grad_(True)
             if config.hcg:
-                self.gather = HierarchicalClueGathering(
-                    self.vlp.C, self.vlp.N, config.merges, config.merge_starts_at_zero
-                )
+                how = (config.merges, config.merge_starts_at_zero, config.levels, config.shared_merges)
+                self.gather = HierarchicalClueGathering(self.vlp.C, self.vlp.N, *how)
             self.head = nn.Linear(self.vlp.C, self.vlp.D, bias=False)  # MH, shared by the global token and the regions
             with torch.no_grad():
                 self.head.weight.copy_(visual.proj.T)

@@ -135,7 +135,7 @@ def by_level(model, features, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
     """mAP in percent of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
     embedded, config = embed(model, features), model.config.replace(lam=1.0)
     rows, end = {}, 0
-    for level, side in enumerate(model.gather.sides, 1):
+    for level, side in zip(model.gather.levels, model.gather.sides, strict=True):
         part, end = slice(end, end + side**2), end + side**2
         scorer = partial(_some_regions, part=part, config=config)
         rows[f"level {level}"] = evaluation.evaluate(model, features, tasks, scorer, embedded)["mAP"]

@@ -3,11 +3,14 @@ r"""Alternate training (Sec. III-E, Eqs. 20-21): a list of phases, in each of wh
 $$\text{image side:}\quad \min\; L_{rank}(S, y) + \alpha\, L_{kd}(e_g, e_p) \qquad
   \text{prompts:}\quad \min\; L_{rank}(S, y)$$
 
+A phase may also train ``both`` at once, by the image side's loss and curve: what alternating is compared with.
+
 Which parameters a phase trains is data (``config.TRAINABLE``). Each side has one optimiser whose state lives on across
 its phases, and one learning-rate curve over the sum of its epochs. A checkpoint is renamed into place every
 ``save_every`` steps; an interrupted run goes on from it to the same weights as an unbroken one.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -30,11 +33,18 @@ from hrcf_lib.passes import Pass
 
 
 def parameter_groups(model, side: str, config: Config) -> list[dict]:
-    """AdamW groups of one side: no decay on 1-D parameters; the ViT block learns at ``lr * layer_decay``."""
+    """AdamW groups of one side: no decay on 1-D parameters; the ViT block learns at ``lr * layer_decay``.
+
+    The convolutions of the merges learn at ``lr * merge_lr``, and prompts that learn beside the image side at
+    ``prompt_lr``.
+    """
+    scales = {"block.": config.layer_decay, "gather.conv": config.merge_lr}
+    if side == "both" and config.lr:
+        scales["prompt."] = config.prompt_lr / config.lr
     groups = {}
     for name, p in model.named_parameters():
         if name.startswith(TRAINABLE[side]):
-            scale = config.layer_decay if name.startswith("block.") else 1.0
+            scale = next((value for part, value in scales.items() if name.startswith(part)), 1.0)
             decay = config.weight_decay if p.ndim > 1 else 0.0
             groups.setdefault((scale, decay), []).append(p)
     return [{"params": ps, "lr_scale": scale, "weight_decay": decay} for (scale, decay), ps in groups.items()]
@@ -105,7 +115,10 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     process()
     accelerator = Accelerator(mixed_precision="no")  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
-    sides = [s for s in TRAINABLE if any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())]
+    asked = {p.trains for p in config.phases}
+    sides = [
+        s for s in TRAINABLE if s in asked and any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())
+    ]
     optimizers = {s: torch.optim.AdamW(parameter_groups(model, s, config), lr=config.lr) for s in sides}
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
     total = {s: sum(p.epochs for p in phases if p.trains == s) for s in sides}
@@ -135,10 +148,10 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 wrapped, objective, source = i, None, None
                 accelerator.free_memory()  # of the phase before
                 only(model, side)
-                t = None if side == "prompts" else _label_embeddings(model, data)  # fixed while the image side learns
+                t = _label_embeddings(model, data) if side == "hcg" else None  # fixed while the image side learns
                 objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
                 source = rest(model, data, phase.epochs - e) if side == "prompts" else data
-            base, warmup = (config.lr, config.warmup_epochs) if side == "hcg" else (config.prompt_lr, 0.0)
+            base, warmup = (config.prompt_lr, 0.0) if side == "prompts" else (config.lr, config.warmup_epochs)
             seed = _seed(config.seed, side, before)
             order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
             for b, (batch, waited) in enumerate(_clocked(source.batches(order)), first):
@@ -194,7 +207,7 @@ class _Objective(torch.nn.Module):
             nothing = sum((p * 0).sum() for p in model.parameters() if p.requires_grad)
             return nothing, nothing.detach(), nothing.detach()
         if isinstance(images, Tensor):
-            with model.autocast(), torch.set_grad_enabled(self.side == "hcg"):
+            with model.autocast(), torch.set_grad_enabled(self.side != "prompts"):
                 images = model.image_embeddings(images)
         e_g, regions = (x.float() for x in images)
         s = model.score(e_g, regions, model.label_embeddings(self.names) if self.t is None else self.t)  # (b, K)
@@ -203,7 +216,7 @@ class _Objective(torch.nn.Module):
         share = 1.0 if config.ranking_reduction == "sum" else len(s) / n
         rank = ranking_loss(s, labels, config.ranking_reduction) * share  # Eq. 15
         kd = distillation_loss(e_g, teacher, config.distillation_reduction) * (len(s) / n)  # Eq. 5
-        loss = rank + config.distillation * kd if self.side == "hcg" else rank  # Eq. 20 | Eq. 21
+        loss = rank if self.side == "prompts" else rank + config.distillation * kd  # Eq. 21 | Eq. 20
         if not loss.isfinite():
             raise FloatingPointError
         return loss, rank.detach(), kd.detach()
@@ -280,7 +293,8 @@ def _save(path: Path, about: dict, model, optimizers, history, step: int) -> Non
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
-    there = state["about"]
+    known = {f.name: repr(f.default) for f in dataclasses.fields(Config)}  # a field younger than the checkpoint
+    there = {n: known[n] for n in about if n in known} | state["about"]
     names = [n for n in about | there if n not in FREE]
     differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
     if differ:

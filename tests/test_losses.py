@@ -14,6 +14,7 @@ import hrcf_lib.losses
 from hrcf_lib.losses import distillation_loss, ranking_loss
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "ranking_loss.npz", allow_pickle=False)
+REDUCTIONS = ("violations", "pairs", "sum")
 CASES = sorted({key.split("__")[0] for key in GOLDEN.files})
 
 
@@ -30,6 +31,8 @@ def slow_ranking_loss(scores, labels, reduction="violations"):
     hinge = F.relu((1 + scores)[:, :, None] - scores[:, None, :]) * pairs  # (B, K, K)
     if reduction == "sum":
         return hinge.sum()
+    if reduction == "pairs":
+        return (hinge.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp(min=1)).mean()
     return (hinge.sum(dim=(1, 2)) / (hinge > 0).sum(dim=(1, 2)).clamp(min=1)).mean()
 
 
@@ -84,7 +87,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("reduction", ["violations", "sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranking_loss_equals_its_slow_twin(kind, reduction):
     for seed in range(10):
@@ -95,7 +98,7 @@ def test_ranking_loss_equals_its_slow_twin(kind, reduction):
         torch.testing.assert_close(grad, slow_grad, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("reduction", ["violations", "sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_float32_finds_the_very_same_pairs(reduction):
     """The margin is compared in the type of the scores, as the public code does: at 1000 many pairs sit on it."""
     g = torch.Generator().manual_seed(0)
@@ -110,7 +113,7 @@ def test_float32_finds_the_very_same_pairs(reduction):
 def test_an_offset_of_all_scores_does_not_cost_digits():
     g = torch.Generator().manual_seed(1)
     scores, labels = torch.randint(-40, 41, (4, 50), generator=g) / 16, torch.randint(-1, 2, (4, 50), generator=g)
-    for reduction in ("violations", "sum"):
+    for reduction in REDUCTIONS:
         exact = slow_ranking_loss(scores.double(), labels, reduction)
         for offset in (0.0, 2.0**13, -(2.0**17)):  # sixteenths stay exact in float32 behind these offsets
             value = ranking_loss(scores + offset, labels, reduction)
@@ -120,15 +123,23 @@ def test_an_offset_of_all_scores_does_not_cost_digits():
 def test_gradcheck():
     labels = torch.tensor([[1, -1, 0, 1, -1], [-1, 1, 1, -1, 0]])
     scores = torch.tensor([[0.3, 0.1, 9.0, 4.0, -3.0], [0.2, 0.5, 3.0, 0.9, 0.0]], dtype=torch.float64)
-    for reduction in ("violations", "sum"):
+    for reduction in REDUCTIONS:
         torch.autograd.gradcheck(lambda s, r=reduction: ranking_loss(s, labels, r), scores.requires_grad_())
 
 
 def test_a_pair_on_the_margin_is_no_violation():
     scores, labels = torch.tensor([[1.0, 0.0]]), torch.tensor([[1, -1]])
-    for reduction in ("violations", "sum"):
+    for reduction in REDUCTIONS:
         value, grad = value_and_grad(ranking_loss, scores, labels, reduction)
         assert value == 0 and torch.equal(grad, torch.zeros(1, 2))
+
+
+def test_where_no_margin_is_met_all_pairs_are_violated():
+    """Scores of norm 1 differ by less than 1, so that "violations" and "pairs" are the same loss."""
+    scores, labels = draw("plain", 0)
+    unit = F.normalize(scores, dim=1) / 2
+    assert ranking_loss(unit, labels, "pairs") == ranking_loss(unit, labels, "violations")
+    assert ranking_loss(scores, labels, "pairs") < ranking_loss(scores, labels, "violations")
 
 
 def counted_violations(s, present, absent):
@@ -138,7 +149,7 @@ def counted_violations(s, present, absent):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("reduction", ["violations", "sum"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_counting_the_violations_in_any_way_gives_the_same_bits(kind, reduction, dtype, monkeypatch):
     cases = []
@@ -262,7 +273,7 @@ def test_ranking_loss_leaves_its_input_alone():
 
 def test_ranking_loss_errors():
     scores, labels = draw("plain", 0)
-    with pytest.raises(ValueError, match="unknown reduction 'mean'; use 'violations' or 'sum'"):
+    with pytest.raises(ValueError, match="unknown reduction 'mean'; use 'violations', 'pairs' or 'sum'"):
         ranking_loss(scores, labels, reduction="mean")
     with pytest.raises(ValueError, match=r"scores \(5, 23\) and labels \(5, 22\) must have one shape"):
         ranking_loss(scores, labels[:, 1:])

@@ -99,6 +99,40 @@ def test_convolutions_are_shared_and_norms_are_not():
     assert sum(p.numel() for p in full.parameters()) == 10_618_368 + 215_040  # ViT-B/16, as in the paper's 18.3 M
 
 
+@pytest.mark.parametrize("levels, J", [((1,), 100), ((3,), 4), ((3, 1), 104), ((2, 3), 40)])
+def test_some_levels_are_rows_of_all_levels(levels, J):
+    every, some = build(start_at_zero=False), build(start_at_zero=False, levels=levels)
+    some.load_state_dict({n: v for n, v in every.state_dict().items() if n in some.state_dict()})
+    wanted = [level in levels for level in every.level_of().tolist()]
+    assert some.J == J == len(some.level_of()) and some.levels == sorted(levels)
+    assert_close(some(tokens()), every(tokens())[:, wanted])
+    assert len(some.norms) == max(levels), "merges above the highest level are not computed"
+
+
+@pytest.mark.parametrize("levels", [(0,), (4,), (1, 4)])
+def test_a_level_that_is_not_there_is_refused(levels):
+    with pytest.raises(ValueError, match=r"levels .* of 3 merges: choose among 1 to 3"):
+        build(levels=levels)
+
+
+def test_convolutions_of_their_own():
+    gather = build(start_at_zero=False, shared=False)
+    assert len(gather.conv1) == len(gather.conv2) == 3
+    x = tokens()
+    before = gather(x)
+    with torch.no_grad():
+        gather.conv1[2].weight.add_(1)
+    assert_close(gather(x)[:, :136], before[:, :136])
+    assert not torch.allclose(gather(x)[:, 136:], before[:, 136:])
+    assert not any(p.abs().sum() for p in build(shared=False).conv2.parameters()), "they start at zero"
+    full = HierarchicalClueGathering(768, 14, shared=False)
+    assert sum(p.numel() for p in full.parameters()) == 3 * 10_618_368 + 215_040  # 39.6 M with the rest of the model
+
+
+def test_one_merge_has_one_pair_of_convolutions_either_way():
+    assert build(levels=(1,), shared=False).state_dict().keys() == build(levels=(1,)).state_dict().keys()
+
+
 def test_every_token_reaches_a_region():
     x = tokens(1).requires_grad_()
     build()(x).pow(3).sum().backward()

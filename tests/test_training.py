@@ -194,6 +194,56 @@ def test_a_fixed_prompt_has_no_prompt_phases(features, unbroken):
     assert history.lr.tolist() == image_side.lr.tolist(), "the image side's curve is the same without prompt phases"
 
 
+def test_both_sides_at_once(features):
+    """One phase trains everything: the image side as in its own phases, prompts at their own rate."""
+    model = synthetic.model(phases=(("both", 1, 4),), prompt_lr=1e-4)
+    before, learnt = synthetic.weights(model), {n for n, _ in model.named_parameters() if not n.startswith("vlp.")}
+    history = train(model, features)
+    after = synthetic.weights(model)
+    assert {n for n in after if not torch.equal(before[n], after[n])} == learnt
+    assert history.side.eq("both").all() and history.distillation.notna().all()
+    scale = {n: g["lr_scale"] for g in parameter_groups(model, "both", model.config) for n in named(model, g)}
+    assert scale["prompt.vectors"] == pytest.approx(0.1) and scale["head.weight"] == 1.0
+
+
+def test_both_sides_learn_what_each_would_alone(features):
+    """The first step of the image side does not depend on whether prompts learn beside it."""
+    one, other = (synthetic.model(phases=((side, 1, 10),), warmup_epochs=0) for side in ("hcg", "both"))
+    for model in (one, other):
+        train(model, features, stop_after=1)
+    a, b = synthetic.weights(one), synthetic.weights(other)
+    for name in a:
+        if name.startswith(TRAINABLE["hcg"]):
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=2e-5)  # Adam's first step is 1e-3 long
+
+
+def named(model, group) -> list[str]:
+    names = {p: n for n, p in model.named_parameters()}
+    return [names[p] for p in group["params"]]
+
+
+def test_convolutions_at_rest_stay_as_they_start(features):
+    model = synthetic.model(phases=(("hcg", 1, 4),), merge_lr=0.0)
+    before = synthetic.weights(model)
+    train(model, features)
+    after = synthetic.weights(model)
+    rest = {n for n in before if n.startswith("gather.conv")}
+    assert len(rest) == 4 and all(torch.equal(before[n], after[n]) for n in rest)
+    assert not torch.equal(before["gather.norms.0.weight"], after["gather.norms.0.weight"])
+
+
+def test_a_checkpoint_older_than_a_field_of_the_config(features, tmp_path):
+    model = synthetic.model()
+    train(model, features, tmp_path, stop_after=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["about"]["merge_lr"], state["about"]["levels"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert len(train(synthetic.model(), features, tmp_path)) == STEPS
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="merge_lr: there 1.0, here 0.5"):
+        train(synthetic.model(merge_lr=0.5), features, tmp_path)
+
+
 def test_order_of_pictures_of_one_side_does_not_depend_on_the_other():
     def order(seed=1, side="hcg", epoch=2):
         return Pass(8, training._seed(seed, side, epoch)).batches(20)

@@ -1,0 +1,253 @@
+r"""Ablations: one experiment in several variants and seeds, what each scores, and what the differences are worth.
+
+A *variant* is a set of changes to a config, and is trained; a *setting* changes a trained model at test time only, and
+is scored from the stored global embeddings and regions of the same pass. Each trained run is a folder with its
+checkpoint, its record and its resampled metrics: it is never computed twice, whichever notebook or process asks for it,
+and an interrupted one goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hrcf_lib import config as configs
+from hrcf_lib import devices, evaluation, fit, resampling, results, weights
+from hrcf_lib.config import TRAINABLE, Config
+from hrcf_lib.data import benchmarks
+from hrcf_lib.embeddings import embed
+from hrcf_lib.model import HRCF
+from hrcf_lib.scores import score
+from hrcf_lib.training import train
+
+TASKS = ("ZSL", "GZSL", "seen")
+KEYS = ["setting", "split", "task"]  # of a row of ``Outcome.table``
+RESAMPLED = "resampled.safetensors"
+AS_TRAINED = {"": {}}  # the setting that changes nothing
+
+
+@dataclass
+class Outcome:
+    """What a trained run scores. ``resampled``: (setting, split, task, metric) -> (1 + R,), see ``resampling.draw``."""
+
+    table: pd.DataFrame  # a row for each setting, split and task; P/R/F1@K and mAP in percent
+    resampled: dict[tuple[str, str, str, str], Tensor]
+    about: dict  # the record without its tables: config, seed, versions, commit, device, time, parameters, ...
+    folder: Path
+
+
+def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None) -> dict:
+    """split -> what ``fit.source`` gives. Processes that ask at the same time compute stored features once."""
+    model = HRCF(config).to(devices.best())
+    splits = benchmarks.splits(config, data)
+    if cache is None:
+        return {split: fit.source(model, split, data) for split in splits}
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(cache) / "features.lock"):
+        return {split: fit.source(model, split, data, cache) for split in splits}
+
+
+def run(config: Config, feats: dict, folder: str | Path, settings=None, resamples: int = 1000) -> Outcome:
+    r"""Train ``config`` (or take up what is there) and score it in every setting on every split but train.
+
+    Args:
+        config: of the run, seed included.
+        feats: what ``sources`` gave for the same data and VLP; of a longer ``train`` the first ``config.train_size``
+            pictures are taken.
+        folder: of all runs; this one has a folder in it, named after what its config changes.
+        settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
+            config -> scorer as in ``evaluation.CONTROLS``. Those already scored are read from the record.
+        resamples: R of the bootstrap, on test splits.
+
+    Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
+    """
+    settings = AS_TRAINED if settings is None else settings
+    if config.train_size and config.train_size < len(feats["train"]):
+        feats = feats | {"train": feats["train"].take(range(config.train_size))}
+    out = Path(folder) / run_name(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "run.lock"):  # another process may train the same run
+        known = _read(out, config, feats, resamples)
+        missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
+        if missing:
+            model = HRCF(config).to(devices.best())
+            history = train(model, feats["train"], out)
+            _measure(known, model, feats, missing, resamples)
+            known.about["training"] = _training(history)
+            _write(known, config, model, feats, resamples)
+    chosen = known.table[known.table["setting"].isin(settings)].reset_index(drop=True)
+    return Outcome(chosen, known.resampled, known.about, out)
+
+
+def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=None, resamples: int = 1000) -> dict:
+    r"""(variant, seed) -> ``Outcome`` of ``run``, for every variant (name -> changes of ``base``) and seed."""
+    jobs = [(name, seed) for seed in seeds for name in variants]
+    show = tqdm(jobs, "runs", disable=None, leave=False)
+    return {
+        (name, seed): run(_sized(base.replace(**{"seed": seed} | variants[name])), feats, folder, settings, resamples)
+        for name, seed in show
+    }
+
+
+def run_name(config: Config) -> str:
+    """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    words = [f"{name}-{value}" for name, value in changes(config).items() if name != "seed"]
+    changed = re.sub(r"[^\w.-]+", "-", "-".join(words))[:60].strip("-")
+    return "-".join(filter(None, [config.name, changed, f"seed-{config.seed}", digest]))
+
+
+def changes(config: Config) -> dict:
+    """The fields in which a config differs from its preset (or, without one, from a field's default)."""
+    values = config.to_dict()
+    preset = configs.PRESETS[config.name]().to_dict() if config.name in configs.PRESETS else {}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)} | preset
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def _sized(config: Config) -> Config:
+    return config.smoke() if configs.is_smoke() else config
+
+
+def table(outcomes: dict) -> pd.DataFrame:
+    """All rows of all runs, tidy: variant, seed, setting, split, task, then the metrics in percent."""
+    parts = [o.table.assign(variant=variant, seed=seed) for (variant, seed), o in outcomes.items()]
+    frame = pd.concat(parts, ignore_index=True)
+    first = ["variant", "seed", *KEYS]
+    return frame[[*first, *(c for c in frame.columns if c not in first)]]
+
+
+def read(folder: str | Path) -> pd.DataFrame:
+    """The rows of every run below a folder, tidy: run, preset, changes, seed, setting, split, task, metrics, origin."""
+    parts = []
+    for path in sorted(Path(folder).rglob("record.json")):
+        record = results.read("record", path.parent)
+        about = {name: record[name] for name in ("seed", "commit", "device", "date", "seconds")}
+        words = ", ".join(f"{name} = {value}" for name, value in record["parameters"].items() if name != "seed")
+        first = {"run": path.parent.name, "preset": record["config"]["name"], "changes": words}
+        parts.append(pd.DataFrame({**first, **about}, index=[0]).merge(record["tables"]["metrics"], how="cross"))
+    if not parts:
+        raise FileNotFoundError(f"{folder} holds no record.json of a run: train some with studies.run first")
+    return pd.concat(parts, ignore_index=True)
+
+
+def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0.95) -> pd.DataFrame:
+    r"""Paired differences with their bootstrap interval over images and seeds, in percentage points.
+
+    ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
+    stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
+    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only. mAP leaves out labels without positives.
+    """
+    rows = []
+    for pair in pairs:
+        (a, at_a), (b, at_b) = ((side, "") if isinstance(side, str) else side for side in pair)
+        seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
+        ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
+        for setting, split, task, metric in ours[0]:
+            if setting == at_a and metric in metrics:
+                there = (at_b, split, task, metric)
+                found = ([r[setting, split, task, metric] for r in ours], [r[there] for r in others])
+                at, low, high = (100 * x for x in resampling.paired_difference(*found, level=level))
+                row = {"variant": a, "setting": at_a, "against": b, "against_setting": at_b, "split": split}
+                row |= {"task": task, "metric": metric, "difference": at, "low": low, "high": high}
+                rows.append(row | {"verdict": resampling.verdict(low, high), "seeds": len(seeds)})
+    return pd.DataFrame(rows)
+
+
+def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
+    """Score a trained model in every setting on every split but train, and add that to what is ``known``."""
+    rows = []
+    for split, data in feats.items():
+        if split == "train":
+            continue
+        tasks = [task for task in TASKS if data.space.view(task).names]
+        embedded = embed(model.eval(), data)
+        drawn = resampling.draw(len(data), resamples) if split.startswith("test") else None
+        for task in tasks:
+            view = data.space.view(task)
+            with torch.no_grad():
+                t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
+            for name, setting in settings.items():
+                values = evaluation.score_all(embedded, t, scorer(model.config, setting))
+                row = evaluation.measure(values, y, model.config.ks, model.config.protocol, task)
+                rows.append({"setting": name, "split": split, "task": task} | row)
+                if drawn is not None:
+                    known.resampled |= _resampled(values, y, drawn, model.config.ks, (name, split, task))
+    known.table = pd.concat([part for part in (known.table, pd.DataFrame(rows)) if len(part)], ignore_index=True)
+
+
+def scorer(config: Config, setting: dict | Callable) -> Callable:
+    """(e_g, regions, label embeddings) -> scores of a setting, by HSA with RSS if the changed config has it."""
+    if callable(setting):
+        return setting(config)
+    changed = config.replace(**setting)
+    return lambda e_g, regions, t: score(e_g, regions, t, changed, select=changed.rss)
+
+
+def _resampled(values, labels, drawn, ks, key) -> dict:
+    found = {(*key, "mAP"): resampling.resampled_map(values, labels, drawn).float()}
+    return found | {(*key, f"F1@{k}"): resampling.resampled_f1(values, labels, drawn, k).float() for k in ks}
+
+
+def _training(history: pd.DataFrame) -> dict:
+    """Steps, seconds, and for each side the seconds of an epoch (the median step times the steps of an epoch)."""
+    took = history["seconds"].diff()
+    same = history["phase"].diff().eq(0) & took.gt(0)
+    sides = {}
+    for side, part in history.groupby("side", sort=False):
+        steps = part["epoch"].floordiv(1).value_counts().max()
+        sides[side] = {
+            "steps": len(part),
+            "epoch_seconds": float(took[same & history["side"].eq(side)].median() * steps),
+        }
+    last = {name: float(history[name].tail(50).mean()) for name in ("ranking", "distillation")}
+    return {"steps": len(history), "seconds": float(took[took.gt(0)].sum()), "sides": sides, "last": last}
+
+
+def parameters(model) -> dict[str, int]:
+    """How many numbers each side trains."""
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    return {
+        side: sum(size for n, size in sizes.items() if n.startswith(TRAINABLE[side])) for side in ("hcg", "prompts")
+    }
+
+
+def _about(config: Config, feats: dict, resamples: int) -> dict:
+    """What a record belongs to, beside its config: plain values."""
+    held = {split: data.identity() for split, data in feats.items() if hasattr(data, "identity")}
+    return {"resamples": resamples, "data": held}
+
+
+def _write(known: Outcome, config: Config, model, feats: dict, resamples: int) -> None:
+    about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
+    about |= {"training": known.about["training"], "trained_parameters": parameters(model)}
+    about |= {"belongs_to": _about(config, feats, resamples)}
+    weights.write({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
+    seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
+    tables = {"metrics": known.table}
+    results.record("record", changes(config), tables, seconds, protocol, folder=known.folder, **about)
+    known.about = _read(known.folder, config, feats, resamples).about
+
+
+def _read(folder: Path, config: Config, feats: dict, resamples: int) -> Outcome:
+    """What a run has already, which may be nothing. Raises ``ValueError`` if it belongs to other data."""
+    if not (folder / "record.json").is_file():
+        return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
+    record = results.read("record", folder)
+    expected = json.loads(json.dumps(_about(config, feats, resamples)))
+    if record["belongs_to"] != expected:
+        raise ValueError(
+            f"{folder} was scored on other data or with other resamples: remove it, or choose another folder of runs"
+        )
+    tensors = weights.read(folder / RESAMPLED)
+    found = {tuple(key.split("|")): value for key, value in tensors.items()}
+    return Outcome(record.pop("tables")["metrics"], found, record, folder)
