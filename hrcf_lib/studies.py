@@ -26,6 +26,7 @@ from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.data import benchmarks
 from hrcf_lib.embeddings import embed
 from hrcf_lib.model import HRCF
+from hrcf_lib.names import check_known
 from hrcf_lib.scores import score
 from hrcf_lib.training import train
 
@@ -145,11 +146,13 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
 
     ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
     stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
-    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only. mAP leaves out labels without positives.
+    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only; mAP leaves out labels without positives.
+    Raises ``ValueError`` for a pair that was not run.
     """
     rows = []
     for pair in pairs:
         (a, at_a), (b, at_b) = ((side, "") if isinstance(side, str) else side for side in pair)
+        _check_known(outcomes, (a, at_a), (b, at_b))
         seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
         ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
         for setting, split, task, metric in ours[0]:
@@ -161,6 +164,13 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
                 row |= {"task": task, "metric": metric, "difference": at, "low": low, "high": high}
                 rows.append(row | {"verdict": resampling.verdict(low, high), "seeds": len(seeds)})
     return pd.DataFrame(rows)
+
+
+def _check_known(outcomes: dict, *asked: tuple[str, str]) -> None:
+    check_known([variant for variant, _ in asked], list(dict.fromkeys(v for v, _ in outcomes)), "no run of")
+    for variant, setting in asked:
+        known = {key[0] for (v, _), o in outcomes.items() if v == variant for key in o.resampled}
+        check_known([setting], sorted(known), f"{variant!r} has no setting")
 
 
 def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
