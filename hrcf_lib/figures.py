@@ -1,6 +1,7 @@
 r"""Plots in one style, and saving them under the paper's names. Colours are safe for colour-blind readers."""
 
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,20 +12,33 @@ from hrcf_lib.results import out_folder
 
 COLOURS = sns.color_palette("colorblind")
 RIGHT, WRONG = COLOURS[2], COLOURS[3]
+COLUMN, PAGE = 3.5, 7.16  # inches: a column and the page of an IEEE journal
+TASKS = {"ZSL": (COLOURS[0], "o", "-"), "GZSL": (COLOURS[1], "s", "--"), "seen": (COLOURS[2], "^", "-.")}
+SPINES = {"axes.spines.top": False, "axes.spines.right": False}
+SCREEN = SPINES | {"figure.dpi": 90, "savefig.dpi": 150, "savefig.bbox": "tight"}
+PRINT = SPINES | {  # at the size of COLUMN or PAGE, not scaled afterwards
+    **{f"{part}.labelsize": 8 for part in ("axes", "xtick", "ytick")},
+    **{"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7},
+    **{"lines.linewidth": 1.2, "lines.markersize": 4, "grid.linewidth": 0.5, "axes.linewidth": 0.8},
+    **{"xtick.major.pad": 2, "ytick.major.pad": 2, "axes.labelpad": 3},
+    **{"figure.dpi": 150, "savefig.dpi": 300, "savefig.bbox": None},
+}
 
 
-def style() -> None:
-    """Call once at the top of a notebook."""
+def style(kind: str = "screen") -> None:
+    """Call once at the top of a notebook: ``screen``, or ``print`` for figures of the width ``COLUMN`` or ``PAGE``."""
+    if kind not in ("screen", "print"):
+        raise ValueError(f"unknown style {kind!r}: choose screen or print")
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 90,
-            "savefig.dpi": 150,
-            "savefig.bbox": "tight",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    )
+    plt.rcParams.update(SCREEN if kind == "screen" else PRINT)
+
+
+@contextmanager
+def printed():
+    """The style ``print`` for the figures made inside, whatever the notebook's own."""
+    with plt.rc_context():
+        style("print")
+        yield
 
 
 def save(figure, name: str) -> Path:
@@ -33,6 +47,22 @@ def save(figure, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def publish(figure, name: str) -> list[Path]:
+    """``<name>.png`` (300 dpi) and ``<name>.svg`` where ``save`` puts figures, in the figure's own size; returns both.
+
+    The SVG holds its text as outlines and no date: the same figure gives the same file.
+    """
+    folder = out_folder("figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with plt.rc_context({"svg.hashsalt": "hrcf", "svg.fonttype": "path", "savefig.bbox": None}):
+        figure.savefig(paths[0], dpi=300)
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
 
 
 def _wrapped(text: str) -> str:
@@ -106,3 +136,138 @@ def curves(history, every: int = 50):
     axes[0].legend(handles.values(), handles.keys(), fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _look(colour, marker: str, fill=None) -> dict:
+    return {"color": colour, "marker": marker, "mfc": colour if fill is None else fill, "mec": colour, "ls": "none"}
+
+
+VERDICTS = {  # colour, shape and fill each tell a verdict by itself
+    **dict.fromkeys(("better", "agrees"), _look(COLOURS[0], "o")),
+    **dict.fromkeys(("worse", "opposite"), _look(COLOURS[3], "s")),
+    "open": _look("0.35", "o", "white"),
+}
+PAPER = _look("black", "D", "none")
+BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+CLEAR = {"fc": "white", "ec": "none", "pad": 1}
+AT_EDGE = BESIDE | {"xycoords": ("axes fraction", "data")}
+
+
+def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: str = "percentage points"):
+    r"""Forest plot: a row an effect, its difference and interval; the verdict is told by colour, shape and fill.
+
+    Args:
+        frame: rows in order, with ``difference``, ``low``, ``high`` (percentage points; NaN: not measured), ``verdict``
+            (a key of ``VERDICTS``) and optionally ``paper`` (the paper's difference, a diamond) and ``group`` (a
+            heading over rows that follow each other).
+        width: of the figure, in inches; the height follows from the rows. Wider than ``COLUMN``, the numbers stand
+            beside the rows.
+
+    Returns the figure. Raises ``ValueError`` for a missing column, no row or an unknown verdict.
+    """
+    _need(frame, [label_column, "difference", "low", "high", "verdict"], "effects")
+    unknown = set(frame["verdict"][frame["difference"].notna()]) - set(VERDICTS)
+    if unknown:
+        raise ValueError(f"unknown verdict {sorted(map(str, unknown))[0]!r}: choose one of {', '.join(VERDICTS)}")
+    labels = [textwrap.fill(str(text), 28 if width <= COLUMN else 60) for text in frame[label_column]]
+    groups = list(frame["group"]) if "group" in frame else [None] * len(frame)
+    heads = [here != before for here, before in zip(groups, [None, *groups])]
+    heights = np.array([1 + 0.8 * text.count("\n") for text in labels])
+    places = np.cumsum(heights + heads) - heights / 2
+    with printed():
+        size = (width, 0.8 + 0.17 * (heights.sum() + sum(heads)))
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        axis.axvline(0, color="black", lw=0.8)
+        for place, row in zip(places, frame.to_dict("records")):
+            _effect(axis, place, row, numbers=width > COLUMN)
+        axis.set_yticks(places, labels)
+        axis.tick_params(axis="y", length=0, pad=3)
+        for place, height, group, head in zip(places, heights, groups, heads):
+            if head:
+                axis.annotate(group, (0, place - height / 2 - 0.5), (-3, 0), **AT_EDGE, ha="right", weight="bold")
+        axis.set(ylim=(places[-1] + heights[-1] / 2 + 0.1, -0.1), xlabel=xlabel)
+        axis.grid(visible=False, axis="y")
+        axis.spines["left"].set_visible(False)
+        _legend(figure, [*VERDICTS, "the paper"])
+    return figure
+
+
+def _effect(axis, place: float, row: dict, numbers: bool) -> None:
+    paper, measured, text = row.get("paper", np.nan), not np.isnan(row["difference"]), "not measured"
+    if measured:
+        look = VERDICTS[row["verdict"]]
+        axis.plot([row["low"], row["high"]], [place, place], color=look["color"], lw=1.4, zorder=2)
+        axis.plot(row["difference"], place, **look, zorder=3, label=row["verdict"])
+        text = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
+    if not np.isnan(paper):
+        axis.plot(paper, place, **PAPER, ms=4.5, zorder=4, label="the paper")
+    if numbers:
+        axis.annotate(text, (1, place), (5, 0), **AT_EDGE, fontsize=7)
+    elif not measured:
+        axis.annotate(text, (np.nan_to_num(paper), place), (6, 0), **BESIDE, fontsize=7, bbox=CLEAR)
+
+
+def sweep(
+    frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="mAP (%)", axis=None
+):  # fmt: skip
+    r"""A metric against a setting: for each task the mean over seeds, and a band from the least seed to the greatest.
+
+    Args:
+        frame: a row for each (x, seed, task): columns ``x``, ``seed``, ``task`` and ``mAP`` in percent.
+        columns: task -> its name in the legend, in order; by default every task of the frame under its own name.
+        marks: text -> value of x: further dotted lines.
+        paper: the paper's choice of x (its curve is printed nowhere): a dotted line.
+        chosen: the value chosen on val: a star on each line.
+        axis: to draw into, in place of a new figure one ``COLUMN`` wide; the legend is one for all axes of its figure.
+
+    Returns the figure. Raises ``ValueError`` for a missing column or a task without rows.
+    """
+    _need(frame, [x, "seed", "task", "mAP"], "sweep")
+    columns = columns or {task: task for task in dict.fromkeys(frame["task"])}
+    lines = ({} if paper is None else {"the paper's choice": paper}) | (marks or {})
+    with printed():
+        if axis is None:
+            axis = plt.subplots(figsize=(COLUMN, 0.72 * COLUMN), layout="constrained")[1]
+        for text, place in lines.items():
+            axis.axvline(
+                place, color="black", ls=":", lw=1.2, alpha=1 if text == "the paper's choice" else 0.5, label=text
+            )
+        for task, name in columns.items():
+            part = frame[frame["task"] == task].groupby(x)["mAP"].agg(["mean", "min", "max"])
+            if not len(part):
+                raise ValueError(f"no row of task {task!r}: the frame has {', '.join(dict.fromkeys(frame['task']))}")
+            colour, marker, line = TASKS.get(task, (COLOURS[4], "v", ":"))
+            axis.fill_between(part.index, part["min"], part["max"], color=colour, alpha=0.2, lw=0)
+            axis.plot(part.index, part["mean"], color=colour, marker=marker, ls=line, label=name)
+            if chosen in part.index:
+                axis.plot(chosen, part["mean"][chosen], **STAR, label="chosen on val")
+        values = sorted(set(frame[x]))
+        if len(values) <= 8:
+            axis.set_xticks(values, [f"{v:g}" for v in values])
+        axis.set(xlabel=xlabel or x, ylabel=ylabel)
+        _legend(axis.figure, [*columns.values(), *lines])
+    return axis.figure
+
+
+STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
+
+
+def _need(frame, columns, name: str) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"figures.{name}: the frame has no column {missing[0]!r}, only {', '.join(frame.columns)}")
+    if not len(frame):
+        raise ValueError(f"figures.{name}: the frame has no rows")
+
+
+def _legend(figure, order) -> None:
+    """One below all axes, each name once: first those of ``order``."""
+    for old in figure.legends:
+        old.remove()
+    pairs = [pair for axis in figure.axes for pair in zip(*reversed(axis.get_legend_handles_labels()))]
+    handles = dict(reversed(pairs))
+    names = [*(name for name in order if name in handles), *(name for name in handles if name not in order)]
+    widest = 0.45 + 0.06 * max(map(len, names), default=0)  # inches, at 7 pt
+    rows = -(-len(names) // max(1, int(figure.get_figwidth() / widest)))
+    columns = max(1, -(-len(names) // max(1, rows)))
+    figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=columns, frameon=False)
