@@ -18,6 +18,7 @@ from hrcf_lib import protocols, scores
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import Embedded
 from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.names import check_known
 from hrcf_lib.passes import Pass
 
 
@@ -173,6 +174,28 @@ def random_selection(config, seed: int = 0):
 def without_rss(config):
     """All regions are scored, as in training."""
     return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False)
+
+
+RULES = {  # other measures of what a region is worth, each under its own name; (B, J, D), (K, D) -> (B, J)
+    "largest score": lambda e, t: scores.region_scores(e, t).amax(dim=-1),
+    "least entropy": lambda e, t: torch.special.entr(scores.region_scores(e, t).softmax(dim=-1)).sum(dim=-1).neg(),
+    "norm": lambda e, t: e.norm(dim=-1),
+}
+
+
+def select_by(rule: str):
+    """RSS by a measure of ``RULES`` in place of Eq. 16: a function config -> scorer."""
+    check_known([rule], list(RULES), "no rule of selection")
+
+    def build(config):
+        def scorer(e_g, regions, t):
+            values = RULES[rule](regions, t)
+            kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
+            return scores.score(e_g, kept, t, config, select=False)
+
+        return scorer
+
+    return build
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}

@@ -74,6 +74,21 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     return mean_hinge.sum() / max(1, len(s))
 
 
+@torch.no_grad()
+def violated_share(scores: Tensor, labels: Tensor) -> float:
+    r"""Share of the pairs (present, absent) of all images whose hinge is above 0, in 0..1; 0 without pairs.
+
+    Both (B, K). Raises as ``ranking_loss``.
+    """
+    check_scores(scores, labels, finite=True)
+    if not scores.numel():
+        return 0.0
+    present, absent = labels == 1, labels == -1
+    c_n, _ = _violations(scores.float(), present, absent)
+    pairs = (present.sum(dim=1) * absent.sum(dim=1)).sum()
+    return float((absent * c_n).sum() / pairs.clamp(min=1))
+
+
 def _violations(s: Tensor, present: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
     """In how many violated pairs, s_p < 1 + s_n, a label of each row is as an absent and as a present one.
 

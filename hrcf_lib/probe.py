@@ -17,7 +17,7 @@ from hrcf_lib import evaluation
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import TEMPLATES, TEXTURE_CAPTIONS, portrait
 from hrcf_lib.embeddings import embed
-from hrcf_lib.scores import region_scores, score
+from hrcf_lib.scores import region_scores, relevance, score, take_best, votes
 from hrcf_lib.vlp import VLP
 
 PROBE_PROMPT = "a photo of a {}."
@@ -144,3 +144,43 @@ def by_level(model, features, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
 
 def _some_regions(e_g, regions, t, part: slice, config) -> Tensor:
     return score(e_g, regions[:, part], t, config, select=False)
+
+
+@torch.no_grad()
+def level_statistics(regions: Tensor, label_embeddings: Tensor, gather) -> pd.DataFrame:
+    r"""A row a level: what its regions (B, J, D) are like, beside labels (K, D), and what they add to the score.
+
+    Columns: number of regions; norm of e_j; largest weight of Eq. 12; entropy of the weights in nats; share of votes,
+    the part of $\sum_{jk} |w_{jk} s_{jk}|$ that is the level's.
+    """
+    s = region_scores(regions, label_embeddings)  # (B, J, K)
+    w = s.softmax(dim=-1)
+    values = {"norm": regions.norm(dim=-1), "largest weight": w.amax(dim=-1), "entropy": torch.special.entr(w).sum(-1)}
+    mass, level = (w * s).abs().sum(dim=-1), gather.level_of()  # (B, J), (J,)
+    rows = {}
+    for l in gather.levels:
+        own = {name: float(x[:, level == l].mean()) for name, x in values.items()}
+        share = float(mass[:, level == l].sum() / mass.sum())
+        rows[f"level {l}"] = {"number": int((level == l).sum())} | own | {"share of votes": share}
+    return pd.DataFrame(rows).T.rename_axis("regions of")
+
+
+@torch.no_grad()
+def left_out_by_rss(regions: Tensor, label_embeddings: Tensor, keep: int) -> dict[str, float]:
+    r"""Shares in 0..1 of the regions (B, J, D), and of the votes $|w_{jk} s_{jk}|$, that RSS leaves out."""
+    mass = votes(region_scores(regions, label_embeddings)).abs().sum(dim=-1, keepdim=True)  # (B, J, 1)
+    kept = take_best(mass, relevance(regions, label_embeddings), keep)
+    return {"regions": 1 - keep / regions.shape[1], "votes": 1 - float(kept.sum() / mass.sum())}
+
+
+@torch.no_grad()
+def within_all_labels(model, data, embedded=None) -> float:
+    r"""ZSL mAP in percent if unseen labels are scored among *all* labels, and their columns cut out afterwards.
+
+    Not the protocol: softmax and norms belong to the labels being scored. It tells whether votes of regions that show
+    seen things, and have only unseen labels to go to, cost ZSL anything.
+    """
+    t = model.label_embeddings(data.space.names)
+    scorer = lambda e_g, regions, unseen: model.score(e_g, regions, t)[:, data.space.n_seen :]
+    held = embedded or embed(model.eval(), data)
+    return float(evaluation.evaluate(model, data, ("ZSL",), scorer, held).loc["ZSL", "mAP"])

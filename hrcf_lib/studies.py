@@ -22,16 +22,15 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import config as configs
 from hrcf_lib import devices, evaluation, fit, resampling, results, weights
+from hrcf_lib.comparison import KEYS
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.data import benchmarks
 from hrcf_lib.embeddings import embed
 from hrcf_lib.model import HRCF
-from hrcf_lib.names import check_known
 from hrcf_lib.scores import score
 from hrcf_lib.training import train
 
 TASKS = ("ZSL", "GZSL", "seen")
-KEYS = ["setting", "split", "task"]  # of a row of ``Outcome.table``
 RESAMPLED = "resampled.safetensors"
 AS_TRAINED = {"": {}}  # the setting that changes nothing
 
@@ -72,8 +71,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
     """
     settings = AS_TRAINED if settings is None else settings
-    if config.train_size and config.train_size < len(feats["train"]):
-        feats = feats | {"train": feats["train"].take(range(config.train_size))}
+    feats = feats | {"train": _training_data(config, feats)}
     out = Path(folder) / run_name(config)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "run.lock"):  # another process may train the same run
@@ -115,62 +113,23 @@ def changes(config: Config) -> dict:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
+def _training_data(config: Config, feats: dict):
+    n, data = config.train_size, feats["train"]
+    return data.take(range(n)) if n and n < len(data) else data
+
+
 def _sized(config: Config) -> Config:
     return config.smoke() if configs.is_smoke() else config
 
 
-def table(outcomes: dict) -> pd.DataFrame:
-    """All rows of all runs, tidy: variant, seed, setting, split, task, then the metrics in percent."""
-    parts = [o.table.assign(variant=variant, seed=seed) for (variant, seed), o in outcomes.items()]
-    frame = pd.concat(parts, ignore_index=True)
-    first = ["variant", "seed", *KEYS]
-    return frame[[*first, *(c for c in frame.columns if c not in first)]]
-
-
-def read(folder: str | Path) -> pd.DataFrame:
-    """The rows of every run below a folder, tidy: run, preset, changes, seed, setting, split, task, metrics, origin."""
-    parts = []
-    for path in sorted(Path(folder).rglob("record.json")):
-        record = results.read("record", path.parent)
-        about = {name: record[name] for name in ("seed", "commit", "device", "date", "seconds")}
-        words = ", ".join(f"{name} = {value}" for name, value in record["parameters"].items() if name != "seed")
-        first = {"run": path.parent.name, "preset": record["config"]["name"], "changes": words}
-        parts.append(pd.DataFrame({**first, **about}, index=[0]).merge(record["tables"]["metrics"], how="cross"))
-    if not parts:
-        raise FileNotFoundError(f"{folder} holds no record.json of a run: train some with studies.run first")
-    return pd.concat(parts, ignore_index=True)
-
-
-def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0.95) -> pd.DataFrame:
-    r"""Paired differences with their bootstrap interval over images and seeds, in percentage points.
-
-    ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
-    stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
-    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only; mAP leaves out labels without positives.
-    Raises ``ValueError`` for a pair that was not run.
-    """
-    rows = []
-    for pair in pairs:
-        (a, at_a), (b, at_b) = ((side, "") if isinstance(side, str) else side for side in pair)
-        _check_known(outcomes, (a, at_a), (b, at_b))
-        seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
-        ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
-        for setting, split, task, metric in ours[0]:
-            if setting == at_a and metric in metrics:
-                there = (at_b, split, task, metric)
-                found = ([r[setting, split, task, metric] for r in ours], [r[there] for r in others])
-                at, low, high = (100 * x for x in resampling.paired_difference(*found, level=level))
-                row = {"variant": a, "setting": at_a, "against": b, "against_setting": at_b, "split": split}
-                row |= {"task": task, "metric": metric, "difference": at, "low": low, "high": high}
-                rows.append(row | {"verdict": resampling.verdict(low, high), "seeds": len(seeds)})
-    return pd.DataFrame(rows)
-
-
-def _check_known(outcomes: dict, *asked: tuple[str, str]) -> None:
-    check_known([variant for variant, _ in asked], list(dict.fromkeys(v for v, _ in outcomes)), "no run of")
-    for variant, setting in asked:
-        known = {key[0] for (v, _), o in outcomes.items() if v == variant for key in o.resampled}
-        check_known([setting], sorted(known), f"{variant!r} has no setting")
+def trained(config: Config, feats: dict, folder: str | Path):
+    """The model of a run, in evaluation mode; trains it if need be."""
+    model = HRCF(config).to(devices.best())
+    out = Path(folder) / run_name(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "run.lock"):
+        train(model, _training_data(config, feats), out)
+    return model
 
 
 def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
@@ -221,6 +180,11 @@ def _training(history: pd.DataFrame) -> dict:
         }
     last = {name: float(history[name].tail(50).mean()) for name in ("ranking", "distillation")}
     return {"steps": len(history), "seconds": float(took[took.gt(0)].sum()), "sides": sides, "last": last}
+
+
+def seconds(outcomes: dict) -> dict[str, float]:
+    """ "variant seed" -> seconds of training, on as many cores as it had."""
+    return {f"{variant} {seed}": round(o.about["training"]["seconds"], 1) for (variant, seed), o in outcomes.items()}
 
 
 def parameters(model) -> dict[str, int]:

@@ -142,6 +142,15 @@ def test_where_no_margin_is_met_all_pairs_are_violated():
     assert ranking_loss(scores, labels, "pairs") < ranking_loss(scores, labels, "violations")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_share_of_violated_pairs(kind):
+    scores, labels = draw(kind, 1)
+    pairs = (labels == -1)[:, :, None] & (labels == 1)[:, None, :]
+    violated = ((1 + scores.float())[:, :, None] > scores.float()[:, None, :]) & pairs
+    expected = violated.sum().item() / max(1, pairs.sum().item())
+    assert hrcf_lib.losses.violated_share(scores.float(), labels) == pytest.approx(expected)
+
+
 def counted_violations(s, present, absent):
     """The counts pair by pair, (B, K) and (B, K)."""
     pairs = (s[:, None, :] < (1 + s)[:, :, None]) & absent[:, :, None] & present[:, None, :]  # (B, K, K): n, p

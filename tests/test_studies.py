@@ -8,8 +8,8 @@ import pytest
 import synthetic
 import torch
 
+from hrcf_lib import comparison, evaluation, metrics, scores, studies
 from hrcf_lib import config as configs
-from hrcf_lib import evaluation, metrics, scores, studies
 from hrcf_lib.embeddings import embed
 from hrcf_lib.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
@@ -55,7 +55,7 @@ def test_a_row_is_what_evaluation_says(done, feats):
 
 def test_the_table_is_tidy(done):
     _, outcomes = done
-    frame = studies.table(outcomes)
+    frame = comparison.table(outcomes)
     assert frame.columns[:5].tolist() == ["variant", "seed", "setting", "split", "task"]
     assert (
         len(frame) == 2 * 2 * 3 * 2 * 3 and not frame.duplicated(["variant", "seed", "setting", "split", "task"]).any()
@@ -88,7 +88,7 @@ def test_a_run_is_not_computed_twice(done, feats, monkeypatch):
 
 def test_a_new_setting_is_scored_without_training(done, feats, monkeypatch):
     folder, outcomes = done
-    before = studies.read(folder)
+    before = comparison.read(folder)
 
     def refuse(*_):
         raise AssertionError("it trained")
@@ -105,7 +105,7 @@ def test_a_new_setting_is_scored_without_training(done, feats, monkeypatch):
     expected = metrics.mean_average_precision(s, data.labels[:, 5:])
     row = run.table.query("setting == 'lam = 1' and split == 'test' and task == 'ZSL'")
     assert row["mAP"].item() == pytest.approx(100 * expected)
-    assert len(studies.read(folder)) == len(before) + 6, "and the others are kept"
+    assert len(comparison.read(folder)) == len(before) + 6, "and the others are kept"
 
 
 def test_other_data_are_refused(done, feats):
@@ -140,7 +140,7 @@ def test_two_processes_train_one_run_once(tmp_path):
     for process in both:
         process.join(120)
     assert [process.exitcode for process in both] == [0, 0]
-    assert len(studies.read(tmp_path)) == 3 and len(list(tmp_path.iterdir())) == 1
+    assert len(comparison.read(tmp_path)) == 3 and len(list(tmp_path.iterdir())) == 1
 
 
 def test_names_of_runs(monkeypatch):
@@ -169,11 +169,11 @@ def test_the_record_of_a_run(done):
 
 def test_all_runs_as_one_frame(done, tmp_path):
     folder, outcomes = done
-    frame = studies.read(folder)
+    frame = comparison.read(folder)
     row = frame[frame["run"] == outcomes["without HCG", 1].folder.name].iloc[0]
     assert "hcg = False" in row["changes"] and row["seed"] == 1 and row["preset"] == "mini" and row["commit"]
     with pytest.raises(FileNotFoundError, match="holds no record.json of a run"):
-        studies.read(tmp_path)
+        comparison.read(tmp_path)
 
 
 # -- differences -------------------------------------------------------------------------------------------------------
@@ -182,27 +182,27 @@ def test_all_runs_as_one_frame(done, tmp_path):
 def test_differences(done):
     _, outcomes = done
     pairs = [("HRCF", "without HCG"), (("HRCF", ""), ("HRCF", "without RSS"))]
-    frame = studies.differences(outcomes, pairs, ("mAP", "F1@2"))
+    frame = comparison.differences(outcomes, pairs, ("mAP", "F1@2"))
     assert len(frame) == 2 * 3 * 2 and (frame["seeds"] == 2).all()
     assert ((frame["low"] <= frame["difference"] + 1e-9) & (frame["difference"] <= frame["high"] + 1e-9)).all()
     row = frame[(frame["against"] == "without HCG") & (frame["task"] == "ZSL") & (frame["metric"] == "mAP")].iloc[0]
-    means = studies.table(outcomes).query("setting == '' and split == 'test' and task == 'ZSL'").groupby("variant")
+    means = comparison.table(outcomes).query("setting == '' and split == 'test' and task == 'ZSL'").groupby("variant")
     means = means["mAP skip"].mean()
     assert row["difference"] == pytest.approx(means["HRCF"] - means["without HCG"], abs=1e-3)
 
 
 def test_a_run_against_itself_is_open(done):
     _, outcomes = done
-    frame = studies.differences(outcomes, [("HRCF", "HRCF")])
+    frame = comparison.differences(outcomes, [("HRCF", "HRCF")])
     assert frame["difference"].eq(0).all() and frame["verdict"].eq("open").all()
 
 
 def test_an_unknown_variant_or_setting_is_named(done):
     _, outcomes = done
     with pytest.raises(ValueError, match="no run of 'without HSA'; did you mean 'without HCG'"):
-        studies.differences(outcomes, [("HRCF", "without HSA")])
+        comparison.differences(outcomes, [("HRCF", "without HSA")])
     with pytest.raises(ValueError, match="'HRCF' has no setting 'lam = 2'"):
-        studies.differences(outcomes, [("HRCF", ("HRCF", "lam = 2"))])
+        comparison.differences(outcomes, [("HRCF", ("HRCF", "lam = 2"))])
 
 
 def test_smoke_runs_are_small_whatever_a_variant_asks_for(feats, tmp_path, monkeypatch):
