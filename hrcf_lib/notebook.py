@@ -14,15 +14,15 @@ from hrcf_lib.names import check_known
 
 def known_parameters(path: str | Path) -> list[str]:
     """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
-    return list(_parameters(path))
+    return list(defaults(path))
 
 
-def _parameters(path: str | Path) -> dict[str, dict]:
-    """What papermill tells of each parameter. Raises as ``known_parameters``."""
-    found = papermill.inspect_notebook(str(_existing(path)))
+def defaults(path: str | Path) -> dict[str, str]:
+    """Each parameter and its stored value as it is written in the notebook. Raises as ``known_parameters``."""
+    found = papermill.inspect_notebook(str(existing(path)))
     if not found:
         raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
-    return found
+    return {name: told["default"] for name, told in found.items()}
 
 
 def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = None, cwd=None, progress=False) -> Path:
@@ -32,7 +32,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     parameter that the notebook does not have, naming the nearest and all known ones, before anything runs;
     ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
     """
-    path, parameters = _existing(path), dict(parameters or {})
+    path, parameters = existing(path), dict(parameters or {})
     check_known(parameters, known_parameters(path) if parameters else [], f"{path} has no parameter")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,8 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     return out
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The path of a notebook. Raises ``FileNotFoundError``."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
     return Path(path)
@@ -58,22 +59,47 @@ def typed(path: str | Path, pairs) -> dict:
 
     Raises ``ValueError`` for an unknown parameter or a word that is not of the type.
     """
-    stored = _parameters(path) if pairs else {}
+    stored = defaults(path) if pairs else {}
     check_known([name for name, _ in pairs], list(stored), f"{path} has no parameter")
-    return {name: _typed(name, text, ast.literal_eval(stored[name]["default"])) for name, text in pairs}
+    return {name: from_word(name, text, stored[name]) for name, text in pairs}
 
 
-def _typed(name: str, text: str, default):
-    if isinstance(default, str):
+def from_word(name: str, text: str, stored: str):
+    """One value from a word of a command line, where the notebook has ``stored``. Raises ``ValueError``."""
+    if isinstance(_literal(name, stored), str):
         return text
     try:
-        value = ast.literal_eval(text)
-        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-    except (ValueError, SyntaxError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} = {text!r}: give a value of the kind of {default!r}")
+        return checked(name, ast.literal_eval(text), stored)
+    except (ValueError, SyntaxError, TypeError):
+        raise _unfit(name, text, stored) from None
+
+
+def checked(name: str, value, stored: str):
+    """``value`` in the type of what the notebook has, ``stored``: a float takes an int, and a tuple a list of JSON's.
+
+    Raises ``ValueError`` for a value of another type.
+    """
+    default = _literal(name, stored)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not type(default):
+        raise _unfit(name, value, stored)
     return value
+
+
+def _unfit(name: str, given, stored: str) -> ValueError:
+    return ValueError(f"{name} = {given!r}: give a value of the kind of {_literal(name, stored)!r}")
+
+
+def _literal(name: str, stored: str):
+    try:
+        return ast.literal_eval(stored)
+    except (ValueError, SyntaxError):
+        raise ValueError(
+            f"{name} = {stored} in the notebook is not a plain value: write one, so that types are known"
+        ) from None
 
 
 def main(words=None) -> None:

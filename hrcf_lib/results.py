@@ -3,8 +3,8 @@ r"""One JSON record a run, and the published numbers to set beside it. Notebooks
 import ast
 import datetime
 import json
+import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hrcf_lib.commit import commit
 from hrcf_lib.config import is_smoke
 from hrcf_lib.devices import native_bf16
 from hrcf_lib.files import write_json
@@ -41,12 +42,15 @@ def _stored(path: Path) -> dict:
 
 def out_folder(kind: str = "figures") -> Path:
     """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run and for
-    a run with other parameters than the stored ones (``begin``).
+    a run with other parameters than the stored ones (``begin``). The environment variable ``HRCF_OUT`` names another
+    folder to leave them in, whatever runs: each job of a batch has its own (``hrcf_lib.batch``).
 
     Where the library is installed without its repository, the working directory takes the repository's place.
     """
     if kind not in ("figures", "records"):
         raise ValueError(f"unknown kind {kind!r}: choose figures or records")
+    if os.environ.get("HRCF_OUT"):
+        return Path(os.environ["HRCF_OUT"]) / kind
     root = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
     if is_smoke():
         return root / "runs" / "smoke" / kind
@@ -157,13 +161,4 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """The commit of the repository, with a plus where the library differs from it; "unknown" outside a repository."""
-    try:
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--", "hrcf_lib") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*words: str) -> str:
-    run = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True)
-    return run.stdout.strip()
+    return commit(REPOSITORY)

@@ -18,7 +18,8 @@ PUBLISHED = sorted(p.stem for p in (results.REPOSITORY / "papers" / "published")
 @pytest.fixture(autouse=True)
 def repository(tmp_path, monkeypatch):
     """A repository of its own; the published numbers stay those of the real one."""
-    monkeypatch.delenv("HRCF_SIZE", raising=False)
+    for name in ("HRCF_SIZE", "HRCF_OUT"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "papers").mkdir()
     for path in (results.REPOSITORY / "papers" / "published").glob("*.csv"):
@@ -187,3 +188,16 @@ def test_only_the_stored_parameters_make_the_stored_record(repository, monkeypat
     assert out_folder() == repository / "runs" / "99_tiny" / "figures"
     results.begin("98_other", {"seed": 0})
     assert out_folder() == repository / "runs" / "98_other" / "figures"
+
+
+def test_a_folder_named_in_the_environment_takes_all(repository, monkeypatch):
+    monkeypatch.setattr(results, "_aside", "99_tiny")
+    monkeypatch.setenv("HRCF_OUT", str(repository / "job"))
+    for size in ("full", "smoke"):
+        monkeypatch.setenv("HRCF_SIZE", size)
+        assert out_folder() == repository / "job" / "figures"
+        assert record("r", {}, {}, 1.0, "p") == repository / "job" / "records" / "r.json"
+    with pytest.raises(ValueError, match="unknown kind 'record'"):
+        out_folder("record")
+    monkeypatch.setenv("HRCF_OUT", "")
+    assert out_folder() == repository / "runs" / "smoke" / "figures"
