@@ -296,3 +296,54 @@ def test_relevance_auc_by_hand():
     relevance = torch.tensor([[3.0, 1.0, 2.0, 0.0, 5.0]])
     auc = probe.relevance_auc(relevance[:, :4], share[:, :4], [2])
     assert auc["level 1"] == pytest.approx(0.75)
+
+
+def test_rules_of_selection_keep_what_they_say():
+    """One label; regions whose score, certainty and norm differ in a known way."""
+    t = torch.eye(2)
+    regions = torch.tensor([[[3.0, 0.0], [1.0, 1.0], [0.0, -4.0], [2.0, 2.1]]])
+    best = {rule: values(regions, t).argmax().item() for rule, values in evaluation.RULES.items()}
+    assert best == {"largest score": 0, "least entropy": 2, "norm": 2}
+    config = synthetic.config(keep=70)  # half of them
+    seen = []
+    scorer = evaluation.select_by("largest score")(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "score", lambda e, kept, t, config, select: seen.append((kept, select)))
+        scorer(None, regions, t)
+    assert torch.equal(seen[0][0], regions[:, [0, 3]]) and seen[0][1] is False, "in order, and RSS chooses no further"
+    with pytest.raises(ValueError, match="no rule of selection 'largest'; did you mean 'largest score'"):
+        evaluation.select_by("largest")
+
+
+def test_levels_by_hand(model, features):
+    """Shares of votes sum to 1; norms and certainty are those of each level's own regions."""
+    held = embed(model, features)
+    with torch.no_grad():
+        t = model.label_embeddings(features.space.seen)
+    table = probe.level_statistics(held.regions.float(), t, model.gather)
+    assert table["number"].tolist() == [100, 36, 4] and table["share of votes"].sum() == pytest.approx(1)
+    own = held.regions[:, 100:136].float()
+    weights = (own @ t.T).softmax(-1)
+    assert table.loc["level 2", "norm"] == pytest.approx(own.norm(dim=-1).mean().item(), rel=1e-5)
+    assert table.loc["level 2", "largest weight"] == pytest.approx(weights.amax(-1).mean().item(), rel=1e-5)
+    assert table.loc["level 2", "entropy"] == pytest.approx(-(weights * weights.log()).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_what_rss_leaves_out_by_hand():
+    t = torch.eye(2)
+    regions = torch.tensor([[[4.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, -1.0]]])  # relevance 4, 0, 2, -1
+    mass = [4 * math.exp(4) / (math.exp(4) + 1), 0.0, 1.0, math.exp(-1) / (1 + math.exp(-1))]
+    out = probe.left_out_by_rss(regions, t, 2)
+    assert out == {"regions": 0.5, "votes": pytest.approx(mass[3] / sum(mass), rel=1e-5)}
+    assert probe.left_out_by_rss(regions, t, 4) == {"regions": 0.0, "votes": 0.0}
+
+
+def test_unseen_labels_among_all_labels(model, features, embedded):
+    """Columns of GZSL scores, which are not ZSL scores."""
+    names, n = features.space.names, features.space.n_seen
+    with torch.no_grad():
+        values = evaluation.score_all(embedded, model.label_embeddings(names), model.eval().score)[:, n:]
+    expected = 100 * metrics.mean_average_precision(values, features.labels[:, n:])
+    assert probe.within_all_labels(model, features, embedded) == pytest.approx(expected)
+    own = evaluate(model, features, ("ZSL",), embedded=embedded).loc["ZSL", "mAP"]
+    assert own != pytest.approx(expected)

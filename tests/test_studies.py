@@ -210,3 +210,24 @@ def test_smoke_runs_are_small_whatever_a_variant_asks_for(feats, tmp_path, monke
     small = {split: FrozenFeatures(f.trunk, f.teacher, f.labels, f.space) for split, f in feats.items()}
     outcomes = studies.run_all(config(), {"long": {"phases": (("hcg", 9, 4),)}}, [0], small, tmp_path, resamples=3)
     assert outcomes["long", 0].about["training"]["steps"] == 2
+
+
+def test_rows_for_a_forest_plot(done):
+    _, outcomes = done
+    pairs = {"HCG": ("HRCF", "without HCG"), "RSS": ("HRCF", ("HRCF", "without RSS"))}
+    frame = comparison.differences(outcomes, pairs.values())
+    shown = comparison.labelled(frame, pairs, "test", "mAP", {"RSS": 0.5})
+    assert shown["label"].tolist() == ["HCG", "RSS"] * 2 and shown["group"].tolist() == ["ZSL"] * 2 + ["GZSL"] * 2
+    assert shown["paper"].tolist()[1] == 0.5 and shown["paper"].isna().sum() == 3, "the paper's is ZSL"
+    rss = frame[frame["against_setting"].eq("without RSS") & frame["task"].eq("GZSL") & frame["metric"].eq("mAP")]
+    assert shown["difference"].tolist()[3] == rss["difference"].item()
+
+
+def test_a_summary_is_mean_and_spread_over_seeds(done):
+    _, outcomes = done
+    frame = comparison.table(outcomes)
+    text = comparison.summary(frame, "test", ("F1@2", "mAP"))
+    assert text.columns.tolist() == [(task, m) for task in ("ZSL", "GZSL") for m in ("F1@2", "mAP")]
+    assert text.index.tolist() == [(v, s) for v in ("HRCF", "without HCG") for s in SETTINGS]
+    own = frame.query("variant == 'HRCF' and setting == 'uniform' and split == 'test' and task == 'GZSL'")["mAP"]
+    assert text.loc[("HRCF", "uniform"), ("GZSL", "mAP")] == f"{own.mean():.1f} ± {own.std():.1f}"
