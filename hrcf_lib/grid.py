@@ -75,13 +75,12 @@ def read_grid(path: str | Path) -> list[Job]:
             {"notebook": "12_report.ipynb", "after": true},
         ]
 
-    Notebooks are found relative to the file. An entry with ``"after": true`` starts when all entries before it are
-    done, any other one at once. Raises ``FileNotFoundError``; ``ValueError`` that lists all that is wrong.
+    Notebooks are found relative to the file. An entry with ``"after": true``, and those that follow it, start when all
+    entries before it are done. Raises ``FileNotFoundError``; ``ValueError`` that lists all that is wrong.
     """
-    path, found, faults, highest = Path(path), [], [], -1
+    path, found, faults, stage = Path(path), [], [], 0
     for number, entry in enumerate(_entries(path), 1):
-        stage = highest + 1 if isinstance(entry, dict) and entry.get("after") is True else 0
-        highest = max(highest, stage)
+        stage += number > 1 and isinstance(entry, dict) and entry.get("after") is True
         try:
             found += _jobs_of(entry, path.parent, stage)
         except ValueError as error:

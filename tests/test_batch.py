@@ -129,7 +129,7 @@ def test_a_grid_file(tmp_path):
     found = read_grid(write_grid(tmp_path / "grid.json", *entries))
     assert [(job.notebook.stem, job.stage) for job in found] == [
         *[("06_tiny", 0), ("06_tiny", 0), ("12_all", 1)],
-        *[("12_all", 0), ("12_all", 2)],
+        *[("12_all", 1), ("12_all", 2)],
     ]
     assert found[1].parameters == {"lam": 1.0, "seed": 1}
 
@@ -348,3 +348,12 @@ def test_the_same_batch_on_dask(tmp_path, capfd):
     assert counts(tmp_path) == ["mini 0", "mini 1", "mini 1"]
     assert "[2/2] 06_tiny/seed=" in capfd.readouterr().out
     assert job_of(tmp_path / "out" / "06_tiny" / "seed=1")["status"] == "done"
+
+
+def test_the_grid_of_the_mini_studies_is_one_that_runs():
+    """Each study by seed, and then all seeds together from the runs that are there."""
+    found = read_grid(Path(batch.__file__).parents[1] / "notebooks" / "mini_grid.json")
+    studies = {"06_ablation_hcg_rsa_rss", "07_ablation_prompts", "08_ablation_distillation", "09_hyperparameters"}
+    by_seed = {(job.notebook.stem, job.parameters.get("seeds")) for job in found if job.stage == 0}
+    assert by_seed == {(name, seed) for name in studies for seed in "012"}
+    assert {job.notebook.stem for job in found if job.stage == 1 and not job.parameters} == studies
