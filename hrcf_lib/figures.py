@@ -147,6 +147,7 @@ VERDICTS = {  # colour, shape and fill each tell a verdict by itself
     **dict.fromkeys(("worse", "opposite"), _look(COLOURS[3], "s")),
     "open": _look("0.35", "o", "white"),
 }
+PAPER_NAME = "the paper, on its own data"
 PAPER = _look("black", "D", "none")
 BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 CLEAR = {"fc": "white", "ec": "none", "pad": 1}
@@ -188,7 +189,7 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
         axis.set(ylim=(places[-1] + heights[-1] / 2 + 0.1, -0.1), xlabel=xlabel)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
-        _legend(figure, [*VERDICTS, "the paper"])
+        _legend(figure, [*VERDICTS, PAPER_NAME])
     return figure
 
 
@@ -200,7 +201,7 @@ def _effect(axis, place: float, row: dict, numbers: bool) -> None:
         axis.plot(row["difference"], place, **look, zorder=3, label=row["verdict"])
         text = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
     if not np.isnan(paper):
-        axis.plot(paper, place, **PAPER, ms=4.5, zorder=4, label="the paper")
+        axis.plot(paper, place, **PAPER, ms=4.5, zorder=4, label=PAPER_NAME)
     if numbers:
         axis.annotate(text, (1, place), (5, 0), **AT_EDGE, fontsize=7)
     elif not measured:

@@ -55,7 +55,7 @@ def test_effects_draw_every_row_once(width):
     drawn = {line.get_label(): line for line in axis.lines}
     assert drawn["better"].get_xdata() == [2.0] and drawn["worse"].get_marker() == "s"
     assert drawn["open"].get_markerfacecolor() == "white"
-    assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == "the paper"] == [1.2, 0.5, 12.3]
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == figures.PAPER_NAME] == [1.2, 0.5, 12.3]
     intervals = [list(line.get_xdata()) for line in axis.lines[1:] if len(line.get_xdata()) == 2]
     assert intervals == [[1.0, 3.0], [-1.5, -0.5], [-0.4, 0.6]]
     texts = [text.get_text() for text in axis.texts]

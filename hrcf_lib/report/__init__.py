@@ -1,0 +1,108 @@
+r"""The report: every table and figure of the HRCF paper beside ours, from stored records alone.
+
+It trains and evaluates nothing. The paper's numbers come from ``papers/published``, ours from the notebooks' records.
+
+python -m hrcf_lib.report --out runs/report.html
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hrcf_lib import figures, results
+from hrcf_lib.report import claims, costs, effects, tables
+from hrcf_lib.report.records import MINI, NUS, Records
+
+PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
+
+
+class Report:
+    r"""All tables of the report.
+
+    Args:
+        records: folder of the records on MojiScenes; empty: those stored in the repository.
+        nus_wide: folder of records of the same notebooks with ``preset = "nus_wide"``; empty: none, and no such column.
+
+    Raises ``NotADirectoryError`` for a folder that does not exist, ``ValueError`` for two records of one notebook.
+    """
+
+    def __init__(self, records: str | Path = "", nus_wide: str | Path = ""):
+        own = Records(records or results.REPOSITORY / "notebooks" / "records", MINI)
+        self.sources = [own, *([Records(nus_wide, NUS)] if nus_wide else [])]
+        self.effects = {source.data: effects.frame(source) for source in self.sources}
+
+    def about(self) -> str:
+        """One line: what the columns are measured on."""
+        text = f"Ours: {' and '.join(source.data for source in self.sources)}."
+        return (
+            text if len(self.sources) > 1 else f"{text} No records of NUS-WIDE were given: no column of ours shows it."
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Title -> table of text, in the paper's order."""
+        s = self.sources
+        return {
+            "Table I": tables.table1(s),
+            "Table I, Open Images": tables.open_images(),
+            "Table II": tables.table2(s),
+            "Table III": tables.table3(s),
+            "Table III, cost": costs.prompt_costs(s),
+            "Table IV": tables.table4(s),
+            "Table V": tables.table5(s),
+            "Table VI": costs.table6(s),
+            "inference times": costs.times(s),
+            "Fig. 4": claims.figure4(s),
+            "claims of figures and text": claims.claims(s),
+            "coverage": claims.coverage(s),
+            "effects": self.effect_table(),
+        }
+
+    def summary(self) -> pd.DataFrame:
+        """How many effects agree, are opposite, open or not measured, for each item of the paper and data of ours."""
+        counts = {f"ours ({data})": effects.count(frame) for data, frame in self.effects.items()}
+        return pd.concat(counts, axis=1)
+
+    def counts(self) -> pd.DataFrame:
+        """The summary for a record: a row for each data of ours and item of the paper."""
+        parts = {data: effects.count(frame) for data, frame in self.effects.items()}
+        return pd.concat(parts, names=["ours"]).reset_index()
+
+    def effect_table(self) -> pd.DataFrame:
+        """All effects as text: the paper's difference with its data, ours with the interval and what that is."""
+        first = next(iter(self.effects.values()))
+        shown = first[effects.KEYS].rename(columns={"item": "of the paper", "label": "effect"})
+        said = [f"{d:+.1f}".replace("-", "−") if not np.isnan(d) else "better" for d in first["paper"]]
+        shown["the paper (data in brackets)"] = [f"{text} ({data})" for text, data in zip(said, first["data"])]
+        for data, frame in self.effects.items():
+            shown[f"ours ({data})"] = [_ours(row) for row in frame.to_dict("records")]
+            shown[f"direction ({data})"] = frame["direction"]
+        return shown
+
+    def figure(self, data: str = MINI, width: float = figures.PAGE):
+        """Forest plot of the effects that are measured, the paper's differences as diamonds; None if there is none."""
+        frame = self.effects[data]
+        frame = frame[frame["direction"].isin(PALE) & np.isfinite(frame["low"].astype(float))]
+        if not len(frame):
+            return None
+        label = frame["label"] + ", " + frame["task"] + " " + frame["metric"]
+        drawn = frame.assign(label=label, verdict=frame["direction"], group=frame["item"])
+        return figures.effects(drawn, width=width, xlabel=f"difference in percentage points, ours on {data}")
+
+
+def _ours(row: dict) -> str:
+    return row["basis"] if np.isnan(row["difference"]) else f"{tables.interval(row)} ({row['basis']})"
+
+
+def show(table: pd.DataFrame, title: str = "table"):
+    """A table for reading: no index, words to the left, directions on a pale ground; the same markup every time."""
+    hide = isinstance(table.index, pd.RangeIndex)
+    style = table.style.set_uuid("".join(c for c in title if c.isalnum())).set_table_attributes('class="report"')
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    styled = style.set_table_styles(left).map(_pale)
+    return styled.hide(axis="index") if hide else styled
+
+
+def _pale(cell) -> str:
+    colour = PALE.get(str(cell).rpartition(": ")[2])
+    return f"background-color: {colour}" if colour else ""

@@ -1,0 +1,90 @@
+r"""What HRCF costs, beside the paper: trained parameters, the time of an epoch and of inference. All cells are text."""
+
+import pandas as pd
+
+from hrcf_lib import results
+from hrcf_lib.config import TRAINABLE
+from hrcf_lib.report.effects import PROMPTS
+from hrcf_lib.report.records import Missing, Records, names, printed
+
+COUNTED = "ours (ViT-B/16, counted)"
+OTHER = "notebook 05 makes it"  # ours of another method
+SIDES = {"image_encoder_M": "image side", "text_encoder_M": "text side", "all_M": "all"}
+
+
+def prompt_costs(sources) -> pd.DataFrame:
+    """The other half of Table III: numbers that learn, and the time of an epoch."""
+    rows = []
+    for row in results.published("hrcf_table3_prompts").to_dict("records"):
+        kind, text = PROMPTS[row["prompt"]], row["trainable_params"]
+        n = _value(sources[0], "10", "prompts", kind, "numbers that learn")
+        cells = {"prompt": row["prompt"], "the paper: numbers that learn": text}
+        cells[COUNTED] = _text(n, "{:,.0f}")
+        cells["as printed"] = "" if isinstance(n, Missing) else _yes(printed(n, text))
+        cells["the paper (NUS-WIDE, its GPU): minutes an epoch"] = f"{row['train_minutes_per_epoch']:g}"
+        for records in sources:
+            seconds = _value(records, "07", "prompts", kind, "seconds_per_epoch")
+            cells[f"ours ({records.data}): seconds an epoch"] = _text(seconds, "{:.3g}")
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _value(records: Records, number: str, title: str, row: str, column: str) -> float | Missing:
+    """One number of a table whose first column names the rows, or why it is not there."""
+    try:
+        frame = records.table(names()[number], title, [column])
+    except Missing as why:
+        return why
+    found = frame[frame.iloc[:, 0] == row][column].dropna()
+    return float(found.iloc[0]) if len(found) else Missing(f"the record of notebook {number} has no row {row!r}")
+
+
+def _text(value: float | Missing, form: str) -> str:
+    return str(value) if isinstance(value, Missing) else form.format(value)
+
+
+def _yes(same: bool) -> str:
+    return "yes" if same else "no"
+
+
+def table6(sources) -> pd.DataFrame:
+    """Trained parameters in millions, as printed and as counted from the modules of ViT-B/16."""
+    rows, sides = [], " / ".join(SIDES.values())
+    for row in results.published("hrcf_table6_parameters").to_dict("records"):
+        paper = ["" if pd.isna(row[side]) else f"{row[side]:g}" for side in SIDES]
+        ours, same = OTHER, ""
+        if row["method"] == "HRCF":
+            counted = [_value(sources[0], "10", "parameters", "HRCF, counted here", side) for side in SIDES]
+            ours = " / ".join(_text(n, "{:.6f}") for n in counted)
+            if not any(isinstance(n, Missing) for n in counted):
+                same = _yes(all(printed(n, text) for n, text in zip(counted, paper)))
+        cells = {"method": row["method"], f"the paper: {sides}, M": " / ".join(paper)}
+        rows.append(cells | {f"{COUNTED}, M": ours, "as printed": same})
+    return pd.DataFrame(rows)
+
+
+def times(sources) -> pd.DataFrame:
+    """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data."""
+    frame = results.published("hrcf_inference_time")
+    gpu, head, rows = frame["gpu"].iloc[0], f"ours (ViT-B/16, {_machine(sources[0])})", []
+    for method, single, whole in frame.iloc[:, :3].itertuples(index=False):
+        ours = [
+            _value(sources[0], "10", "times", name, "HRCF, ours") for name in ("one picture, s", "a test set, hours")
+        ]
+        texts = (_text(ours[0], "{:.3g} s"), _text(ours[1], "{:.3g} h")) if method == "HRCF" else (OTHER, OTHER)
+        cells = {"method": method, f"the paper ({gpu}): a picture": f"{single:g} ms", f"{head}: a picture": texts[0]}
+        cells |= {f"the paper (NUS-WIDE, {gpu}): a test set": f"{whole:g} s", f"{head}: as many pictures": texts[1]}
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _machine(records: Records) -> str:
+    try:
+        return records.record(names()["10"])["device"]
+    except Missing:
+        return "no record"
+
+
+def trained_blocks() -> int:
+    """How many blocks of the ViT the image side trains: those among the parts that its phases change."""
+    return sum(part.startswith("block") for part in TRAINABLE["hcg"])

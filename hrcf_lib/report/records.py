@@ -1,0 +1,107 @@
+r"""Where the report finds its numbers: records of notebooks, by preset, so that no data set passes for another."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from hrcf_lib import results
+
+MINI, NUS = "MojiScenes mini", "NUS-WIDE"  # what a column of ours is measured on
+PRESETS = {MINI: ("mini", "mini_short"), NUS: ("nus_wide",)}
+STORED = "stored"  # folder of such a job (``grid.folder_name``)
+METRICS = ("F1@3", "F1@5", "mAP")
+
+
+class Missing(Exception):
+    """What is not there, in words for the cell of a table."""
+
+
+class Records:
+    r"""The records of one preset below a folder, or in it.
+
+    Args:
+        folder: is searched with all folders in it; records of smoke runs are passed over.
+        data: ``MINI`` or ``NUS``. A record that names another preset than this data's is never read. One that names
+            none (parameters and speed, which need no data) is read for ``MINI`` only.
+
+    Raises ``NotADirectoryError`` if the folder does not exist, ``ValueError`` (on reading) for two records of one name.
+    """
+
+    def __init__(self, folder: str | Path, data: str = MINI):
+        self.folder, self.data, self._read = Path(folder), data, {}
+        if not self.folder.is_dir():
+            raise NotADirectoryError(f"{folder} is no folder of records: give the one that holds <notebook>.json")
+
+    def record(self, name: str) -> dict:
+        """A record by the name of its notebook. Raises ``Missing``."""
+        if name not in self._read:
+            self._read[name] = self._find(name)
+        return self._read[name]
+
+    def _find(self, name: str) -> dict:
+        paths = [
+            p for p in sorted(self.folder.rglob(f"{name}.json")) if "smoke" not in p.relative_to(self.folder).parts
+        ]
+        found = {path: results.read(name, path.parent) for path in paths}
+        fitting = [path for path, record in found.items() if self._fits(preset(record))]
+        if len(fitting) > 1:  # of a batch: the run with the notebook's own parameters stands for those by seed
+            fitting = [path for path in fitting if STORED in path.parts] or fitting
+        if len(fitting) > 1:
+            raise ValueError(f"{fitting[0]} and {fitting[1]} are both records of {name}: name the folder of one run")
+        if not fitting:
+            others = sorted({f"of preset {preset(r)!r}" if preset(r) else "without a preset" for r in found.values()})
+            there = f" (there is one {others[0]})" if others else ""
+            raise Missing(f"notebook {name[:2]} makes it" + there)
+        return found[fitting[0]]
+
+    def _fits(self, name: str | None) -> bool:
+        return name in PRESETS[self.data] or (name is None and self.data == MINI)
+
+    def table(self, name: str, title: str, columns=()) -> pd.DataFrame:
+        """A table of a record. Raises ``Missing`` also for a record without it, or without a column of it."""
+        tables = self.record(name)["tables"]
+        if title not in tables or not set(columns) <= set(tables[title].columns):
+            lack = title if title not in tables else ", ".join(sorted(set(columns) - set(tables[title].columns)))
+            raise Missing(f"the record of notebook {name[:2]} has no {lack!r}")
+        return tables[title]
+
+    def runs(self, name: str) -> pd.DataFrame:
+        """Tidy rows of runs on the split ``test``: variant, setting, seed, task, metrics in percent."""
+        if name.startswith("04"):  # calls a variant a method, and has no settings
+            frame = self.table(name, "all", ["method", "seed", "split", "task", *METRICS])
+            frame = frame.rename(columns={"method": "variant"}).assign(setting="")
+        else:
+            frame = self.table(name, "runs", ["variant", "setting", "seed", "split", "task", *METRICS])
+        return frame[frame["split"] == "test"]
+
+    def scores(self, name: str, variant: str, setting: str, task: str) -> pd.DataFrame:
+        """A row of metrics for each seed of one variant, setting and task. Raises ``Missing``."""
+        frame = self.runs(name)
+        frame = frame[(frame["variant"] == variant) & (frame["setting"] == setting) & (frame["task"] == task)]
+        if not len(frame):
+            raise Missing(f"the record of notebook {name[:2]} has no {', '.join(filter(None, (variant, setting)))!r}")
+        return frame.set_index("seed")
+
+
+def preset(record: dict) -> str | None:
+    """The preset that a record's numbers belong to; None where it names none."""
+    return (record.get("config") or {}).get("name") or record["parameters"].get("preset")
+
+
+def names() -> dict[str, str]:
+    """Number -> name of the notebooks that the report reads or refers to."""
+    every = ("03_hierarchical_region_clues", "04_alternate_training", "05_main_results", "06_ablation_hcg_rsa_rss")
+    every += ("07_ablation_prompts", "08_ablation_distillation", "09_hyperparameters", "10_parameters_and_speed")
+    return {name[:2]: name for name in (*every, "11_grad_cam")}
+
+
+def printed(value: float, as_in: str) -> bool:
+    """Whether a number, rounded to as many decimals as are printed in ``as_in``, is the printed one; units of it too.
+
+    >>> printed(25_296_896, "25.3M"), printed(6144, "0.004M"), printed(18.316, "18.3")
+    (True, False, True)
+    """
+    digits = re.match(r"[\d.]+", as_in)[0]
+    scale = 1e6 if as_in.endswith("M") else 1
+    return round(value / scale, len(digits.partition(".")[2])) == float(digits)

@@ -1,0 +1,254 @@
+"""The report: directions only where intervals allow them, numbers of the records and of no other data, one file."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import report_records as made
+
+from hrcf_lib import report, results
+from hrcf_lib.report import __main__, claims, costs, effects, export, tables
+from hrcf_lib.report.records import MINI, NUS, Missing, Records, printed
+
+OURS, DIRECTION = f"ours ({MINI})", f"direction ({MINI})"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Records of notebooks 04 and 06-10 on MojiScenes, and of 06 and 08 on NUS-WIDE."""
+    path = tmp_path_factory.mktemp("records")
+    made.write(path / "mini")
+    made.write_trained(path / "mini")
+    shutil.copy(results.REPOSITORY / "notebooks" / "records" / "10_parameters_and_speed.json", path / "mini")
+    for name in ("06_ablation_hcg_rsa_rss", "08_ablation_distillation"):
+        made.write(path / "nus" / name / "records", "nus_wide", 60.0, [name])
+    return path
+
+
+@pytest.fixture(scope="module")
+def full(folder) -> report.Report:
+    return report.Report(folder / "mini", folder / "nus")
+
+
+@pytest.fixture
+def empty(tmp_path) -> Records:
+    return Records(tmp_path)
+
+
+def rows(frame: pd.DataFrame, **where) -> pd.DataFrame:
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+# -- directions
+
+
+@pytest.mark.parametrize(
+    ("sign", "low", "high", "expected"),
+    [
+        (1, 0.1, 2.0, "agrees"),
+        (1, -2.0, -0.1, "opposite"),
+        (-1, -2.0, -0.1, "agrees"),
+        (-1, 0.1, 2.0, "opposite"),
+        (1, -0.1, 2.0, "open"),
+        (1, 0.0, 2.0, "open"),
+        (1, -np.inf, np.inf, "open"),
+        (0, 0.1, 2.0, effects.NONE),
+        (1, np.nan, np.nan, "not measured"),
+    ],
+)
+def test_direction(sign, low, high, expected):
+    assert effects.direction(sign, low, high) == expected
+
+
+def test_the_papers_differences_are_those_of_its_tables():
+    planned = {(e.item, e.label, e.task, e.metric): e for e in effects.planned()}
+    assert planned["Table II", "RSS added", "ZSL", "mAP"].paper == pytest.approx(45.8 - 45.3)
+    assert planned["Table IV", "distillation", "GZSL", "mAP"].paper == pytest.approx(22.7 - 19.0)
+    fixed = planned["Table III", "hybrid against fixed prompt", "ZSL", "mAP"]
+    assert fixed.paper == pytest.approx(-0.1) and fixed.direction == 0, "within the rounding of the print"
+    assert planned["Table I", "HRCF against MKT", "ZSL", "mAP"].paper == pytest.approx(8.2)
+    assert planned["Fig. 4(b)", "108 regions kept against 140", "GZSL", "mAP"].data == "Open Images"
+    assert len(planned) == len(effects.planned()) == 34
+
+
+def test_directions_of_made_up_records(full):
+    frame = full.effects[MINI].set_index(["item", "label", "task", "metric"])["direction"]
+    assert frame["Table II", "HCG added", "ZSL", "mAP"] == "open"
+    assert frame["Table II", "RSA added", "ZSL", "mAP"] == "agrees"
+    assert frame["Table II", "RSS added", "ZSL", "mAP"] == "opposite"
+    assert frame["Table III", "hybrid against fixed prompt", "ZSL", "mAP"] == effects.NONE
+    assert frame["Table V", "HRCF against the plain VLP", "GZSL", "mAP"] == "agrees"
+    assert frame["Table I", "HRCF against MKT", "ZSL", "mAP"] == "not measured"
+    summary = full.summary()[OURS]
+    assert summary.loc["Table II"].tolist() == [1, 1, 1, 0] and summary.loc["Table III"].tolist() == [3, 0, 0, 0]
+    assert summary.loc["all"].sum() == 33 and full.counts()["ours"].tolist().count(NUS) == len(summary)
+
+
+def test_either_of_a_pair_may_come_first(folder):
+    records = Records(folder / "mini")
+    effect = effects.Effect("", "", "09_hyperparameters", made.LAM, ("HRCF", "lam = 0.5"), sign=1)
+    found = effects.measure(effect, records)
+    assert [found[k] for k in ("difference", "low", "high", "direction")] == [-2.0, -3.0, -1.0, "opposite"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"), [((1, 2), "agrees"), ((1, -1), "open"), ((-1, -2), "opposite"), ((5,), "open")]
+)
+def test_without_intervals_every_seed_must_be_on_one_side(tmp_path, differences, expected):
+    made.write_trained(tmp_path, differences)
+    (effect,) = (e for e in effects.planned() if e.item == "Table V" and e.task == "ZSL")
+    found = effects.measure(effect, Records(tmp_path))
+    assert found["direction"] == expected and found["difference"] == pytest.approx(np.mean(differences))
+    assert "seed" in found["basis"]
+
+
+# -- what is not there
+
+
+def test_a_missing_record_is_named_with_its_notebook(empty):
+    assert (effects.frame(empty)["direction"].isin(["not measured"])).all()
+    frame = tables.table2([empty])
+    assert frame.filter(like="ours").iloc[0, 0] == "notebook 06 makes it"
+    assert costs.times([empty]).filter(like="ours").iloc[2, 0] == "notebook 10 makes it"
+    assert claims.claims([empty])[OURS].str.contains("notebook 0[59]|ViT-B/16").all()
+    assert "notebook 11 makes it" in claims.coverage([empty]).set_index("of the paper").loc["Figs. 6-7"].iloc[-1]
+
+
+def test_a_record_without_its_table_says_so(tmp_path):
+    results.record("06_ablation_hcg_rsa_rss", {}, {}, 1.0, "p", tmp_path, config={"name": "mini"})
+    found = effects.measure(next(e for e in effects.planned() if e.item == "Table II"), Records(tmp_path))
+    assert found["direction"] == "not measured" and found["basis"] == "the record of notebook 06 has no 'differences'"
+
+
+def test_the_report_runs_with_what_is_stored(monkeypatch):
+    monkeypatch.delenv("HRCF_SIZE", raising=False)
+    found = report.Report()
+    assert "No records of NUS-WIDE" in found.about()
+    for frame in found.tables().values():
+        assert not frame.columns.str.contains("ours.*NUS-WIDE").any(), "no such column without such records"
+        assert not frame.isna().any().any()
+
+
+def test_folders_are_checked(tmp_path):
+    with pytest.raises(NotADirectoryError, match="nowhere is no folder of records"):
+        report.Report(tmp_path, tmp_path / "nowhere")
+    for name in "ab":
+        made.write_trained(tmp_path / name)
+    with pytest.raises(ValueError, match="both records of 04_alternate_training: name the folder of one run"):
+        report.Report(tmp_path)
+
+
+# -- numbers
+
+
+def test_numbers_are_those_of_the_records(full, folder):
+    runs = results.read("08_ablation_distillation", folder / "mini")["tables"]["runs"]
+    part = rows(runs, variant="weight 0", split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
+    expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
+    table = rows(full.tables()["Table IV"], row="HRCF (w/o L_kd)", task="GZSL")
+    assert table[f"{OURS}: F1@3 / F1@5 / mAP"].item() == expected
+    assert table["the paper (NUS-WIDE): F1@3 / F1@5 / mAP"].item() == "21.8 / 24.9 / 19.0"
+    cost = full.tables()["Table III, cost"].set_index("prompt")
+    assert cost.loc["Tuning Embedding", f"{OURS}: seconds an epoch"] == "9.5"
+    assert cost["as printed"].to_dict()["Learnable Prompt"] == "no"
+    assert full.tables()["Table VI"]["as printed"].tolist() == [""] * 5 + ["yes"]
+
+
+def test_claims(full):
+    table = full.tables()["claims of figures and text"]
+    assert table["claim"].tolist() == results.published("hrcf_text_claims")["claim"].tolist()
+    best = rows(table, where="Fig. 4(a)", claim="best lambda").iloc[0]
+    assert best[OURS].startswith("1 (ZSL mAP") and best[DIRECTION] == "opposite", "0.5 is better than 0.25"
+    assert rows(table, where="Fig. 4(a) text").iloc[0][DIRECTION] == "open", "not held against every other value"
+    assert rows(table, where="Fig. 4(b)").iloc[0][DIRECTION] == "open"
+    assert rows(table, where="Fig. 4(c)").iloc[0][DIRECTION] == "agrees"
+    assert claims.combine(["agrees", "not measured"]) == "open" and claims.combine([]) == "not measured"
+    assert full.tables()["Fig. 4"]["value"].tolist() == ["0", "0.25", "0.5", "1", "20", "108", "140", *"48", "12", "16"]
+
+
+def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, folder):
+    """Scores are 30 to 45 in the mini records and from 60 on in those of NUS-WIDE; shares of them differ too."""
+    for title, frame in full.tables().items():
+        for column in frame.columns[frame.columns.str.startswith("ours")]:
+            for text in frame[column] if "F1@3" in column else ():
+                for value in map(float, re.findall(r"([\d.]+) ±", text)):
+                    assert (value >= 60) == (NUS in column), (title, column, text)
+    assert full.effects[NUS].query("item == 'Table V'")["direction"].eq("not measured").all()
+    mini_only = Records(folder / "mini", NUS)
+    with pytest.raises(Missing, match="notebook 06 makes it .there is one of preset 'mini'."):
+        mini_only.record("06_ablation_hcg_rsa_rss")
+    with pytest.raises(Missing, match="without a preset"):
+        mini_only.record("10_parameters_and_speed")
+    with pytest.raises(Missing, match="preset 'nus_wide'"):
+        Records(folder / "nus", MINI).record("06_ablation_hcg_rsa_rss")
+
+
+def test_every_column_of_scores_names_its_data(full):
+    for title, frame in full.tables().items():
+        for column in frame.columns[frame.columns.str.contains("ours|the paper|direction")]:
+            assert re.search(r"\(.+\)", column) or title in ("Table VI", "Table III, cost", "Fig. 4", "coverage"), (
+                column
+            )
+
+
+def test_smoke_runs_are_passed_over(tmp_path):
+    made.write_trained(tmp_path / "smoke" / "records")
+    with pytest.raises(Missing):
+        Records(tmp_path).record("04_alternate_training")
+
+
+@pytest.mark.parametrize(("value", "text", "same"), [(4096, "0.004M", True), (6144, "0.004M", False), (0, "0", True)])
+def test_printed(value, text, same):
+    assert printed(value, text) is same
+
+
+def test_the_figure_has_a_row_for_each_measured_effect(full, empty):
+    axis = full.figure().axes[0]
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(labels) == 17 and "RSS added, ZSL mAP" in labels and MINI in axis.get_xlabel()
+    assert report.Report(empty.folder).figure() is None
+    report.figures.plt.close("all")
+
+
+# -- the file
+
+
+def test_markup_is_the_same_every_time_and_shows_directions(full):
+    table = full.tables()["Table II"]
+    first, second = (report.show(table, "Table II").to_html() for _ in range(2))
+    assert first == second and report.PALE["opposite"] in first
+
+
+def test_the_html_needs_nothing_else(folder, tmp_path):
+    """The one test that starts a kernel."""
+    before = {path: path.read_bytes() for path in (results.REPOSITORY / "notebooks").rglob("12_report.*")}
+    out = tmp_path / "report.html"
+    __main__.main(["--records", str(folder / "mini"), "--nus-wide", str(folder / "nus"), "--out", str(out)])
+    text = out.read_text("utf-8")
+    assert not re.search(r"<(script|link|img|iframe)\b[^>]*(src|href)\s*=\s*[\"']?(https?:)?//", text)
+    assert "<script" not in text and "<link" not in text and not export.FETCHED.search(text)
+    assert len(text) < 3_000_000 and text.count("data:image/png;base64,") == 2 and "results.begin" not in text
+    assert "ours (NUS-WIDE)" in text and "opposite" in text and str(folder) not in text
+    assert {path: path.read_bytes() for path in before} == before, "what is stored stays as it is"
+
+
+def test_a_picture_from_the_network_is_refused(tmp_path):
+    cell = nbformat.v4.new_markdown_cell('<img src="https://example.org/a.png">')
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match="would be fetched from the network: embed it"):
+        export.html(tmp_path / "a.ipynb")
+
+
+def test_a_wrong_folder_ends_the_command_with_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["--records", str(tmp_path / "none"), "--out", str(tmp_path / "report.html")])
+    assert "none is no folder of records" in capsys.readouterr().err and not list(tmp_path.iterdir())
