@@ -11,6 +11,8 @@ import papermill
 
 from hrcf_lib.names import check_known
 
+START = 300  # seconds that a kernel may take to start: papermill's 60 are too few on a machine full of jobs
+
 
 def known_parameters(path: str | Path) -> list[str]:
     """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
@@ -43,6 +45,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
         str(out),
         parameters,
         kernel_name="python3",
+        start_timeout=START,
         cwd=str(cwd or path.parent),
         progress_bar=progress,
     )
