@@ -11,6 +11,8 @@ import papermill
 
 from hrcf_lib.names import check_known
 
+START = 300  # seconds that a kernel may take to start: papermill's 60 are too few on a machine full of jobs
+
 
 def known_parameters(path: str | Path) -> list[str]:
     """Names set in the cell tagged ``parameters``. Raises ``FileNotFoundError``; ``ValueError`` without such a cell."""
@@ -30,10 +32,12 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
 
     The kernel is ``python3``. It starts in ``cwd``, by default the folder of the notebook. Raises ``ValueError`` for a
     parameter that the notebook does not have, naming the nearest and all known ones, before anything runs;
-    ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which).
+    ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which). A tuple arrives as a list:
+    papermill would write it as text.
     """
     path, parameters = existing(path), dict(parameters or {})
     check_known(parameters, known_parameters(path) if parameters else [], f"{path} has no parameter")
+    parameters = {name: list(v) if isinstance(v, tuple) else v for name, v in parameters.items()}
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     papermill.execute_notebook(
@@ -41,6 +45,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
         str(out),
         parameters,
         kernel_name="python3",
+        start_timeout=START,
         cwd=str(cwd or path.parent),
         progress_bar=progress,
     )
@@ -75,7 +80,7 @@ def from_word(name: str, text: str, stored: str):
 
 
 def checked(name: str, value, stored: str):
-    """``value`` in the type of what the notebook has, ``stored``: a float takes an int, and a tuple a list of JSON's.
+    """``value`` in the type of what the notebook has, ``stored``: a float takes an int, and a tuple a list (JSON's).
 
     Raises ``ValueError`` for a value of another type.
     """
@@ -83,7 +88,7 @@ def checked(name: str, value, stored: str):
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(value)
+        return value
     if type(value) is not type(default):
         raise _unfit(name, value, stored)
     return value

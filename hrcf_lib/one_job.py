@@ -150,22 +150,14 @@ def main(folder: str) -> None:
     start, status, error = time.perf_counter(), "done", ""
     values = tell(folder, status="running", host=platform.node())
     try:
-        _run(values, Path(folder))
+        from hrcf_lib.notebook import run_notebook
+
+        run_notebook(values["path"], Path(folder) / "notebook.ipynb", values["parameters"], progress=True)
     except Exception as failure:  # whatever a notebook raises is the outcome
         traceback.print_exc()
         status, error = "failed", _in_words(failure)
     seconds, finished = round(time.perf_counter() - start, 1), datetime.now().isoformat()
     tell(folder, status=status, error=error, seconds=seconds, finished=finished)
-
-
-def _run(values: dict, folder: Path) -> None:
-    from hrcf_lib import notebook
-
-    path, parameters = values["path"], values["parameters"]
-    if parameters:  # JSON has no tuples
-        stored = notebook.defaults(path)
-        parameters = {name: notebook.checked(name, value, stored[name]) for name, value in parameters.items()}
-    notebook.run_notebook(path, folder / "notebook.ipynb", parameters, progress=True)
 
 
 def _in_words(failure: Exception) -> str:

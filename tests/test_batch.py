@@ -90,7 +90,7 @@ def test_a_grid_is_a_product(tmp_path):
     path = write(tmp_path)
     many = jobs(path, {"seed": [0, 1], "lam": [0.5, 1]}, {"ks": [1, 2]}, stage=3)
     assert [(job.parameters["seed"], job.parameters["lam"]) for job in many] == [(0, 0.5), (0, 1.0), (1, 0.5), (1, 1.0)]
-    assert all(job.notebook == path and job.stage == 3 and job.parameters["ks"] == (1, 2) for job in many)
+    assert all(job.notebook == path and job.stage == 3 and job.parameters["ks"] == [1, 2] for job in many)
     assert isinstance(many[1].parameters["lam"], float)
     words = jobs(path, {"seed": ["0", "1"]}, {"name": "1", "lam": "2", "deep": "True"}, words=True)
     assert [job.parameters for job in words] == [{"seed": i, "name": "1", "lam": 2.0, "deep": True} for i in (0, 1)]

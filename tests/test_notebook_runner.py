@@ -5,7 +5,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from hrcf_lib.notebook import known_parameters, main, run_notebook, typed
+from hrcf_lib.notebook import checked, from_word, known_parameters, main, run_notebook, typed
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -45,6 +45,24 @@ def test_parameters_arrive(notebook, tmp_path):
     assert "injected-parameters" in [
         t for c in nbformat.read(out, as_version=4).cells for t in c.metadata.get("tags", [])
     ]
+
+
+def test_a_tuple_arrives_as_a_list(notebook, monkeypatch):
+    given = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *words, **_: given.append(words[2]))
+    run_notebook(notebook, notebook.with_name("out.ipynb"), {"seed": (3, 5), "name": "a"})
+    assert given == [{"seed": [3, 5], "name": "a"}], "papermill writes other types as text"
+
+
+def test_values_take_the_type_of_the_stored_ones():
+    assert [checked("x", value, "0.5") for value in (1, 2.5)] == [1.0, 2.5]
+    assert checked("x", [1], "(3, 5)") == [1] and from_word("x", "(1, 2)", "(3, 5)") == (1, 2)
+    assert isinstance(checked("x", 1, "0.5"), float) and from_word("x", "1", "'text'") == "1"
+    for value, stored in ((True, "0"), (1.0, "0"), ("1", "0"), (None, "0"), ([1], "'a'"), (True, "0.5")):
+        with pytest.raises(ValueError, match="x = .*: give a value of the kind of"):
+            checked("x", value, stored)
+    with pytest.raises(ValueError, match="x = 2 [*] y in the notebook is not a plain value"):
+        checked("x", 1, "2 * y")
 
 
 def test_an_unknown_parameter_is_an_error_before_anything_runs(notebook, tmp_path, monkeypatch):
