@@ -90,8 +90,8 @@ def _named(side) -> tuple[str, str]:
 
 def _of(frame: pd.DataFrame, pair):
     """Which rows of ``differences`` are of a pair."""
-    values = (*_named(pair[0]), *_named(pair[1]))
-    return (frame[["variant", "setting", "against", "against_setting"]] == values).all(axis=1)
+    sides = ["variant", "setting", "against", "against_setting"]
+    return frame[sides].eq(pd.Series([*_named(pair[0]), *_named(pair[1])], sides)).all(axis=1)
 
 
 def _check_known(outcomes: dict, *asked: tuple[str, str]) -> None:

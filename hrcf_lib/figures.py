@@ -52,7 +52,8 @@ def save(figure, name: str) -> Path:
 def publish(figure, name: str) -> list[Path]:
     """``<name>.png`` (300 dpi) and ``<name>.svg`` where ``save`` puts figures, in the figure's own size; returns both.
 
-    The SVG holds its text as outlines and no date: the same figure gives the same file.
+    The SVG holds its text as outlines and no date: the same figure gives the same file. The figure is closed, so that a
+    notebook shows it once, where it says ``display(figure)``.
     """
     folder = out_folder("figures")
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ def publish(figure, name: str) -> list[Path]:
     with plt.rc_context({"svg.hashsalt": "hrcf", "svg.fonttype": "path", "savefig.bbox": None}):
         figure.savefig(paths[0], dpi=300)
         figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    plt.close(figure)
     return paths
 
 
@@ -147,7 +149,7 @@ VERDICTS = {  # colour, shape and fill each tell a verdict by itself
     **dict.fromkeys(("worse", "opposite"), _look(COLOURS[3], "s")),
     "open": _look("0.35", "o", "white"),
 }
-PAPER_NAME = "the paper, on its own data"
+PAPER_NAME = "paper (its data)"
 PAPER = _look("black", "D", "none")
 BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 CLEAR = {"fc": "white", "ec": "none", "pad": 1}
@@ -176,7 +178,7 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
     heights = np.array([1 + 0.8 * text.count("\n") for text in labels])
     places = np.cumsum(heights + heads) - heights / 2
     with printed():
-        size = (width, 0.8 + 0.17 * (heights.sum() + sum(heads)))
+        size = (width, 0.95 + 0.17 * (heights.sum() + sum(heads)))
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         axis.axvline(0, color="black", lw=0.8)
         for place, row in zip(places, frame.to_dict("records")):

@@ -1,5 +1,6 @@
 """The report: directions only where intervals allow them, numbers of the records and of no other data, one file."""
 
+import json
 import re
 import shutil
 import sys
@@ -194,7 +195,8 @@ def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, folder):
 
 def test_every_column_of_scores_names_its_data(full):
     for title, frame in full.tables().items():
-        for column in frame.columns[frame.columns.str.contains("ours|the paper|direction")]:
+        scores = frame.columns.str.contains("ours|the paper|direction") & (frame.columns != "of the paper")
+        for column in frame.columns[scores]:
             assert re.search(r"\(.+\)", column) or title in ("Table VI", "Table III, cost", "Fig. 4", "coverage"), (
                 column
             )
@@ -252,3 +254,15 @@ def test_a_wrong_folder_ends_the_command_with_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--records", str(tmp_path / "none"), "--out", str(tmp_path / "report.html")])
     assert "none is no folder of records" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_short_runs_of_the_mini_set_and_a_batch_with_all_seeds_are_read(tmp_path):
+    """By seed and once with the notebook's own parameters: the last is the one that counts."""
+    for folder, seconds in (("seeds=0", 1), ("seeds=1", 2), ("stored", 3)):
+        path = tmp_path / "07_ablation_prompts" / folder / "records" / "07_ablation_prompts.json"
+        path.parent.mkdir(parents=True)
+        record = {"parameters": {}, "config": {"name": "mini_short"}, "seconds": seconds, "tables": {}}
+        path.write_text(json.dumps(record), encoding="utf-8")
+    assert Records(tmp_path, MINI).record("07_ablation_prompts")["seconds"] == 3
+    with pytest.raises(Missing, match="there is one of preset 'mini_short'"):
+        Records(tmp_path, NUS).record("07_ablation_prompts")
