@@ -70,7 +70,7 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
         return (V * mean_hinge).sum()
     if reduction == "pairs":
         pairs = present.sum(dim=1) * absent.sum(dim=1)  # (B,)
-        mean_hinge = mean_hinge * (V / pairs.clamp(min=1))
+        mean_hinge = mean_hinge * (V.to(s.dtype) / pairs.clamp(min=1))
     return mean_hinge.sum() / max(1, len(s))
 
 

@@ -5,6 +5,8 @@ python -m hrcf_lib.notebook notebooks/00_quickstart.ipynb out.ipynb -p seed 1 -p
 
 import argparse
 import ast
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import papermill
@@ -33,23 +35,37 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     The kernel is ``python3``. It starts in ``cwd``, by default the folder of the notebook. Raises ``ValueError`` for a
     parameter that the notebook does not have, naming the nearest and all known ones, before anything runs;
     ``papermill.PapermillExecutionError`` if a cell fails (``out`` then shows which). A tuple arrives as a list:
-    papermill would write it as text.
+    papermill would write it as text. Figures are drawn into the copy, also where ``MPLBACKEND`` says otherwise.
     """
     path, parameters = existing(path), dict(parameters or {})
     check_known(parameters, known_parameters(path) if parameters else [], f"{path} has no parameter")
     parameters = {name: list(v) if isinstance(v, tuple) else v for name, v in parameters.items()}
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        str(path),
-        str(out),
-        parameters,
-        kernel_name="python3",
-        start_timeout=START,
-        cwd=str(cwd or path.parent),
-        progress_bar=progress,
-    )
+    with _figures_inline():
+        papermill.execute_notebook(
+            str(path),
+            str(out),
+            parameters,
+            kernel_name="python3",
+            start_timeout=START,
+            cwd=str(cwd or path.parent),
+            progress_bar=progress,
+        )
     return out
+
+
+@contextmanager
+def _figures_inline():
+    """The kernel inherits ``MPLBACKEND``; a shell without a screen often sets one that shows no figure."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    try:
+        yield
+    finally:
+        os.environ.pop("MPLBACKEND")
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
 
 
 def existing(path: str | Path) -> Path:

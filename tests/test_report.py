@@ -230,8 +230,9 @@ def test_markup_is_the_same_every_time_and_shows_directions(full):
     assert first == second and report.PALE["opposite"] in first
 
 
-def test_the_html_needs_nothing_else(folder, tmp_path):
-    """The one test that starts a kernel."""
+def test_the_html_needs_nothing_else(folder, tmp_path, monkeypatch):
+    """The one test that starts a kernel; in a shell whose backend shows no figures."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     before = {path: path.read_bytes() for path in (results.REPOSITORY / "notebooks").rglob("12_report.*")}
     out = tmp_path / "report.html"
     __main__.main(["--records", str(folder / "mini"), "--nus-wide", str(folder / "nus"), "--out", str(out)])
