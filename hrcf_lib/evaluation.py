@@ -165,10 +165,15 @@ def random_selection(config, seed: int = 0):
 
     def scorer(e_g, regions, t):
         values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
-        kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
-        return scores.score(e_g, kept, t, config, select=False)
+        return _of_best(e_g, regions, t, values, config)
 
     return scorer
+
+
+def _of_best(e_g, regions, t, values, config) -> Tensor:
+    """Scores from as many regions as RSS keeps, those of highest ``values`` (B, J)."""
+    kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
+    return scores.score(e_g, kept, t, config, select=False)
 
 
 def without_rss(config):
@@ -187,15 +192,7 @@ def select_by(rule: str):
     """RSS by a measure of ``RULES`` in place of Eq. 16: a function config -> scorer."""
     check_known([rule], list(RULES), "no rule of selection")
 
-    def build(config):
-        def scorer(e_g, regions, t):
-            values = RULES[rule](regions, t)
-            kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
-            return scores.score(e_g, kept, t, config, select=False)
-
-        return scorer
-
-    return build
+    return lambda config: lambda e_g, regions, t: _of_best(e_g, regions, t, RULES[rule](regions, t), config)
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,11 @@ from hrcf_lib.comparison import KEYS
 from hrcf_lib.config import TRAINABLE, Config
 from hrcf_lib.data import benchmarks
 from hrcf_lib.embeddings import embed
+from hrcf_lib.labels import TASKS
 from hrcf_lib.model import HRCF
 from hrcf_lib.scores import score
 from hrcf_lib.training import train
 
-TASKS = ("ZSL", "GZSL", "seen")
 RESAMPLED = "resampled.safetensors"
 AS_TRAINED = {"": {}}  # the setting that changes nothing
 
@@ -72,17 +73,16 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     """
     settings = AS_TRAINED if settings is None else settings
     feats = feats | {"train": _training_data(config, feats)}
-    out = Path(folder) / run_name(config)
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "run.lock"):  # another process may train the same run
-        known = _read(out, config, feats, resamples)
+    belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items() if hasattr(d, "identity")}}
+    with _alone(config, folder) as out:
+        known = _read(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
         if missing:
             model = HRCF(config).to(devices.best())
             history = train(model, feats["train"], out)
             _measure(known, model, feats, missing, resamples)
             known.about["training"] = _training(history)
-            _write(known, config, model, feats, resamples)
+            _write(known, config, model, belongs)
     chosen = known.table[known.table["setting"].isin(settings)].reset_index(drop=True)
     return Outcome(chosen, known.resampled, known.about, out)
 
@@ -113,6 +113,15 @@ def changes(config: Config) -> dict:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
+@contextmanager
+def _alone(config: Config, folder: str | Path):
+    """The folder of a run, which no other process may train or score meanwhile."""
+    out = Path(folder) / run_name(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "run.lock"):
+        yield out
+
+
 def _training_data(config: Config, feats: dict):
     n, data = config.train_size, feats["train"]
     return data.take(range(n)) if n and n < len(data) else data
@@ -125,9 +134,7 @@ def _sized(config: Config) -> Config:
 def trained(config: Config, feats: dict, folder: str | Path):
     """The model of a run, in evaluation mode; trains it if need be."""
     model = HRCF(config).to(devices.best())
-    out = Path(folder) / run_name(config)
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "run.lock"):
+    with _alone(config, folder) as out:
         train(model, _training_data(config, feats), out)
     return model
 
@@ -195,30 +202,24 @@ def parameters(model) -> dict[str, int]:
     }
 
 
-def _about(config: Config, feats: dict, resamples: int) -> dict:
-    """What a record belongs to, beside its config: plain values."""
-    held = {split: data.identity() for split, data in feats.items() if hasattr(data, "identity")}
-    return {"resamples": resamples, "data": held}
-
-
-def _write(known: Outcome, config: Config, model, feats: dict, resamples: int) -> None:
+def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
     about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
     about |= {"training": known.about["training"], "trained_parameters": parameters(model)}
-    about |= {"belongs_to": _about(config, feats, resamples)}
+    about |= {"belongs_to": belongs}
     weights.write({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
     tables = {"metrics": known.table}
     results.record("record", changes(config), tables, seconds, protocol, folder=known.folder, **about)
-    known.about = _read(known.folder, config, feats, resamples).about
+    known.about = results.read("record", known.folder)
+    del known.about["tables"]
 
 
-def _read(folder: Path, config: Config, feats: dict, resamples: int) -> Outcome:
+def _read(folder: Path, belongs: dict) -> Outcome:
     """What a run has already, which may be nothing. Raises ``ValueError`` if it belongs to other data."""
     if not (folder / "record.json").is_file():
         return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
     record = results.read("record", folder)
-    expected = json.loads(json.dumps(_about(config, feats, resamples)))
-    if record["belongs_to"] != expected:
+    if record["belongs_to"] != json.loads(json.dumps(belongs)):
         raise ValueError(
             f"{folder} was scored on other data or with other resamples: remove it, or choose another folder of runs"
         )
