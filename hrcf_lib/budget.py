@@ -55,11 +55,11 @@ def flops(config: Config, names: Sequence[str], B: int) -> dict[str, float]:
     text, t = count(lambda: model.label_embeddings(names))
     text_backward, _ = count(lambda: t.sum().backward())
     t = t.detach()
-    parts["scores"], _ = count(torch.no_grad()(lambda: model.score(e_g, regions, t)))
+    parts["scores"], _ = count(torch.no_grad()(lambda: model.score_embeddings(e_g, regions, t)))
     for learns, which in (("regions", (e_g, regions)), ("labels", (t,))):
         for tensor in (e_g, regions, t):
             tensor.requires_grad_(any(tensor is other for other in which))
-        both, _ = count(lambda: model.score(e_g, regions, t).sum().backward())
+        both, _ = count(lambda: model.score_embeddings(e_g, regions, t).sum().backward())
         parts[f"scores backward to {learns}"] = both - parts["scores"]
     parts = {name: value / B for name, value in parts.items()}
     return parts | {"label embeddings": text, "label embeddings backward": text_backward}

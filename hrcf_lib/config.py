@@ -20,13 +20,13 @@ from hrcf_lib.names import check_known
 class Phase:
     """One stretch of alternate training (Eqs. 20-21): which side learns, for how long, on how large a batch."""
 
-    trains: str  # key of ``TRAINABLE``
+    trains: str  # one of ``SIDES``
     epochs: int  # passes over the training pictures
     batch: int  # B, pictures a step
 
     def __post_init__(self):
-        if self.trains not in TRAINABLE:
-            raise ValueError(f"phase trains {self.trains!r}: choose one of {', '.join(TRAINABLE)}")
+        if self.trains not in SIDES:
+            raise ValueError(f"phase trains {self.trains!r}: choose one of {', '.join(SIDES)}")
         for field in ("epochs", "batch"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -39,6 +39,7 @@ TRAINABLE = {
     "prompts": ("prompt.",),  # Eq. 21: text side, image side fixed
     "both": ("block.", "ln_post.", "gather.", "head.", "prompt."),  # at once, which alternate training is held against
 }
+SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.baselines``)
 
 CHOICES = {
     "dataset": ("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder"),
@@ -58,6 +59,8 @@ RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
 @dataclass(frozen=True)
 class Config:
     """All settings of one run. Section numbers are the HRCF paper's; "ours" marks what the paper leaves open."""
+
+    method = "hrcf"  # whose config this is, as ``baselines.method`` knows it; no field
 
     name: str  # preset this config started from
     dataset: str  # one of ``CHOICES``
@@ -149,15 +152,21 @@ class Config:
         """Plain values for a JSON record."""
         return dataclasses.asdict(self)
 
+    def changes(self) -> dict:
+        """The fields in which it differs from its preset (or, without one, from a field's default)."""
+        preset = PRESETS[self.name]().to_dict() if self.name in PRESETS else {}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)} | preset
+        return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
 
-def from_dict(values: dict) -> Config:
+
+def from_dict(values: dict, kind: type[Config] = Config) -> Config:
     """The inverse of ``Config.to_dict``; an unknown name, or one that is missing and has no default, is an error."""
-    fields = dataclasses.fields(Config)
+    fields = dataclasses.fields(kind)
     check_known(values, [f.name for f in fields], "unknown config name")
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ValueError(f"this config lacks {', '.join(missing)}: give them, or start from a preset")
-    return Config(**values)
+    return kind(**values)
 
 
 def alternate(hcg_epochs: int, prompt_epochs: int, rounds: int, hcg_batch: int, prompt_batch: int) -> tuple[Phase, ...]:

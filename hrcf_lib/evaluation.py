@@ -20,6 +20,7 @@ from hrcf_lib.embeddings import Embedded
 from hrcf_lib.features import FrozenFeatures
 from hrcf_lib.names import check_known
 from hrcf_lib.passes import Pass
+from hrcf_lib.zero_shot import PROMPTS, SIMILARITIES, prompted
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     views = {task: _view(data.space, task) for task in tasks}
     model.eval()
-    scorers = {name: model.score if scorer is None else scorer for name, scorer in scorers.items()}
+    scorers = {name: model.score_embeddings if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():
         t = {task: model.label_embeddings(view.names) for task, view in views.items()}
     if embedded is None:
@@ -200,26 +201,12 @@ CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random select
 
 # The plain VLP ------------------------------------------------------------------------------------------------------
 
-ZERO_SHOT_PROMPTS = {
-    "name": ["{}"],
-    "photo": ["a photo of a {}."],
-    "drawing": ["a drawing of a {}."],
-    "there is": ["there is a {}."],
-    "multi-label": ["A photo for multi-label classification, there is a {}."],
-    "ensemble": ["a photo of a {}.", "a drawing of a {}.", "a picture of a {}.", "there is a {}.", "this is a {}."],
-}
-ZERO_SHOT_SCORES = {
-    "dot": lambda e, t: e @ t.T,
-    "cosine": lambda e, t: torch.nn.functional.normalize(e, dim=-1) @ torch.nn.functional.normalize(t, dim=-1).T,
-    "softmax": lambda e, t: (e @ t.T).softmax(dim=-1),
-}
-
 
 @torch.no_grad()
 def zero_shot(
     vlp, data, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
 ) -> pd.DataFrame:
-    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``ZERO_SHOT_PROMPTS``. A row a task."""
+    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``zero_shot.PROMPTS``. A row a task."""
     return _zero_shot(vlp, data, prompt, [score], tasks, ks, protocol, teacher_embeddings(vlp, data))[score]
 
 
@@ -235,25 +222,19 @@ def teacher_embeddings(vlp, data) -> Tensor:
 
 def _zero_shot(vlp, data, prompt, kinds, tasks, ks, protocol, e_p) -> dict[str, pd.DataFrame]:
     """The table of each kind of score; texts are encoded once a task."""
-    t = {task: _prompted(vlp, _view(data.space, task).names, prompt) for task in tasks}
+    t = {task: prompted(vlp, _view(data.space, task).names, prompt).cpu() for task in tasks}
     return {
-        kind: _rows(data, tasks, lambda task, kind=kind: ZERO_SHOT_SCORES[kind](e_p, t[task]), ks, protocol)
+        kind: _rows(data, tasks, lambda task, kind=kind: SIMILARITIES[kind](e_p, t[task]), ks, protocol)
         for kind in kinds
     }
-
-
-def _prompted(vlp, names, prompt: str) -> Tensor:
-    """(K, D) mean embedding of each name over the texts of a prompt of ``ZERO_SHOT_PROMPTS``."""
-    texts = ZERO_SHOT_PROMPTS[prompt]
-    return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in texts]).mean(0).cpu()
 
 
 @torch.no_grad()
 def best_zero_shot(vlp, data, tasks=("ZSL", "GZSL"), protocol="per_class") -> tuple[str, str, pd.DataFrame]:
     """Prompt and score of highest mean mAP over the tasks on ``data`` (give it val), and the whole search."""
     search, e_p = {}, teacher_embeddings(vlp, data)
-    for prompt in ZERO_SHOT_PROMPTS:
-        for score, table in _zero_shot(vlp, data, prompt, ZERO_SHOT_SCORES, tasks, (), protocol, e_p).items():
+    for prompt in PROMPTS:
+        for score, table in _zero_shot(vlp, data, prompt, SIMILARITIES, tasks, (), protocol, e_p).items():
             search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
     frame = pd.DataFrame(search).T
     prompt, score = frame.mean(axis=1).idxmax()

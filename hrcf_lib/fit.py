@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from hrcf_lib import baselines, devices, results
 from hrcf_lib import config as configs
-from hrcf_lib import devices, results
 from hrcf_lib.data import benchmarks
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.features import AugmentedFeatures, extract
 from hrcf_lib.files import write_json
-from hrcf_lib.model import HRCF
 from hrcf_lib.names import check_known
 from hrcf_lib.pictures import AugmentedView, Pictures, StreamedPictures
 from hrcf_lib.training import train
@@ -83,23 +82,28 @@ def validation(sources: dict) -> tuple:
     return val, ("ZSL", "GZSL") if own else ("seen",)
 
 
-def fit(preset, data="data", out=None, changes: dict | None = None, cache=None) -> pd.DataFrame:
+def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, method="hrcf") -> pd.DataFrame:
     r"""Train by a preset and evaluate on its test split; returns the table of ``evaluate``, on every process.
 
     Args:
-        preset: name of a preset, or a ``Config``.
+        preset: name of a preset, or a ``Config``, also that of a baseline.
         data: folder of prepared data sets.
         out: folder of results, by default ``runs/<preset>``; several machines have to share it.
         changes: fields of the config to replace, such as ``{"lam": 0.5}``.
         cache: folder of frozen features, by default ``<out>/features``.
+        method: ``hrcf``, or a name of ``baselines.names()`` to train in the experiment of a preset.
 
     Raises what ``config.preset``, ``source``, ``train`` and ``evaluate`` raise.
     """
     start, state = time.time(), devices.process()
-    config = configs.preset(preset, **(changes or {})) if isinstance(preset, str) else preset.replace(**(changes or {}))
-    out = Path(out or Path("runs") / config.name)
+    named, changes = isinstance(preset, str), changes or {}
+    config = configs.preset(preset) if named else preset
+    whose = type(config) is configs.Config  # a baseline's own config says itself whose it is
+    config = baselines.configure(method, config, **changes) if whose else config.replace(**changes)
+    config = config.smoke() if named and configs.is_smoke() else config
+    out = Path(out or Path("runs") / "-".join([config.name] + [method] * (method != "hrcf")))
     cache = cache or out / "features"
-    model = HRCF(config).to(state.device)
+    model = baselines.of(config).to(state.device)
     with state.main_process_first():  # features are computed once, and read by the others
         training = source(model, "train", data, cache)
     history = train(model, training, out)
@@ -162,11 +166,12 @@ def main(words=None) -> None:
     parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
     parser.add_argument("--out", default=None, help="folder of results (default: runs/<preset>)")
     parser.add_argument("--cache", default=None, help="folder of frozen features (default: <out>/features)")
+    parser.add_argument("--method", default="hrcf", help=f"hrcf (default), {', '.join(baselines.names())}")
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="config field")
     given = parser.parse_args(words)
     try:
         changes = {name: _value(text) for name, text in given.set}
-        fit(_preset(given.preset), given.data, given.out, changes, given.cache)
+        fit(_preset(given.preset), given.data, given.out, changes, given.cache, given.method)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(2, f"{STOPPED}{error}\n")
 

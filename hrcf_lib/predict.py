@@ -53,7 +53,7 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
     starts = range(0, len(items), batch)
     read = lambda first: torch.stack([read_image(item, model.vlp.side) for item in items[first : first + batch]])
     for first, pictures in zip(starts, read_ahead(read, starts), strict=True):
-        values = model.score(*model.embed(pictures), t)[:, columns].cpu()  # (B, K of the user)
+        values = model.score_embeddings(*model.embed(pictures), t)[:, columns].cpu()  # (B, K of the user)
         best = values.topk(min(top_k, len(labels)), dim=1)
         for i, (scores, ks) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True), first):
             name = _name(items[i], i)

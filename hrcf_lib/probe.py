@@ -181,6 +181,6 @@ def within_all_labels(model, data, embedded=None) -> float:
     seen things, and have only unseen labels to go to, cost ZSL anything.
     """
     t = model.label_embeddings(data.space.names)
-    scorer = lambda e_g, regions, unseen: model.score(e_g, regions, t)[:, data.space.n_seen :]
+    scorer = lambda e_g, regions, unseen: model.score_embeddings(e_g, regions, t)[:, data.space.n_seen :]
     held = embedded or embed(model.eval(), data)
     return float(evaluation.evaluate(model, data, ("ZSL",), scorer, held).loc["ZSL", "mAP"])

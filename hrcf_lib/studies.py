@@ -6,13 +6,13 @@ checkpoint, its record and its resampled metrics: it is never computed twice, wh
 and an interrupted one goes on where it was.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +21,13 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hrcf_lib import baselines, devices, evaluation, fit, resampling, results, weights
 from hrcf_lib import config as configs
-from hrcf_lib import devices, evaluation, fit, resampling, results, weights
 from hrcf_lib.comparison import KEYS
-from hrcf_lib.config import TRAINABLE, Config
+from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks
 from hrcf_lib.embeddings import embed
 from hrcf_lib.labels import TASKS
-from hrcf_lib.model import HRCF
-from hrcf_lib.scores import score
 from hrcf_lib.training import train
 
 RESAMPLED = "resampled.safetensors"
@@ -47,8 +45,11 @@ class Outcome:
 
 
 def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None) -> dict:
-    """split -> what ``fit.source`` gives. Processes that ask at the same time compute stored features once."""
-    model = HRCF(config).to(devices.best())
+    """split -> what ``fit.source`` gives for the method of ``config``.
+
+    Processes that ask at the same time compute stored features once.
+    """
+    model = baselines.of(config).to(devices.best())
     splits = benchmarks.splits(config, data)
     if cache is None:
         return {split: fit.source(model, split, data) for split in splits}
@@ -57,13 +58,27 @@ def sources(config: Config, data: str | Path = "data", cache: str | Path | None 
         return {split: fit.source(model, split, data, cache) for split in splits}
 
 
+def shelf(data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
+    """config -> its ``sources``, of which methods that leave the ViT after the same block share one."""
+    there = {}
+
+    def take(config: Config) -> dict:
+        depth = baselines.of(config, pretrained=False).blocks
+        key = depth, config.vlp, config.vlp_weights, config.dataset, config.data_seed, config.tag_noise
+        if key not in there:
+            there[key] = sources(config, data, cache)
+        return there[key]
+
+    return take
+
+
 def run(config: Config, feats: dict, folder: str | Path, settings=None, resamples: int = 1000) -> Outcome:
     r"""Train ``config`` (or take up what is there) and score it in every setting on every split but train.
 
     Args:
         config: of the run, seed included.
-        feats: what ``sources`` gave for the same data and VLP; of a longer ``train`` the first ``config.train_size``
-            pictures are taken.
+        feats: what ``sources`` gave for the same data and VLP, or a ``shelf``; of a longer ``train`` the first
+            ``config.train_size`` pictures are taken.
         folder: of all runs; this one has a folder in it, named after what its config changes.
         settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
             config -> scorer as in ``evaluation.CONTROLS``. Those already scored are read from the record.
@@ -72,13 +87,14 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
     """
     settings = AS_TRAINED if settings is None else settings
+    feats = feats(config) if callable(feats) else feats
     feats = feats | {"train": _training_data(config, feats)}
     belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items() if hasattr(d, "identity")}}
     with _alone(config, folder) as out:
         known = _read(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
         if missing:
-            model = HRCF(config).to(devices.best())
+            model = baselines.of(config).to(devices.best())
             history = train(model, feats["train"], out)
             _measure(known, model, feats, missing, resamples)
             known.about["training"] = _training(history)
@@ -88,29 +104,53 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
 
 
 def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=None, resamples: int = 1000) -> dict:
-    r"""(variant, seed) -> ``Outcome`` of ``run``, for every variant (name -> changes of ``base``) and seed."""
+    r"""(variant, seed) -> ``Outcome`` of ``run``, for every variant and seed.
+
+    ``variants``: name -> changes of ``base``, or the whole config of a method. ``settings`` may be a function of the
+    config. Raises as ``run``.
+    """
     jobs = [(name, seed) for seed in seeds for name in variants]
-    show = tqdm(jobs, "runs", disable=None, leave=False)
-    return {
-        (name, seed): run(_sized(base.replace(**{"seed": seed} | variants[name])), feats, folder, settings, resamples)
-        for name, seed in show
-    }
+    found = {}
+    for name, seed in tqdm(jobs, "runs", disable=None, leave=False):
+        own = variants[name]
+        config = own.replace(seed=seed) if isinstance(own, Config) else base.replace(**{"seed": seed} | own)
+        chosen = settings(config) if callable(settings) else settings
+        found[name, seed] = run(_sized(config), feats, folder, chosen, resamples)
+    return found
+
+
+def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict, pd.DataFrame]:
+    r"""The best of a grid on val: changes of the config (of training and of the setting), and the whole search.
+
+    Every combination of ``grid`` (field -> values) is trained once with the seed of ``base`` and scored on val in every
+    setting. Best is the highest mean mAP over the tasks of val. The frame has a row a combination and setting: the
+    fields, setting, mAP of each task, mean, chosen. Nothing of test is looked at: those splits are not scored.
+    """
+    settings = AS_TRAINED if settings is None else settings
+    rows = []
+    for values in product(*grid.values()):
+        changes = dict(zip(grid, values))
+        config = _sized(base.replace(**changes))
+        own = feats(config) if callable(feats) else feats
+        part, tasks = fit.validation({"train": _training_data(config, own)} | {s: own[s] for s in own if s != "train"})
+        table = run(config, {"train": own["train"], "val": part}, folder, settings).table
+        for setting in settings:
+            maps = table[table["setting"].eq(setting) & table["task"].isin(tasks)].set_index("task")["mAP"]
+            row = changes | {"setting": setting} | {f"mAP {task}": maps[task] for task in tasks}
+            rows.append(row | {"mean": maps.mean()})
+    frame = pd.DataFrame(rows)
+    best = frame["mean"].idxmax()
+    frame["chosen"] = frame.index == best
+    return {name: rows[best][name] for name in grid} | dict(settings[rows[best]["setting"]]), frame
 
 
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
-    words = [f"{name}-{value}" for name, value in changes(config).items() if name != "seed"]
+    kind = "" if config.method == "hrcf" else config.method
+    words = [f"{name}-{value}" for name, value in config.changes().items() if name != "seed"]
     changed = re.sub(r"[^\w.-]+", "-", "-".join(words))[:60].strip("-")
-    return "-".join(filter(None, [config.name, changed, f"seed-{config.seed}", digest]))
-
-
-def changes(config: Config) -> dict:
-    """The fields in which a config differs from its preset (or, without one, from a field's default)."""
-    values = config.to_dict()
-    preset = configs.PRESETS[config.name]().to_dict() if config.name in configs.PRESETS else {}
-    defaults = {f.name: f.default for f in dataclasses.fields(config)} | preset
-    return {name: value for name, value in values.items() if value != defaults[name]}
+    return "-".join(filter(None, [config.name, kind, changed, f"seed-{config.seed}", digest]))
 
 
 @contextmanager
@@ -133,7 +173,8 @@ def _sized(config: Config) -> Config:
 
 def trained(config: Config, feats: dict, folder: str | Path):
     """The model of a run, in evaluation mode; trains it if need be."""
-    model = HRCF(config).to(devices.best())
+    model = baselines.of(config).to(devices.best())
+    feats = feats(config) if callable(feats) else feats
     with _alone(config, folder) as out:
         train(model, _training_data(config, feats), out)
     return model
@@ -153,7 +194,7 @@ def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int)
             with torch.no_grad():
                 t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
             for name, setting in settings.items():
-                values = evaluation.score_all(embedded, t, scorer(model.config, setting))
+                values = evaluation.score_all(embedded, t, scorer(model, setting))
                 row = evaluation.measure(values, y, model.config.ks, model.config.protocol, task)
                 rows.append({"setting": name, "split": split, "task": task} | row)
                 if drawn is not None:
@@ -161,12 +202,11 @@ def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int)
     known.table = pd.concat([part for part in (known.table, pd.DataFrame(rows)) if len(part)], ignore_index=True)
 
 
-def scorer(config: Config, setting: dict | Callable) -> Callable:
-    """(e_g, regions, label embeddings) -> scores of a setting, by HSA with RSS if the changed config has it."""
+def scorer(model, setting: dict | Callable) -> Callable:
+    """(e_g, regions, label embeddings) -> scores of a setting, by the method itself under the changed config."""
     if callable(setting):
-        return setting(config)
-    changed = config.replace(**setting)
-    return lambda e_g, regions, t: score(e_g, regions, t, changed, select=changed.rss)
+        return setting(model.config)
+    return model.under(model.config.replace(**setting)).score_embeddings
 
 
 def _resampled(values, labels, drawn, ks, key) -> dict:
@@ -185,7 +225,8 @@ def _training(history: pd.DataFrame) -> dict:
             "steps": len(part),
             "epoch_seconds": float(took[same & history["side"].eq(side)].median() * steps),
         }
-    last = {name: float(history[name].tail(50).mean()) for name in ("ranking", "distillation")}
+    parts = history.columns[history.columns.get_loc("lr") + 1 : history.columns.get_loc("seconds")]
+    last = {name: float(history[name].tail(50).mean()) for name in parts if len(history)}
     return {"steps": len(history), "seconds": float(took[took.gt(0)].sum()), "sides": sides, "last": last}
 
 
@@ -195,11 +236,9 @@ def seconds(outcomes: dict) -> dict[str, float]:
 
 
 def parameters(model) -> dict[str, int]:
-    """How many numbers each side trains."""
-    sizes = {n: p.numel() for n, p in model.named_parameters()}
-    return {
-        side: sum(size for n, size in sizes.items() if n.startswith(TRAINABLE[side])) for side in ("hcg", "prompts")
-    }
+    """How many numbers the image side and the prompts train."""
+    sides = [side for side in ("hcg", "images") if side in model.trainable][:1] + ["prompts"]
+    return {side: sum(p.numel() for group in model.groups(side) for p in group["params"]) for side in sides}
 
 
 def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
@@ -209,7 +248,7 @@ def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
     weights.write({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
     tables = {"metrics": known.table}
-    results.record("record", changes(config), tables, seconds, protocol, folder=known.folder, **about)
+    results.record("record", config.changes(), tables, seconds, protocol, folder=known.folder, **about)
     known.about = results.read("record", known.folder)
     del known.about["tables"]
 

@@ -19,8 +19,11 @@ class VLP(nn.Module):
 
     Attributes: ``C`` width of the ViT, ``D`` embedding width, ``N`` side of the patch grid, ``side`` pixels of a
     picture, ``context_length`` most tokens of a text, start and end included, ``trained`` the set of token ids that the
-    text tower ever saw, or ``None`` if it knows them all.
+    text tower ever saw, or ``None`` if it knows them all. ``free`` is the number of last blocks of the image tower that
+    are not part of the trunk, because a method trains copies of them: 1 for HRCF.
     """
+
+    free = 1
 
     def __init__(self, name, model, tokenizer, mean, std, trained: Tensor | None = None):
         super().__init__()
@@ -33,6 +36,11 @@ class VLP(nn.Module):
         self.N = visual.grid_size[0]
         self.side = visual.image_size[0]
         self.context_length = model.positional_embedding.shape[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of the image tower."""
+        return len(self.model.visual.transformer.resblocks)
 
     @property
     def quick_gelu(self) -> bool:
@@ -66,19 +74,21 @@ class VLP(nn.Module):
         return (images - self.mean) / self.std
 
     def trunk(self, images: Tensor) -> Tensor:
-        """All blocks but the last, shared by teacher and student: pictures -> (B, 1 + N^2, C)."""
+        """All blocks but the last ``free``, shared by teacher and student: pictures -> (B, 1 + N^2, C)."""
         v = self.model.visual
         x = v.conv1(self.normalise(images)).flatten(2).transpose(1, 2)  # (B, N*N, C)
         cls = v.class_embedding.expand(len(x), 1, -1)  # (B, 1, C)
         x = v.ln_pre(torch.cat([cls, x], dim=1) + v.positional_embedding)  # (B, 1 + N*N, C)
-        for block in v.transformer.resblocks[:-1]:
+        for block in v.transformer.resblocks[: self.depth - self.free]:
             x = block(x)
         return x
 
     def teacher(self, trunk: Tensor) -> Tensor:
         """The VLP's own global embedding e_p, from trunk tokens: (B, 1 + N^2, C) -> (B, D)."""
         v = self.model.visual
-        return v.ln_post(v.transformer.resblocks[-1](trunk)[:, 0]) @ v.proj  # (B, D)
+        for block in v.transformer.resblocks[self.depth - self.free :]:
+            trunk = block(trunk)
+        return v.ln_post(trunk[:, 0]) @ v.proj  # (B, D)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Global embeddings (B, D) of pictures, as open_clip computes them."""

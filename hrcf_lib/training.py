@@ -5,7 +5,7 @@ $$\text{image side:}\quad \min\; L_{rank}(S, y) + \alpha\, L_{kd}(e_g, e_p) \qqu
 
 A phase may also train ``both`` at once, by the image side's loss and curve: what alternating is compared with.
 
-Which parameters a phase trains is data (``config.TRAINABLE``). Each side has one optimiser whose state lives on across
+Which parameters a phase trains is data (``Method.trainable``). Each side has one optimiser whose state lives on across
 its phases, and one learning-rate curve over the sum of its epochs. A checkpoint is renamed into place every
 ``save_every`` steps; an interrupted run goes on from it to the same weights as an unbroken one.
 """
@@ -14,7 +14,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -24,44 +24,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib import weights
-from hrcf_lib.config import TRAINABLE, Config
+from hrcf_lib.config import SIDES, Config
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import rest
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.losses import distillation_loss, ranking_loss
+from hrcf_lib.names import check_known
 from hrcf_lib.passes import Pass
-
-
-def parameter_groups(model, side: str, config: Config) -> list[dict]:
-    """AdamW groups of one side: no decay on 1-D parameters; the ViT block learns at ``lr * layer_decay``.
-
-    The convolutions of the merges learn at ``lr * merge_lr``, and prompts that learn beside the image side at
-    ``prompt_lr``.
-    """
-    scales = {"block.": config.layer_decay, "gather.conv": config.merge_lr}
-    if side == "both" and config.lr:
-        scales["prompt."] = config.prompt_lr / config.lr
-    groups = {}
-    for name, p in model.named_parameters():
-        if name.startswith(TRAINABLE[side]):
-            scale = next((value for part, value in scales.items() if name.startswith(part)), 1.0)
-            decay = config.weight_decay if p.ndim > 1 else 0.0
-            groups.setdefault((scale, decay), []).append(p)
-    return [{"params": ps, "lr_scale": scale, "weight_decay": decay} for (scale, decay), ps in groups.items()]
-
-
-def learning_rate(epoch: float, epochs: int, lr: float, min_lr: float, warmup: float) -> float:
-    """At a fractional ``epoch``: linear from 0 over ``warmup`` epochs, then a cosine to ``min_lr`` (MKT's schedule)."""
-    if epoch < warmup:
-        return lr * epoch / warmup
-    turn = math.pi * (epoch - warmup) / max(epochs - warmup, 1e-12)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(min(turn, math.pi)))
 
 
 def only(model, side: str) -> None:
     """Switch gradients on for the parameters of one side and off for all others."""
     for name, p in model.named_parameters():
-        p.requires_grad_(name.startswith(TRAINABLE[side]))
+        p.requires_grad_(name.startswith(model.trainable[side]))
 
 
 def train(model, data, folder: str | Path | None = None, save_every: int = 200, stop_after=None) -> pd.DataFrame:
@@ -116,10 +90,9 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     accelerator = Accelerator(mixed_precision="no")  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
     asked = {p.trains for p in config.phases}
-    sides = [
-        s for s in TRAINABLE if s in asked and any(n.startswith(TRAINABLE[s]) for n, _ in model.named_parameters())
-    ]
-    optimizers = {s: torch.optim.AdamW(parameter_groups(model, s, config), lr=config.lr) for s in sides}
+    check_known(asked, list(model.trainable), f"{model.title} has no side that phases call")
+    sides = [s for s in SIDES if s in asked and model.groups(s)]
+    optimizers = {s: torch.optim.AdamW(model.groups(s), lr=config.lr) for s in sides}
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
     total = {s: sum(p.epochs for p in phases if p.trains == s) for s in sides}
     plan = [(i, p, e) for i, p in enumerate(phases) for e in range(p.epochs)]
@@ -148,27 +121,27 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 wrapped, objective, source = i, None, None
                 accelerator.free_memory()  # of the phase before
                 only(model, side)
-                t = _label_embeddings(model, data) if side == "hcg" else None  # fixed while the image side learns
+                t = None if learns_text(model, side) else _label_embeddings(model, data)
                 objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
-                source = rest(model, data, phase.epochs - e) if side == "prompts" else data
-            base, warmup = (config.prompt_lr, 0.0) if side == "prompts" else (config.lr, config.warmup_epochs)
+                source = data if learns_images(model, side) else rest(model, data, phase.epochs - e)
             seed = _seed(config.seed, side, before)
             order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
             for b, (batch, waited) in enumerate(_clocked(source.batches(order)), first):
                 step += 1
                 epoch = before + b / n
-                lr = learning_rate(epoch, total[side], base, config.min_lr, warmup)
+                lr = model.learning_rate(side, epoch, total[side])
                 for group in optimizers[side].param_groups:
                     group["lr"] = lr * group["lr_scale"]
-                rank, kd = _step(objective, model, source, batch, optimizers[side], accelerator)
-                history.append((step, i, side, epoch, lr, rank, kd, time.time() - start, waited))
+                with _dice(config.seed, step, accelerator):
+                    losses = _step(objective, model, source, batch, optimizers[side], accelerator)
+                history.append((step, i, side, epoch, lr, *losses, time.time() - start, waited))
                 progress.update()
                 if checkpoint and main and (step % save_every == 0 or step == last):
                     _save(checkpoint, about, model, optimizers, history, step)
                 if step >= last:
                     break
     accelerator.wait_for_everyone()
-    return _frame(history)
+    return _frame(history, model)
 
 
 def _clocked(batches: Iterable) -> Iterator[tuple]:
@@ -181,7 +154,26 @@ def _clocked(batches: Iterable) -> Iterator[tuple]:
 
 def _seed(seed: int, side: str, epoch: int) -> int:
     """Of the order of pictures in a side's given epoch: it does not depend on what the other side does in between."""
-    return seed * 1_000_003 + list(TRAINABLE).index(side) * 100_003 + epoch
+    return seed * 1_000_003 + SIDES.index(side) * 100_003 + epoch
+
+
+@contextmanager
+def _dice(seed: int, step: int, accelerator):
+    """Whatever a step draws at random (dropout) depends on seed, step and process alone: a resumed run draws alike."""
+    device = accelerator.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
+        yield
+
+
+def learns_text(model, side: str) -> bool:
+    """Whether label embeddings change while ``side`` learns."""
+    return any(part.startswith("prompt") for part in model.trainable[side])
+
+
+def learns_images(model, side: str) -> bool:
+    """Whether the image side changes while ``side`` learns."""
+    return any(not part.startswith("prompt") for part in model.trainable[side])
 
 
 def _label_embeddings(model, data) -> Tensor:
@@ -196,43 +188,42 @@ class _Objective(torch.nn.Module):
         super().__init__()
         self.model, self.side, self.names, self.t = model, side, names, label_embeddings
 
-    def forward(self, images, teacher, labels, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, (b, D), (b, K), pictures kept in the whole batch -> loss, ranking and distillation shares.
+    def forward(self, images, teacher, labels, n: int) -> tuple[Tensor, ...]:
+        """Images, (b, D), (b, K), pictures kept in the whole batch -> loss, and the share of each of its parts.
 
         Images are trunk tokens (b, 1 + N^2, C), or (e_g, regions) where the image side rests. Raises
         ``FloatingPointError`` if scores or loss are not finite.
         """
-        model, config = self.model, self.model.config
+        model, weight = self.model, self.model.weights(self.side)
         if not len(labels):  # nothing left for this process, which still takes part in the exchange of gradients
             nothing = sum((p * 0).sum() for p in model.parameters() if p.requires_grad)
-            return nothing, nothing.detach(), nothing.detach()
+            return nothing, *(nothing.detach() for _ in weight)
         if isinstance(images, Tensor):
-            with model.autocast(), torch.set_grad_enabled(self.side != "prompts"):
+            with model.autocast(), torch.set_grad_enabled(learns_images(model, self.side)):
                 images = model.image_embeddings(images)
         e_g, regions = (x.float() for x in images)
-        s = model.score(e_g, regions, model.label_embeddings(self.names) if self.t is None else self.t)  # (b, K)
-        if not s.isfinite().all():
-            raise FloatingPointError
-        share = 1.0 if config.ranking_reduction == "sum" else len(s) / n
-        rank = ranking_loss(s, labels, config.ranking_reduction) * share  # Eq. 15
-        kd = distillation_loss(e_g, teacher, config.distillation_reduction) * (len(s) / n)  # Eq. 5
-        loss = rank if self.side == "prompts" else rank + config.distillation * kd  # Eq. 21 | Eq. 20
+        t = model.label_embeddings(self.names) if self.t is None else self.t  # (K, D)
+        parts = model.losses(e_g, regions, t, labels, teacher)
+        summed = {"ranking"} if model.config.ranking_reduction == "sum" else ()  # the others are means over pictures
+        parts = {name: parts[name] * (1.0 if name in summed else len(labels) / n) for name in weight}
+        loss = sum(w * parts[name] for name, w in weight.items() if w)  # Eq. 20 | Eq. 21
         if not loss.isfinite():
             raise FloatingPointError
-        return loss, rank.detach(), kd.detach()
+        return loss, *(part.detach() for part in parts.values())
 
 
-def _step(objective, model, data, batch, optimizer, accelerator) -> tuple[float, float]:
-    """One update; returns both losses. Labels are cut to the seen columns before anything looks at them."""
+def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
+    """One update; returns the parts of the loss. Labels are cut to the seen columns before anything looks at them."""
     config, device = model.config, accelerator.device
     rows, inputs, labels = batch
     labels = labels[:, data.space.columns("seen")]
     kept = (labels == 1).any(dim=1).nonzero()[:, 0]  # pictures without a positive seen label are dropped (MKT)
     n = int(accelerator.reduce(torch.tensor(len(kept), device=device)))
+    names = _parts(model)
     if not n:
-        return math.nan, math.nan
+        return [math.nan] * len(names)
     optimizer.zero_grad(set_to_none=True)
-    losses = torch.zeros(2, device=device)
+    losses = torch.zeros(len(names), device=device)
     parts = kept.tensor_split(config.accumulate)
     for i, part in enumerate(parts):
         exchange = nullcontext() if i + 1 == len(parts) else accelerator.no_sync(objective)
@@ -247,8 +238,7 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> tuple[float,
             accelerator.backward(loss * accelerator.num_processes)  # Accelerate takes the mean over processes
         losses += torch.stack(shares)
     optimizer.step()
-    rank, kd = accelerator.reduce(losses).tolist()
-    return rank, kd
+    return accelerator.reduce(losses).tolist()
 
 
 def _blame(images, teacher: Tensor, rows: list, config: Config) -> None:
@@ -306,6 +296,11 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     return [tuple(row) for row in state["history"]], state["step"]
 
 
-def _frame(history) -> pd.DataFrame:
-    columns = ["step", "phase", "side", "epoch", "lr", "ranking", "distillation", "seconds", "waited"]
+def _parts(model) -> list[str]:
+    """Names of the parts of the loss, which are the same for all sides."""
+    return list(model.weights("images"))
+
+
+def _frame(history, model) -> pd.DataFrame:
+    columns = ["step", "phase", "side", "epoch", "lr", *_parts(model), "seconds", "waited"]
     return pd.DataFrame(history, columns=columns)

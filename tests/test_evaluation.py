@@ -12,6 +12,7 @@ from hrcf_lib import devices, evaluation, metrics, probe, scores
 from hrcf_lib.embeddings import Embedded, embed
 from hrcf_lib.evaluation import evaluate, measure, random_selection, uniform_weights, zero_shot
 from hrcf_lib.labels import LabelSpace
+from hrcf_lib.zero_shot import PROMPTS, SIMILARITIES
 
 
 def draw(*shape, seed=0):
@@ -97,9 +98,9 @@ def test_scores_are_the_same_whether_embeddings_are_kept_or_not(model, features,
 
 def test_score_all_does_not_depend_on_the_batch(model, features, embedded):
     t = model.label_embeddings(features.space.names).detach()
-    whole = evaluation.score_all(embedded, t, model.score)
+    whole = evaluation.score_all(embedded, t, model.score_embeddings)
     assert whole.shape == (24, 7)
-    torch.testing.assert_close(evaluation.score_all(embedded, t, model.score, batch=5), whole)
+    torch.testing.assert_close(evaluation.score_all(embedded, t, model.score_embeddings, batch=5), whole)
 
 
 def test_evaluate_scores_each_task_for_itself(model, features, embedded):
@@ -113,7 +114,7 @@ def test_evaluate_scores_each_task_for_itself(model, features, embedded):
     values = {}
     for task, names in parts.items():
         t = model.label_embeddings(names).detach()
-        values[task] = evaluation.score_all(embedded, t, model.score)
+        values[task] = evaluation.score_all(embedded, t, model.score_embeddings)
         row = measure(values[task], features.labels[:, space.columns(task)], model.config.ks)
         assert table.loc[task].to_dict() == pytest.approx(row)
     columns = values["GZSL"][:, space.columns("ZSL")]
@@ -208,7 +209,7 @@ class Reader:
     """A text tower that knows a label only in the sentences of one prompt."""
 
     def __init__(self, names, prompt):
-        self.rows = {p.format(n): i for i, n in enumerate(names) for p in evaluation.ZERO_SHOT_PROMPTS[prompt]}
+        self.rows = {p.format(n): i for i, n in enumerate(names) for p in PROMPTS[prompt]}
         self.K = len(names)
 
     def encode_text(self, texts):
@@ -231,10 +232,10 @@ def legible(features):
 def test_the_best_prompt_on_the_given_split_is_found(legible, prompt):
     reader = Reader(legible.space.names, prompt)
     if prompt in ("photo", "drawing"):  # they are part of the ensemble, too
-        assert evaluation.ZERO_SHOT_PROMPTS[prompt][0] in evaluation.ZERO_SHOT_PROMPTS["ensemble"]
+        assert PROMPTS[prompt][0] in PROMPTS["ensemble"]
     best, score, search = evaluation.best_zero_shot(reader, legible)
     assert search.index.names == ["prompt", "score"] and search.columns.tolist() == ["mAP ZSL", "mAP GZSL"]
-    assert len(search) == len(evaluation.ZERO_SHOT_PROMPTS) * len(evaluation.ZERO_SHOT_SCORES)
+    assert len(search) == len(PROMPTS) * len(SIMILARITIES)
     means = search.mean(axis=1)
     assert means[best, score] == means.max()
     assert search.loc[prompt].max().min() > 95
@@ -249,7 +250,7 @@ def test_zero_shot_scores(features, model):
     for name in ("dot", "cosine", "softmax"):
         table = zero_shot(vlp, features, "ensemble", name, ks=(1,))
         for task, names in (("ZSL", space.unseen), ("GZSL", space.names)):
-            prompts = evaluation.ZERO_SHOT_PROMPTS["ensemble"]
+            prompts = PROMPTS["ensemble"]
             t = torch.stack([vlp.encode_text([p.format(n) for n in names]) for p in prompts]).mean(dim=0)
             s = features.teacher @ t.T
             if name == "cosine":
@@ -266,7 +267,7 @@ def test_embedded_is_all_that_scoring_needs(model):
     t = torch.eye(3, 8) * 20
     regions = torch.zeros(2, 140, 8)
     regions[0, 17, 1], regions[1, 99, 2] = 1.0, 1.0
-    s = evaluation.score_all(Embedded(torch.ones(2, 8), regions.half()), t, model.score)
+    s = evaluation.score_all(Embedded(torch.ones(2, 8), regions.half()), t, model.score_embeddings)
     assert s.argmax(dim=1).tolist() == [1, 2]
 
 
@@ -342,7 +343,7 @@ def test_unseen_labels_among_all_labels(model, features, embedded):
     """Columns of GZSL scores, which are not ZSL scores."""
     names, n = features.space.names, features.space.n_seen
     with torch.no_grad():
-        values = evaluation.score_all(embedded, model.label_embeddings(names), model.eval().score)[:, n:]
+        values = evaluation.score_all(embedded, model.label_embeddings(names), model.eval().score_embeddings)[:, n:]
     expected = 100 * metrics.mean_average_precision(values, features.labels[:, n:])
     assert probe.within_all_labels(model, features, embedded) == pytest.approx(expected)
     own = evaluate(model, features, ("ZSL",), embedded=embedded).loc["ZSL", "mAP"]

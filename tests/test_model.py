@@ -193,7 +193,7 @@ def test_its_losses_have_mkts_values_and_gradients(golden_model):
     model.vlp.requires_grad_(True)  # MKT trains all; here only to compare
     t = golden["label_emb"].clone().requires_grad_()
     e_g, regions = model.image_embeddings(model.vlp.trunk(golden["image"]))
-    rank = ranking_loss(model.score(e_g, regions, t), golden["labels"])
+    rank = ranking_loss(model.score_embeddings(e_g, regions, t), golden["labels"])
     kd = distillation_loss(e_g, golden["teacher_feat"])
     assert_close(rank, golden["rank_loss"], rtol=1e-5, atol=0)
     assert_close(kd, golden["dist_loss"], rtol=1e-5, atol=0)
@@ -278,7 +278,7 @@ def test_another_vlp_is_refused_with_both_hashes(saved, mini_files):
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(saved, file):
     (saved[1] / file).unlink()
-    with pytest.raises(FileNotFoundError, match=f"run holds no {file}: give a folder that HRCF.save_pretrained wrote"):
+    with pytest.raises(FileNotFoundError, match=f"run holds no {file}: give a folder that save_pretrained wrote"):
         HRCF.from_pretrained(saved[1])
 
 
@@ -306,7 +306,7 @@ def test_a_repository_of_the_hub_is_fetched(saved, monkeypatch):
         return str(saved[1])
 
     monkeypatch.setattr(weights, "online", lambda: True)
-    monkeypatch.setattr("hrcf_lib.model.snapshot_download", download)
+    monkeypatch.setattr("hrcf_lib.method.snapshot_download", download)
     assert torch.equal(HRCF.from_pretrained("somebody/hrcf-nus").head.weight, saved[0].head.weight)
     assert asked[0][0] == "somebody/hrcf-nus" and set(asked[0][1]["allow_patterns"]) == {
         "config.json",
@@ -352,7 +352,7 @@ def test_frozen_weights_cannot_be_slipped_in(saved):
 )
 def test_a_config_that_is_none_is_named(saved, text):
     (saved[1] / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json is not a config of HRCF.save_pretrained"):
+    with pytest.raises(ValueError, match="config.json is not a config of save_pretrained"):
         HRCF.from_pretrained(saved[1])
 
 

@@ -149,7 +149,7 @@ def test_names_of_runs(monkeypatch):
     name = studies.run_name(base.replace(hcg=False, levels=(1, 3)))
     assert name.startswith("mini_short-hcg-False-levels--1-3-seed-0-") and "/" not in name and " " not in name
     assert studies.run_name(base) != studies.run_name(base.replace(lr=2e-3))
-    assert studies.changes(base.replace(lam=0.25)) == {"lam": 0.25}
+    assert base.replace(lam=0.25).changes() == {"lam": 0.25}
 
 
 def test_the_record_of_a_run(done):

@@ -14,12 +14,13 @@ import pytest
 import synthetic
 import torch
 
-from hrcf_lib import scores, training
+from hrcf_lib import method, scores, training
 from hrcf_lib.config import TRAINABLE
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.passes import Pass
-from hrcf_lib.training import learning_rate, only, parameter_groups, train
+from hrcf_lib.schedules import learning_rate
+from hrcf_lib.training import only, train
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 12  # of synthetic.PHASES on 10 pictures
@@ -77,7 +78,7 @@ def test_parameter_groups_follow_mkts_rule():
     config = model.config
     assert (config.layer_decay, config.weight_decay) == (0.65, 0.05)
     names = {p: n for n, p in model.named_parameters()}
-    groups = parameter_groups(model, "hcg", config)
+    groups = model.groups("hcg")
     ours = {names[p]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert sum(len(g["params"]) for g in groups) == len(ours), "no parameter in two groups"
     last = "transformer.resblocks.11."
@@ -94,7 +95,7 @@ def test_parameter_groups_follow_mkts_rule():
 def test_parameter_groups_of_the_prompt(kind, parameters):
     model = synthetic.model(prompt=kind)
     names = {p: n for n, p in model.named_parameters()}
-    assert [names[p] for g in parameter_groups(model, "prompts", model.config) for p in g["params"]] == parameters
+    assert [names[p] for g in model.groups("prompts") for p in g["params"]] == parameters
 
 
 # -- phases ------------------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_the_slow_twin(features, unbroken):
     """The same run written out plainly: everything computed anew at each step, gradients cut where a side rests."""
     model, space = synthetic.model().train(), features.space
     config = model.config
-    optimizers = {side: torch.optim.AdamW(parameter_groups(model, side, config)) for side in TRAINABLE}
+    optimizers = {side: torch.optim.AdamW(model.groups(side)) for side in TRAINABLE}
     for side, first, epochs in (("hcg", 0, 2), ("prompts", 0, 1), ("hcg", 2, 1)):
         for epoch in range(first, first + epochs):
             batches = Pass(4, training._seed(config.seed, side, epoch)).batches(10)
@@ -202,7 +203,7 @@ def test_both_sides_at_once(features):
     after = synthetic.weights(model)
     assert {n for n in after if not torch.equal(before[n], after[n])} == learnt
     assert history.side.eq("both").all() and history.distillation.notna().all()
-    scale = {n: g["lr_scale"] for g in parameter_groups(model, "both", model.config) for n in named(model, g)}
+    scale = {n: g["lr_scale"] for g in model.groups("both") for n in named(model, g)}
     assert scale["prompt.vectors"] == pytest.approx(0.1) and scale["head.weight"] == 1.0
 
 
@@ -291,7 +292,7 @@ def test_pictures_without_a_positive_seen_label_take_no_part(features, monkeypat
     features = relabelled(features, empty)
     rows = {"ranking_loss": [], "distillation_loss": []}
     for name in rows:
-        real = getattr(training, name)
+        real = getattr(method, name)
 
         def spy(a, b, reduction, name=name, real=real):
             rows[name].append(len(a))
@@ -299,7 +300,7 @@ def test_pictures_without_a_positive_seen_label_take_no_part(features, monkeypat
             assert name == "distillation_loss" or b.shape[1] == space.n_seen
             return real(a, b, reduction)
 
-        monkeypatch.setattr(training, name, spy)
+        monkeypatch.setattr(method, name, spy)
     clean = trained(features)
     assert rows["ranking_loss"] == rows["distillation_loss"]
     assert sum(rows["ranking_loss"]) == 4 * (10 - 4), "each of 4 epochs sees the 6 kept pictures once"
@@ -333,7 +334,7 @@ def test_selection_takes_no_part_in_training(features, monkeypatch):
     train(model, features)
     assert not model.training
     with pytest.raises(AssertionError, match="test time"):
-        model.score(torch.zeros(1, 128), torch.zeros(1, 140, 128), torch.zeros(3, 128))
+        model.score_embeddings(torch.zeros(1, 128), torch.zeros(1, 140, 128), torch.zeros(3, 128))
 
 
 # -- the same again ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
     model.train()
     images, labels, t = draw_images(B, vlp.side), annotate(B, K), draw(K, vlp.D, scale=0.05)
     objective = training._Objective(model, "hcg", names, t)
-    optimizer = torch.optim.AdamW(training.parameter_groups(model, "hcg", model.config), lr=0.0)
+    optimizer = torch.optim.AdamW(model.groups("hcg"), lr=0.0)
 
     @torch.no_grad()
     def frozen(twice: bool) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def _overhead(sizes: Sizes, B: int) -> dict:
         with model.autocast():
             return vlp.encode_image(images)
 
-    row = duel(plain_vlp, lambda: model.score(*model.embed(images), t), repeats=5)
+    row = duel(plain_vlp, lambda: model.score_embeddings(*model.embed(images), t), repeats=5)
     parts = budget.flops(model.config, names_of(8), B)
     more = (parts["student"] - parts["teacher"]) / (parts["trunk"] + parts["teacher"])
     overhead = 1 / row["ratio"]
@@ -100,7 +100,7 @@ def inference_bf16(sizes: Sizes) -> dict:
     """HRCF's inference in bfloat16, where it is native, against float32."""
     exact, fast = sizes.model(bf16=False).eval(), sizes.model().eval()
     t, images = draw(sizes.K_test, exact.vlp.D, scale=0.05), draw_images(sizes.B_inference, exact.vlp.side)
-    forms = [torch.no_grad()(lambda m=m: m.score(*m.embed(images), t)) for m in (exact, fast)]
+    forms = [torch.no_grad()(lambda m=m: m.score_embeddings(*m.embed(images), t)) for m in (exact, fast)]
     row = duel(*forms, repeats=2) | {"max_abs_diff": far(*(form() for form in forms))}
     what = f"picture to scores in bfloat16 against float32, B = {len(images)}"
     return row | {"what": what, "note": "rounded, not exact: the difference is that of scores in -1..1"}
@@ -120,7 +120,7 @@ def _variant(sizes: Sizes, change, what: str) -> dict:
     usual, other = sizes.model().eval(), sizes.model().eval()
     change(other)
     t, images = draw(sizes.K_test, usual.vlp.D, scale=0.05), draw_images(sizes.B_inference, usual.vlp.side)
-    forms = [torch.no_grad()(lambda m=m: m.score(*m.embed(images), t)) for m in (usual, other)]
+    forms = [torch.no_grad()(lambda m=m: m.score_embeddings(*m.embed(images), t)) for m in (usual, other)]
     start, _ = seconds(forms[1])
     row = duel(*forms, repeats=5) | {"max_abs_diff": far(*(form() for form in forms))}
     note = f"the first call takes {start:.0f} s; the default is without"
