@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -120,28 +119,37 @@ def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=N
 
 
 def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict, pd.DataFrame]:
-    r"""The best of a grid on val: changes of the config (of training and of the setting), and the whole search.
+    r"""The best values on val, field after field, and the whole search.
 
-    Every combination of ``grid`` (field -> values) is trained once with the seed of ``base`` and scored on val in every
-    setting. Best is the highest mean mAP over the tasks of val. The frame has a row a combination and setting: the
-    fields, setting, mAP of each task, mean, chosen. Nothing of test is looked at: those splits are not scored.
+    The fields of ``grid`` (name -> values) are gone through in order: each value is trained once, with the seed of
+    ``base`` and the fields before it at their best, and scored in every setting. Best is the highest mean mAP over the
+    tasks of ``fit.validation``. Returns the changes of the config (those of the best setting too), and a frame with a
+    row for each value and setting: field, value, setting, mAP of each task, mean, chosen. Splits of test are not read.
     """
-    settings = AS_TRAINED if settings is None else settings
+    settings, best, parts = AS_TRAINED if settings is None else settings, {}, []
+    for field, values in grid.items():
+        rows = []
+        for value in values:
+            config = _sized(base.replace(**best | {field: value}))
+            rows += [{"field": field, "value": value} | row for row in _on_val(config, feats, folder, settings)]
+        parts.append(pd.DataFrame(rows))
+        at = parts[-1]["mean"].idxmax()
+        parts[-1]["chosen"] = parts[-1].index == at
+        best[field], setting = rows[at]["value"], rows[at]["setting"]
+    return best | dict(settings[setting]), pd.concat(parts, ignore_index=True)
+
+
+def _on_val(config: Config, feats, folder, settings) -> list[dict]:
+    """A row for each setting of one run that is scored on val alone."""
+    own = feats(config) if callable(feats) else feats
+    own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
+    val, tasks = fit.validation(own)
+    table = run(config, {"train": own["train"], "val": val}, folder, settings).table
     rows = []
-    for values in product(*grid.values()):
-        changes = dict(zip(grid, values))
-        config = _sized(base.replace(**changes))
-        own = feats(config) if callable(feats) else feats
-        part, tasks = fit.validation({"train": _training_data(config, own)} | {s: own[s] for s in own if s != "train"})
-        table = run(config, {"train": own["train"], "val": part}, folder, settings).table
-        for setting in settings:
-            maps = table[table["setting"].eq(setting) & table["task"].isin(tasks)].set_index("task")["mAP"]
-            row = changes | {"setting": setting} | {f"mAP {task}": maps[task] for task in tasks}
-            rows.append(row | {"mean": maps.mean()})
-    frame = pd.DataFrame(rows)
-    best = frame["mean"].idxmax()
-    frame["chosen"] = frame.index == best
-    return {name: rows[best][name] for name in grid} | dict(settings[rows[best]["setting"]]), frame
+    for setting in settings:
+        maps = table[table["setting"].eq(setting) & table["task"].isin(tasks)].set_index("task")["mAP"]
+        rows.append({"setting": setting} | {f"mAP {task}": maps[task] for task in tasks} | {"mean": maps.mean()})
+    return rows
 
 
 def run_name(config: Config) -> str:
