@@ -176,9 +176,9 @@ def test_claims(full):
     assert full.tables()["Fig. 4"]["value"].tolist() == ["0", "0.25", "0.5", "1", "20", "108", "140", *"48", "12", "16"]
 
 
-def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, folder):
+def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, main, folder):
     """Scores are 30 to 45 in the mini records and from 60 on in those of NUS-WIDE; shares of them differ too."""
-    for title, frame in full.tables().items():
+    for title, frame in (*full.tables().items(), *main.tables().items()):
         for column in frame.columns[frame.columns.str.startswith("ours")]:
             for text in frame[column] if "F1@3" in column else ():
                 for value in map(float, re.findall(r"([\d.]+) ±", text)):
@@ -345,6 +345,12 @@ def test_the_figure_has_a_row_for_each_measured_effect(full, empty):
     assert len(labels) == 17 and "RSS added, ZSL mAP" in labels and MINI in axis.get_xlabel()
     assert report.Report(empty.folder).figure() is None
     report.figures.plt.close("all")
+
+
+def test_the_notebook_shows_every_table(full):
+    cells = nbformat.read(results.REPOSITORY / "notebooks" / "12_report.ipynb", 4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert not [title for title in full.tables() if f'"{title}"' not in code]
 
 
 # -- the file
