@@ -168,7 +168,7 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
 
     Returns the figure. Raises ``ValueError`` for a missing column, no row or an unknown verdict.
     """
-    _need(frame, [label_column, "difference", "low", "high", "verdict"], "effects")
+    need(frame, [label_column, "difference", "low", "high", "verdict"], "figures.effects")
     unknown = set(frame["verdict"][frame["difference"].notna()]) - set(VERDICTS)
     if unknown:
         raise ValueError(f"unknown verdict {sorted(map(str, unknown))[0]!r}: choose one of {', '.join(VERDICTS)}")
@@ -191,7 +191,7 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
         axis.set(ylim=(places[-1] + heights[-1] / 2 + 0.1, -0.1), xlabel=xlabel)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
-        _legend(figure, [*VERDICTS, PAPER_NAME])
+        legend(figure, [*VERDICTS, PAPER_NAME])
     return figure
 
 
@@ -225,7 +225,7 @@ def sweep(
 
     Returns the figure. Raises ``ValueError`` for a missing column or a task without rows.
     """
-    _need(frame, [x, "seed", "task", "mAP"], "sweep")
+    need(frame, [x, "seed", "task", "mAP"], "figures.sweep")
     columns = columns or {task: task for task in dict.fromkeys(frame["task"])}
     lines = ({} if paper is None else {"the paper's choice": paper}) | (marks or {})
     with printed():
@@ -248,22 +248,23 @@ def sweep(
         if len(values) <= 8:
             axis.set_xticks(values, [f"{v:g}" for v in values])
         axis.set(xlabel=xlabel or x, ylabel=ylabel)
-        _legend(axis.figure, [*columns.values(), *lines])
+        legend(axis.figure, [*columns.values(), *lines])
     return axis.figure
 
 
 STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
 
 
-def _need(frame, columns, name: str) -> None:
+def need(frame, columns, name: str) -> None:
+    """Raise ``ValueError`` in the name of a figure's function for a missing column, or a frame without rows."""
     missing = [column for column in columns if column not in frame]
     if missing:
-        raise ValueError(f"figures.{name}: the frame has no column {missing[0]!r}, only {', '.join(frame.columns)}")
+        raise ValueError(f"{name}: the frame has no column {missing[0]!r}, only {', '.join(frame.columns)}")
     if not len(frame):
-        raise ValueError(f"figures.{name}: the frame has no rows")
+        raise ValueError(f"{name}: the frame has no rows")
 
 
-def _legend(figure, order) -> None:
+def legend(figure, order) -> None:
     """One below all axes, each name once: first those of ``order``."""
     for old in figure.legends:
         old.remove()

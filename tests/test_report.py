@@ -176,9 +176,9 @@ def test_claims(full):
     assert full.tables()["Fig. 4"]["value"].tolist() == ["0", "0.25", "0.5", "1", "20", "108", "140", *"48", "12", "16"]
 
 
-def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, folder):
+def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, main, folder):
     """Scores are 30 to 45 in the mini records and from 60 on in those of NUS-WIDE; shares of them differ too."""
-    for title, frame in full.tables().items():
+    for title, frame in (*full.tables().items(), *main.tables().items()):
         for column in frame.columns[frame.columns.str.startswith("ours")]:
             for text in frame[column] if "F1@3" in column else ():
                 for value in map(float, re.findall(r"([\d.]+) ±", text)):
@@ -191,6 +191,132 @@ def test_no_number_of_one_data_set_lands_in_the_column_of_another(full, folder):
         mini_only.record("10_parameters_and_speed")
     with pytest.raises(Missing, match="preset 'nus_wide'"):
         Records(folder / "nus", MINI).record("06_ablation_hcg_rsa_rss")
+
+
+# -- methods side by side: notebook 05
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory) -> report.Report:
+    """Records of notebooks 04 and 05 on MojiScenes, and of 05 on NUS-WIDE."""
+    path = tmp_path_factory.mktemp("main")
+    made.write_trained(path / "mini")
+    made.write_main(path / "mini")
+    made.write_main(path / "nus", preset="nus_wide", base=60.0, gains=(-11.0, -12.0, 0.5))
+    return report.Report(path / "mini", path / "nus")
+
+
+def test_other_methods_of_table_1_are_those_of_the_record(main):
+    runs = results.read("05_main_results", main.sources[0].folder)["tables"]["runs"]
+    table, head = main.tables()["Table I"], f"{OURS}: F1@3 / F1@5 / mAP"
+    for method in ("MKT", "OVML-VLP", "CLIP-FT", "BiAM", "HRCF"):
+        part = rows(runs, variant=method, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
+        expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
+        assert rows(table, row=method, task="GZSL")[head].item() == expected, method
+    assert rows(table, row="MKT", task="ZSL")[DIRECTION].item() == "+2.0 [+1.0, +3.0]: agrees"
+    assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0]: opposite"
+    assert rows(table, row="LESA (M=10)", task="ZSL")[head].item() == "the record of notebook 05 has no 'LESA (M=10)'"
+    assert main.summary()[OURS].loc["Table I"].tolist() == [2, 2, 2, 10]
+
+
+def test_hrcf_of_table_1_is_that_of_the_run_it_is_compared_in(main, full):
+    """Notebook 05 where it has run, 04 otherwise: the scores are 35 and more in the one, 26 to 28 in the other."""
+    head = f"{OURS}: F1@3 / F1@5 / mAP"
+    first, second = (float(rows(r.tables()["Table I"], row="HRCF", task="ZSL")[head].item()[:4]) for r in (main, full))
+    assert first > 35 and second == 27.0
+    assert rows(full.tables()["Table I"], row="MKT", task="ZSL")[head].item() == "notebook 05 makes it"
+
+
+def test_claims_of_figure_3(main):
+    table = main.tables()["claims of figures and text"]
+    table = table[table["where"] == "Fig. 3"]
+    assert table[OURS].tolist() == [
+        "2 of 4 (sign test: p = 1.000)",
+        "+12.0 points ('label 0')",
+        "−1.0 points ('label 3')",
+    ]
+    assert table[DIRECTION].tolist() == ["open", "open", "agrees"]
+    assert table[f"direction ({NUS})"].tolist() == ["open", "open", "opposite"]
+    assert table[f"ours ({NUS})"].iloc[2] == "−12.0 points ('label 1'); 2 of 3 lose 10 or more"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "text", "expected"),
+    [
+        (65, 16, "65 of 81 (sign test: p < 0.001)", "agrees"),  # the paper's own
+        (23, 10, "23 of 33 (sign test: p = 0.035)", "agrees"),
+        (22, 11, "22 of 33 (sign test: p = 0.080)", "open"),
+        (10, 23, "10 of 33 (sign test: p = 0.035)", "opposite"),
+        (0, 0, "0 of 0 (sign test: p = 1.000)", "open"),
+    ],
+)
+def test_labels_won_need_a_sign_test(better, worse, text, expected):
+    assert claims.won(pd.Series([1.0] * better + [-1.0] * worse)) == (text, expected)
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(31.0, "agrees"), (30.0, "open"), (0.5, "open"), (-0.5, "opposite")])
+def test_the_largest_gain_is_held_against_the_papers_bound(gain, expected):
+    text, direction = claims.largest_gain(pd.Series({"cat": gain, "dog": -1.0}), 30)
+    assert direction == expected and text.startswith(f"{gain:+.1f}".replace("-", "−")) and "'cat'" in text
+
+
+@pytest.mark.parametrize(("loss", "expected"), [(9.9, "agrees"), (10.0, "opposite"), (0.0, "agrees"), (-1.0, "agrees")])
+def test_losses_are_held_against_the_papers_bound(loss, expected):
+    text, direction = claims.largest_loss(pd.Series({"cat": 3.0, "dog": -loss}), 10)
+    assert direction == expected and (text == "no label loses") == (loss <= 0)
+
+
+def test_frozen_blocks_of_both_methods(main, full, tmp_path):
+    blocks = lambda r: rows(r.tables()["claims of figures and text"], where="Sec. IV-F").iloc[0]
+    assert blocks(main)[OURS].endswith("11 of 12 are frozen; MKT trains 2, 10 of 12 are frozen")
+    assert blocks(main)[DIRECTION] == "agrees"
+    assert blocks(full)[OURS].endswith("(MKT: notebook 05)") and blocks(full)[DIRECTION] == "agrees"
+    made.write_main(tmp_path, without=("frozen blocks",))
+    assert blocks(report.Report(tmp_path))[OURS].endswith("(MKT: notebook 05)")
+
+
+def test_parameters_of_other_methods_with_and_without_what_is_never_used(main, full):
+    table = main.tables()["Table VI"]
+    ours = table.columns[2]
+    assert table["method"].tolist() == [
+        "LESA (M=10)",
+        "ZS-SDL",
+        "BiAM",
+        "Gen-MLZSL",
+        "MKT",
+        "MKT with the unused MLP",
+        "HRCF",
+    ]
+    mkt, whole, biam = (rows(table, method=m).iloc[0] for m in ("MKT", "MKT with the unused MLP", "BiAM"))
+    assert mkt[ours] == "14.570496 / 25.296896 / 39.867392" and mkt["as printed"] == "no"
+    assert whole[ours] == "15.227648 / 25.296896 / 40.524544" and whole["as printed"] == "yes"
+    assert mkt.iloc[1] == whole.iloc[1] == "15.2 / 25.3 / 40.5"
+    assert biam[ours] == "3.840000 /  / 3.840000" and biam["as printed"] == "yes"
+    assert rows(table, method="ZS-SDL")[ours].item() == "the record of notebook 05 has no row 'ZS-SDL'"
+    without = full.tables()["Table VI"]
+    assert len(without) == 6 and without[ours].tolist()[:5] == ["notebook 05 makes it"] * 5
+
+
+def test_times_on_the_mini_vlp_stand_apart_from_the_papers(main, full, empty):
+    tables = main.tables()
+    costs_, times = tables["costs on the mini VLP"], tables["inference times"]
+    assert costs_["method"].tolist() == list(made.METHODS) and not costs_.columns.str.contains("paper").any()
+    assert costs_.columns.str.startswith("ours (mini VLP").sum() == 2
+    assert costs_.iloc[3].tolist() == ["OVML-VLP", "61.2 s", "3 ms"]
+    assert not times.astype(str).apply(lambda column: column.str.contains("61.2")).any(axis=None)
+    assert rows(times, method="MKT").filter(like="ours").iloc[0].tolist() == [costs.ELSEWHERE] * 2
+    assert rows(full.tables()["inference times"], method="MKT").filter(like="ours").iloc[0, 0] == "notebook 05 makes it"
+    assert costs.mini_costs([empty]).iloc[0].tolist() == ["all", "notebook 05 makes it"]
+
+
+def test_a_record_without_its_tables_of_labels_and_costs_says_so(tmp_path):
+    made.write_main(tmp_path, without=("per label", "costs", "parameters"))
+    found = report.Report(tmp_path).tables()
+    lacks = "the record of notebook 05 has no '{}'".format
+    assert rows(found["claims of figures and text"], where="Fig. 3")[OURS].eq(lacks("per label")).all()
+    assert rows(found["claims of figures and text"], where="Fig. 3")[DIRECTION].eq("not measured").all()
+    assert found["costs on the mini VLP"].iloc[0, 1] == lacks("costs")
+    assert rows(found["Table VI"], method="MKT").iloc[0, 2] == lacks("parameters")
 
 
 def test_every_column_of_scores_names_its_data(full):
@@ -219,6 +345,12 @@ def test_the_figure_has_a_row_for_each_measured_effect(full, empty):
     assert len(labels) == 17 and "RSS added, ZSL mAP" in labels and MINI in axis.get_xlabel()
     assert report.Report(empty.folder).figure() is None
     report.figures.plt.close("all")
+
+
+def test_the_notebook_shows_every_table(full):
+    cells = nbformat.read(results.REPOSITORY / "notebooks" / "12_report.ipynb", 4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert not [title for title in full.tables() if f'"{title}"' not in code]
 
 
 # -- the file

@@ -52,6 +52,7 @@ class Report:
             "Table V": tables.table5(s),
             "Table VI": costs.table6(s),
             "inference times": costs.times(s),
+            "costs on the mini VLP": costs.mini_costs(s),
             "Fig. 4": claims.figure4(s),
             "claims of figures and text": claims.claims(s),
             "coverage": claims.coverage(s),

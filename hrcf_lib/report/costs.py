@@ -9,7 +9,9 @@ from hrcf_lib.report.records import Missing, Records, names, printed
 
 COUNTED = "ours (ViT-B/16, counted)"
 OTHER = "notebook 05 makes it"  # ours of another method
+ELSEWHERE = "not timed at this size: see costs on the mini VLP"  # ours of another method, where notebook 05 has run
 SIDES = {"image_encoder_M": "image side", "text_encoder_M": "text side", "all_M": "all"}
+UNUSED = {"MKT": "MKT with the unused MLP"}  # a method -> its second row: the paper counts what the forward never uses
 
 
 def prompt_costs(sources) -> pd.DataFrame:
@@ -48,34 +50,71 @@ def _yes(same: bool) -> str:
 
 
 def table6(sources) -> pd.DataFrame:
-    """Trained parameters in millions, as printed and as counted from the modules of ViT-B/16."""
+    """Trained parameters in millions, as printed and as counted from the modules of ViT-B/16.
+
+    A method that has parts which are counted but never used has a second row, with them.
+    """
     rows, sides = [], " / ".join(SIDES.values())
     for row in results.published("hrcf_table6_parameters").to_dict("records"):
         paper = ["" if pd.isna(row[side]) else f"{row[side]:g}" for side in SIDES]
-        ours, same = OTHER, ""
-        if row["method"] == "HRCF":
-            counted = [_value(sources[0], "10", "parameters", "HRCF, counted here", side) for side in SIDES]
-            ours = " / ".join(_text(n, "{:.6f}") for n in counted)
-            if not any(isinstance(n, Missing) for n in counted):
-                same = _yes(all(printed(n, text) for n, text in zip(counted, paper)))
-        cells = {"method": row["method"], f"the paper: {sides}, M": " / ".join(paper)}
-        rows.append(cells | {f"{COUNTED}, M": ours, "as printed": same})
+        for name, ours, same in _counted(sources[0], row["method"], paper):
+            cells = {"method": name, f"the paper: {sides}, M": " / ".join(paper)}
+            rows.append(cells | {f"{COUNTED}, M": ours, "as printed": same})
     return pd.DataFrame(rows)
+
+
+def _counted(records: Records, method: str, paper: list[str]) -> list[tuple[str, str, str]]:
+    """(row, ours, whether it is as printed) of a method; ours is the reason where there is none."""
+    if method == "HRCF":
+        numbers = [_value(records, "10", "parameters", "HRCF, counted here", side) for side in SIDES]
+        return [(method, " / ".join(_text(n, "{:.6f}") for n in numbers), _as_printed(numbers, paper))]
+    found = []
+    for name in (method, UNUSED.get(method)):
+        try:
+            frame = records.table(names()["05"], "parameters", ["method", *SIDES.values()]).set_index("method")
+        except Missing as why:
+            return [(method, str(why), "")]
+        if name in frame.index:
+            numbers = frame.loc[name, list(SIDES.values())].astype(float)
+            texts = ["" if pd.isna(n) else f"{n:.6f}" for n in numbers]
+            found.append((name, " / ".join(texts), _as_printed(numbers, paper)))
+    return found or [(method, f"the record of notebook 05 has no row {method!r}", "")]
+
+
+def _as_printed(numbers, paper: list[str]) -> str:
+    """Whether all numbers round to the printed ones, none or 0 where nothing is; empty where one is missing."""
+    if any(isinstance(n, Missing) for n in numbers):
+        return ""
+    same = [printed(n, text) if text and not pd.isna(n) else not text and not n > 0 for n, text in zip(numbers, paper)]
+    return _yes(all(same))
 
 
 def times(sources) -> pd.DataFrame:
     """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data."""
     frame = results.published("hrcf_inference_time")
     gpu, head, rows = frame["gpu"].iloc[0], f"ours (ViT-B/16, {_machine(sources[0])})", []
+    other = ELSEWHERE if sources[0].has(names()["05"]) else OTHER
     for method, single, whole in frame.iloc[:, :3].itertuples(index=False):
         ours = [
             _value(sources[0], "10", "times", name, "HRCF, ours") for name in ("one picture, s", "a test set, hours")
         ]
-        texts = (_text(ours[0], "{:.3g} s"), _text(ours[1], "{:.3g} h")) if method == "HRCF" else (OTHER, OTHER)
+        texts = (_text(ours[0], "{:.3g} s"), _text(ours[1], "{:.3g} h")) if method == "HRCF" else (other, other)
         cells = {"method": method, f"the paper ({gpu}): a picture": f"{single:g} ms", f"{head}: a picture": texts[0]}
         cells |= {f"the paper (NUS-WIDE, {gpu}): a test set": f"{whole:g} s", f"{head}: as many pictures": texts[1]}
         rows.append(cells)
     return pd.DataFrame(rows)
+
+
+def mini_costs(sources) -> pd.DataFrame:
+    """What methods cost on the mini VLP, in one run on one machine: beside each other, never beside the paper's."""
+    try:
+        frame = sources[0].table(names()["05"], "costs", ["method", "training_seconds", "ms_per_picture"])
+        machine = sources[0].record(names()["05"])["device"]
+    except Missing as why:
+        return pd.DataFrame([{"method": "all", "ours (mini VLP)": str(why)}])
+    head = f"ours (mini VLP, {machine})"
+    cells = {"method": frame["method"], f"{head}: training": frame["training_seconds"].map("{:.3g} s".format)}
+    return pd.DataFrame(cells | {f"{head}: a picture": frame["ms_per_picture"].map("{:.3g} ms".format)})
 
 
 def _machine(records: Records) -> str:

@@ -39,6 +39,13 @@ class Records:
             self._read[name] = self._find(name)
         return self._read[name]
 
+    def has(self, name: str) -> bool:
+        """Whether ``record`` finds one."""
+        try:
+            return bool(self.record(name))
+        except Missing:
+            return False
+
     def _find(self, name: str) -> dict:
         paths = [
             p for p in sorted(self.folder.rglob(f"{name}.json")) if "smoke" not in p.relative_to(self.folder).parts
