@@ -188,6 +188,19 @@ def trained(config: Config, feats: dict, folder: str | Path):
     return model
 
 
+def scored(config: Config, feats, folder: str | Path, split: str = "test", setting=None) -> dict[str, Tensor]:
+    """Task -> scores (n, K) of a split by the model of a run, in a setting; trains it if need be."""
+    model = trained(config, feats, folder)
+    data = (feats(config) if callable(feats) else feats)[split]
+    held, found = embed(model, data), {}
+    for task in TASKS:
+        if names := data.space.view(task).names:
+            with torch.no_grad():
+                t = model.label_embeddings(names)
+            found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
+    return found
+
+
 def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
     """Score a trained model in every setting on every split but train, and add that to what is ``known``."""
     rows = []
@@ -243,15 +256,15 @@ def seconds(outcomes: dict) -> dict[str, float]:
     return {f"{variant} {seed}": round(o.about["training"]["seconds"], 1) for (variant, seed), o in outcomes.items()}
 
 
-def parameters(model) -> dict[str, int]:
+def _parameters(model) -> dict[str, int]:
     """How many numbers the image side and the prompts train."""
-    sides = [side for side in ("hcg", "images") if side in model.trainable][:1] + ["prompts"]
+    sides = ["images" if "images" in model.trainable else "hcg", "prompts"]
     return {side: sum(p.numel() for group in model.groups(side) for p in group["params"]) for side in sides}
 
 
 def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
     about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
-    about |= {"training": known.about["training"], "trained_parameters": parameters(model)}
+    about |= {"training": known.about["training"], "trained_parameters": _parameters(model)}
     about |= {"belongs_to": belongs}
     weights.write({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
