@@ -11,20 +11,20 @@ $$e_f = \mathrm{LReLU}(W_f\, [e_r; e_g]), \qquad
 vectors a_k (300): 3,828,480 parameters, the 3.8 M of HRCF's Table VI. The loss is the ranking loss alone.
 
 **The released code** (github.com/akshitac8/BiAM): 256 channels, 4 heads, k = 6; queries and values of the scene block
-come from one convolution, which it computes twice; attention scores that are exactly 0 are masked out; dropout of 0.1 in
-the region block and 0.2 on x_g; a_k of unit length; scores not normalised. Batch norm has momentum 0.99, which is Keras's
-meaning of the word: in torch it keeps the statistics of the last batch and forgets all others. Adam with L2 5e-4, beta1
-0.5, 1e-3 (optionally 3 epochs of warm-up and a cosine to 2e-4); the test set is scored every tenth epoch.
+come from one convolution, which it computes twice; attention scores that are exactly 0 are masked out; dropout of 0.1
+in the region block and 0.2 on x_g; a_k of unit length; scores not normalised. Batch norm has momentum 0.99, which is
+Keras's meaning of the word: in torch it keeps the statistics of the last batch and forgets all others. Adam with L2
+5e-4, beta1 0.5, 1e-3 (optionally 3 epochs of warm-up and a cosine to 2e-4); the test set is scored every tenth epoch.
 
-**We** feed it the VLP, as "CLIP-BiAM" in Table II of OVML-VLP: x_r are the patch tokens after the last block, final norm
-and projection, x_g is e_p, both at the VLP's own scale (batch norm follows the first convolution), and a_k is the text
-embedding of a fixed template, or GloVe with ``glove``. No score is exactly 0 but by accident, so nothing is masked.
+**We** feed it the VLP, as "CLIP-BiAM" in Table II of OVML-VLP: x_r are the patch tokens after the last block, final
+norm and projection, x_g is e_p, both at the VLP's own scale (batch norm follows the first convolution), and a_k is the
+text embedding of a fixed template, or GloVe with ``glove``. Nothing is masked: no score is exactly 0 but by accident.
 ``bn_momentum`` is 0.1: evaluation should not hang on the last batch. The optimiser is AdamW, as for every method here,
 with the released beta1 but its decay decoupled and not on biases; warm-up and cosine are those of all methods. With
 ViT-B/16 there are 3,019,520 parameters with text embeddings and 2,910,976 with GloVe of 300. The network is held
 against numbers of the released code in the tests.
 
-In training, batch norm sees the pictures of one process and of one of ``accumulate`` parts: with either, numbers change.
+In training, batch norm sees the pictures of one process and of one of ``accumulate`` parts: either changes numbers.
 """
 
 from dataclasses import dataclass
@@ -122,7 +122,7 @@ class BiAM(Method):
 
 
 def patches(vlp, trunk: Tensor) -> Tensor:
-    """The VLP's dense features: patch tokens (B, 1 + N^2, C) after the last block, in the space of e_p -> (B, N^2, D)."""
+    """The VLP's dense features, in the space of e_p: tokens (B, 1 + N^2, C) after the last block -> (B, N^2, D)."""
     return vlp.model.visual.ln_post(trunk[:, 1:]) @ vlp.model.visual.proj  # (B, N*N, D)
 
 
