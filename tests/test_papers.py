@@ -40,7 +40,11 @@ def markdown_rows(text: str, first_header: str) -> list[list[str]]:
 README = (PAPERS / "README.md").read_text(encoding="utf-8")
 PAGES = markdown_rows(README, "page")
 EQUATIONS = markdown_rows((PAPERS / "hrcf.md").read_text(encoding="utf-8"), "equations")
-CODE = [ref for row in EQUATIONS for ref in re.findall(r"`(hrcf_lib/[\w/]+\.py:\w+)`", row[2])]
+CODE = [
+    ref
+    for page in sorted(PAPERS.glob("*.md"))
+    for ref in re.findall(r"`(hrcf_lib/[\w/]+\.py:\w+)`", page.read_text(encoding="utf-8"))
+]
 
 
 def bibliography() -> dict[str, str]:
