@@ -213,7 +213,9 @@ class Method(nn.Module):
         """
         about = read_about(folder := find_folder(folder))
         if about["method"] != cls.Config.method:
-            raise ValueError(f"{folder} holds a {about['method']!r}, not {cls.Config.method!r}: use baselines.load(folder)")
+            raise ValueError(
+                f"{folder} holds a {about['method']!r}, not {cls.Config.method!r}: use baselines.load(folder)"
+            )
         try:
             config = configs.from_dict(about["config"], cls.Config)
             expected, seen = about["vlp_hash"], about["reference_labels"]

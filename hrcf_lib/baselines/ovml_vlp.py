@@ -44,7 +44,7 @@ class OVMLVLPConfig(MethodConfig):
     method = "ovml_vlp"
 
     heads: int = 8  # H; D is a multiple of it
-    sharpness: float = 1.0  # what the VLP's own scores are multiplied by in the softmax at the start
+    sharpness: float = 0.1  # what the VLP's own scores are multiplied by in the softmax at the start
     lam: float = 0.5  # weight of the class-specific features, at test time only
     contrastive: float = 1.0  # w, weight of the contrastive loss; 0 switches it off (Table III)
     contrastive_temperature: float = 0.1  # of Khosla et al.
@@ -71,7 +71,7 @@ class ImageTextAttention(nn.Module):
     Raises ``ValueError`` if ``heads`` does not divide ``D``.
     """
 
-    def __init__(self, D: int, heads: int, sharpness: float = 1.0):
+    def __init__(self, D: int, heads: int, sharpness: float = 0.1):
         super().__init__()
         if D % heads:
             raise ValueError(f"heads = {heads} of embeddings of width {D}: choose a divisor of {D}")
