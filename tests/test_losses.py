@@ -320,12 +320,14 @@ def test_distillation_loss_errors():
 
 def slow_log_sum_ranking_loss(scores, labels):
     """Pair by pair."""
-    differences = scores[:, :, None] - scores[:, None, :]  # (B, K, K): n, p
-    pairs = (labels == -1)[:, :, None] & (labels == 1)[:, None, :]
-    return torch.log1p((differences.exp() * pairs).sum(dim=(1, 2))).mean()
+    total = 0
+    for s, y in zip(scores, labels, strict=True):
+        differences = (s[y == -1][:, None] - s[y == 1]).flatten()  # (N P,)
+        total = total + torch.cat([s.new_zeros(1), differences]).logsumexp(dim=0) + 0 * s.sum()
+    return total / len(scores)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "large"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_sum_ranking_loss_equals_its_slow_twin(kind):
     for seed in range(10):
         scores, labels = draw(kind, seed)
