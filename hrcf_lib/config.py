@@ -109,6 +109,7 @@ class Config:
     test_size: int | None = None
     tag_noise: float = 0.0  # share of training positives that nobody tagged (MojiScenes)
     data_seed: int = 0  # seed of the MojiScenes splits
+    vocabulary_seed: int = 0  # which labels of MojiScenes are unseen; 0: the split that ships, others: a draw by group
     augment: str = "none"  # "none" (frozen features are cached, then) or "rand-m9-mstd0.5-inc1" (timm's RandAugment)
     stream: bool = False  # read the training table shard by shard, shuffled within a buffer, and never hold it whole
     cache: str = "float16"  # number format of stored frozen features: float16, bfloat16 or float32
@@ -130,6 +131,9 @@ class Config:
             raise ValueError(f"views = {self.views} with augment 'none': set augment, or set views to 0")
         if self.views and self.stream:
             raise ValueError(f"views = {self.views} cannot be stored of a stream: set stream to False, or views to 0")
+        if self.vocabulary_seed and self.dataset != "mojiscenes":
+            seed = self.vocabulary_seed
+            raise ValueError(f"vocabulary_seed = {seed} of {self.dataset}, whose unseen labels are given: set it to 0")
         if any(level not in range(1, self.merges + 1) for level in self.levels):
             raise ValueError(
                 f"levels = {self.levels} of {self.merges} merges: choose among 1 to {self.merges}, or give ()"

@@ -64,6 +64,7 @@ def shelf(data: str | Path = "data", cache: str | Path | None = None) -> Callabl
     def take(config: Config) -> dict:
         depth = baselines.of(config, pretrained=False).blocks
         key = depth, config.vlp, config.vlp_weights, config.dataset, config.data_seed, config.tag_noise
+        key += (config.vocabulary_seed,)
         if key not in there:
             there[key] = sources(config, data, cache)
         return there[key]
@@ -154,7 +155,10 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    values = config.to_dict()
+    if not values["vocabulary_seed"]:
+        del values["vocabulary_seed"]  # runs older than the field are found so, under the name they always had
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     kind = "" if config.method == "hrcf" else config.method
     words = [f"{name}-{value}" for name, value in config.changes().items() if name != "seed"]
     changed = re.sub(r"[^\w.-]+", "-", "-".join(words))[:60].strip("-")

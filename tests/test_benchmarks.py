@@ -62,6 +62,10 @@ def test_mojiscenes_are_those_of_the_config():
         ours = data.open_split(base, split)
         assert len(ours) == n and ours.seed == 3 and ours.tag_noise == (0.5 if split == "train" else 0)
     assert torch.equal(data.open_split(base, "test")[0][0], mojiscenes.MojiScenes("test", 20, 3)[0][0])
+    for split in data.splits(base):
+        other = data.open_split(base.replace(vocabulary_seed=2), split)
+        assert other.labels == mojiscenes.label_space(split, 2) != data.open_split(base, split).labels
+        assert other.vocabulary_seed == 2 and other.tag_noise == (0.5 if split == "train" else 0)
 
 
 def test_prepared_splits(folder):

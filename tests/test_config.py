@@ -104,6 +104,7 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         *({"hcg": 1}, {"rsa": "no"}, {"bf16": None}, {"vlp": None}, {"dataset": 3}, {"prompt": "soft"}),
         *({"augment": "flip"}, {"ranking_reduction": "mean"}, {"distillation_reduction": "violations"}),
         *({"cache": "half"}, {"cache": None}, {"views": -1}, {"views": 1.5}, {"views": 2}),
+        *({"vocabulary_seed": v} for v in (-1, 1.0, "1", True, None)),
         *({"ks": ()}, {"ks": (0,)}, {"ks": (3.5,)}),
         *({"phases": (("image", 1, 8),)}, {"phases": (("hcg", 0, 8),)}, {"phases": (("hcg", 1, 0),)}),
         *({"phases": (("hcg", 1),)}, {"phases": ({"trains": "hcg", "epoch": 1},)}, {"phases": (("hcg", 1.5, 8),)}),
@@ -196,3 +197,12 @@ def test_stored_views_are_augmented_and_not_streamed():
     with pytest.raises(ValueError, match="views = 2 cannot be stored of a stream: set stream to False, or views to 0"):
         configs.nus_wide().replace(views=2, stream=True)
     assert configs.nus_wide().replace(views=2, cache="bfloat16").views == 2
+
+
+def test_another_split_of_the_vocabulary_is_one_of_mojiscenes():
+    assert configs.mini().vocabulary_seed == 0 and configs.preset("mini", vocabulary_seed=3).vocabulary_seed == 3
+    with pytest.raises(ValueError, match="vocabulary_seed = 3 of nus_wide, whose unseen labels are given: set it to 0"):
+        configs.preset("nus_wide", vocabulary_seed=3)
+    values = configs.preset("mini", seed=2).to_dict()
+    del values["vocabulary_seed"]
+    assert configs.from_dict(values) == configs.preset("mini", seed=2), "a config that is older than the field"

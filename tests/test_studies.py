@@ -8,8 +8,9 @@ import pytest
 import synthetic
 import torch
 
-from hrcf_lib import comparison, evaluation, metrics, scores, studies
+from hrcf_lib import baselines, comparison, evaluation, metrics, scores, studies
 from hrcf_lib import config as configs
+from hrcf_lib.data import mojiscenes
 from hrcf_lib.embeddings import embed
 from hrcf_lib.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
@@ -150,6 +151,36 @@ def test_names_of_runs(monkeypatch):
     assert name.startswith("mini_short-hcg-False-levels--1-3-seed-0-") and "/" not in name and " " not in name
     assert studies.run_name(base) != studies.run_name(base.replace(lr=2e-3))
     assert base.replace(lam=0.25).changes() == {"lam": 0.25}
+
+
+def test_names_of_runs_older_than_a_field():
+    assert studies.run_name(configs.mini()) == "mini-seed-0-5a054c02"
+    short = configs.mini_short().replace(data_seed=1, seed=2)
+    assert studies.run_name(short) == "mini_short-data_seed-1-seed-2-804a167d"
+    assert studies.run_name(baselines.configure("mkt", configs.mini())) == "mini-mkt-seed-0-e3b284f1"
+    other = [studies.run_name(configs.mini().replace(vocabulary_seed=seed)) for seed in (1, 2)]
+    assert other[0].startswith("mini-vocabulary_seed-1-seed-0-") and other[1].startswith("mini-vocabulary_seed-2-")
+    assert len({name[-8:] for name in other} | {"5a054c02"}) == 3
+    mkt = baselines.configure("mkt", configs.mini().replace(vocabulary_seed=1))
+    assert mkt.vocabulary_seed == 1 and studies.run_name(mkt).startswith("mini-mkt-vocabulary_seed-1-seed-0-")
+
+
+def test_each_split_of_the_vocabulary_has_features_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    base, take = configs.mini(), studies.shelf(cache=tmp_path)
+    first = take(base)
+    stored = set(tmp_path.glob("*/about.json"))
+    other = take(base.replace(vocabulary_seed=1))
+    assert take(base) is first and take(base.replace(vocabulary_seed=1, lam=0.1)) is other is not first
+    assert len(stored) == len(first) == 4 and len(set(tmp_path.glob("*/about.json")) - stored) == 4
+    for split in first:
+        a, b = first[split].identity(), other[split].identity()
+        assert first[split].space != other[split].space == mojiscenes.label_space(split, 1) and a != b
+    assert torch.equal(first["train"].trunk[:], other["train"].trunk[:]), "training pictures are the same"
+    assert not torch.equal(first["test"].trunk[:], other["test"].trunk[:])
+    monkeypatch.setattr("hrcf_lib.vlp.VLP.trunk", None)
+    again = studies.sources(base.replace(vocabulary_seed=1), cache=tmp_path)
+    assert again["val"].identity() == other["val"].identity(), "found, not computed"
 
 
 def test_the_record_of_a_run(done):

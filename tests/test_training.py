@@ -237,12 +237,14 @@ def test_a_checkpoint_older_than_a_field_of_the_config(features, tmp_path):
     model = synthetic.model()
     train(model, features, tmp_path, stop_after=2)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del state["about"]["merge_lr"], state["about"]["levels"]
+    del state["about"]["merge_lr"], state["about"]["levels"], state["about"]["vocabulary_seed"]
     torch.save(state, tmp_path / "checkpoint.pt")
     assert len(train(synthetic.model(), features, tmp_path)) == STEPS
     torch.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="merge_lr: there 1.0, here 0.5"):
         train(synthetic.model(merge_lr=0.5), features, tmp_path)
+    with pytest.raises(ValueError, match="vocabulary_seed: there 0, here 1"):
+        train(synthetic.model(vocabulary_seed=1), features, tmp_path)
 
 
 def test_order_of_pictures_of_one_side_does_not_depend_on_the_other():

@@ -6,9 +6,9 @@ from hrcf_lib import config as configs
 from hrcf_lib.config import Config, Phase
 
 # Fields that belong to the experiment and not to the method: data, VLP, precision, evaluation, the length of training.
-SHARED = ("name", "dataset", "vlp", "vlp_weights", "train_size", "val_size", "test_size", "tag_noise", "data_seed")
-SHARED += ("augment", "stream", "cache", "views", "workers", "protocol", "ks", "seed", "bf16", "accumulate")
-SHARED += ("warmup_epochs", "min_lr")
+SHARED = ("name", "dataset", "vlp", "vlp_weights", "train_size", "val_size", "test_size", "tag_noise")
+SHARED += ("data_seed", "vocabulary_seed", "augment", "stream", "cache", "views", "workers", "protocol", "ks", "seed")
+SHARED += ("bf16", "accumulate", "warmup_epochs", "min_lr")
 
 
 @dataclass(frozen=True)

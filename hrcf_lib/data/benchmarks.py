@@ -54,14 +54,16 @@ def open_split(config, split: str, data="data", side: int = 112):
     r"""One split of a config's data set, as items ``(picture uint8 (3, side, side), labels (K,) in -1/0/+1)``.
 
     Of ``train`` and ``val`` the config's number of pictures is drawn if it has one, seeded by ``data_seed``, in the
-    order of the table; of MojiScenes the first. In ``train`` unseen labels read 0 (unknown).
+    order of the table; of MojiScenes the first, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
+    labels read 0 (unknown).
 
     Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.
     """
     size = getattr(config, f"{split.split('-')[0]}_size", None)
     if config.dataset == "mojiscenes":
-        noise = {"tag_noise": config.tag_noise} if split == "train" else {}
-        return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **noise)
+        more = {"tag_noise": config.tag_noise} if split == "train" else {}
+        more |= {"vocabulary_seed": config.vocabulary_seed}
+        return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
     table = load(folder(config, data), side=side, split=split, hide_unseen=split == "train")
     if size is None or size >= len(table):
         return table

@@ -4,7 +4,8 @@ A scene shows 2 to 6 different things at sizes from 14 % to 90 % of the picture'
 night, ...) or on a plain texture. Labels and boxes are exact. Splits: ``train``, ``val`` and ``test`` follow one law,
 but val and test show their own unseen things four times as often (the 81 unseen concepts of NUS-WIDE are frequent ones
 too); ``test-line`` draws the line art only, a style that no training picture has. Any concept may be *in* any picture,
-as in real benchmarks; what differs is which labels the annotation speaks of (``LabelSpace``).
+as in real benchmarks; what differs is which labels the annotation speaks of (``LabelSpace``). A ``vocabulary_seed``
+other than 0 makes other labels the unseen ones.
 
 Nothing is stored and nothing is downloaded: ``draw("test", 7)`` paints the eighth test scene, the same bits on every
 machine with OpenMoji 17, resvg-py 0.5 and Pillow 13 (up to Pillow 12, ``resize`` rounds some pixels otherwise, by one
@@ -76,24 +77,28 @@ class Scene:
 
 
 @cache
-def _things() -> tuple[openmoji.Concept, ...]:
+def _things(vocabulary_seed: int = 0) -> tuple[openmoji.Concept, ...]:
     """The concepts that are drawings."""
-    return tuple(c for c in openmoji.vocabulary() if c.openmoji)
+    return tuple(c for c in openmoji.vocabulary(vocabulary_seed) if c.openmoji)
 
 
-def draw(split: str, index: int, seed: int = 0, side: int = 112, law: SceneLaw = SceneLaw()) -> Scene:
+def draw(
+    split: str, index: int, seed: int = 0, side: int = 112, law: SceneLaw = SceneLaw(), vocabulary_seed: int = 0
+) -> Scene:
     """The scene number ``index`` (from 0, without end) of a split. Same arguments, same bits.
 
+    ``vocabulary_seed`` says which things are unseen (``openmoji.vocabulary``), which ``train`` scenes do not depend on.
     Raises ``ValueError`` for an unknown split, a negative index or seed, or a side below 16 pixels.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     if index < 0 or seed < 0 or side < 16:
         raise ValueError(f"index = {index}, seed = {seed}, side = {side}: give numbers from 0, 0 and 16 up")
+    vocabulary_seed = openmoji.check_seed(vocabulary_seed)
     rng = np.random.default_rng([crc32(split.encode()), index, seed])
-    things = _things()
+    things = _things(vocabulary_seed)
     count = rng.integers(law.objects[0], law.objects[1] + 1)
-    chosen = rng.choice(len(things), count, replace=False, p=_frequency(split, law.unseen_weight))
+    chosen = rng.choice(len(things), count, replace=False, p=_frequency(split, law.unseen_weight, vocabulary_seed))
     sizes = np.exp(rng.uniform(*np.log(law.others), len(chosen)))
     sizes[0] = rng.uniform(*law.dominant)
     order = np.argsort(-sizes, kind="stable")
@@ -104,7 +109,7 @@ def draw(split: str, index: int, seed: int = 0, side: int = 112, law: SceneLaw =
 
 
 @cache
-def _frequency(split: str, unseen_weight: float) -> np.ndarray | None:
+def _frequency(split: str, unseen_weight: float, vocabulary_seed: int = 0) -> np.ndarray | None:
     """Chance of each thing to be drawn; ``None`` (all alike) in train, whose pictures nobody chose for unseen labels.
 
     The 81 test concepts of NUS-WIDE are frequent ones (1.9 a test picture): without a weight, two test scenes of three
@@ -113,7 +118,7 @@ def _frequency(split: str, unseen_weight: float) -> np.ndarray | None:
     if split == "train":
         return None
     unseen = "test-unseen" if split.startswith("test") else "val-unseen"
-    weights = np.array([unseen_weight if thing.split == unseen else 1.0 for thing in _things()])
+    weights = np.array([unseen_weight if thing.split == unseen else 1.0 for thing in _things(vocabulary_seed)])
     return weights / weights.sum()
 
 
@@ -216,21 +221,23 @@ def _place(rng, side: int, w: int, h: int, boxes, covered: float) -> tuple[int, 
     return x, y
 
 
-def label_space(split: str) -> LabelSpace:
+def label_space(split: str, vocabulary_seed: int = 0) -> LabelSpace:
     """Seen labels, and as unseen those of validation (``train``, ``val``) or of test (``test``, ``test-line``).
 
-    Raises ``ValueError`` for an unknown split.
+    ``vocabulary_seed``: of the vocabulary's split, 0 for the one that ships. Raises ``ValueError`` for an unknown split
+    or a bad seed.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     unseen = "test-unseen" if split.startswith("test") else "val-unseen"
-    return LabelSpace(openmoji.names("seen"), openmoji.names(unseen))
+    return LabelSpace(openmoji.names("seen", vocabulary_seed), openmoji.names(unseen, vocabulary_seed))
 
 
 class MojiScenes(Dataset):
     r"""``size`` scenes of one split as ``(image uint8 (3, side, side), labels (K,) in -1/0/+1)``.
 
-    Columns are ``label_space(split).names``. In ``train`` the unseen columns are 0 (unknown): nobody annotated them.
+    Columns are ``label_space(split, vocabulary_seed).names``. In ``train`` the unseen columns are 0 (unknown): nobody
+    annotated them.
 
     Args:
         split: one of ``SPLITS``.
@@ -240,18 +247,21 @@ class MojiScenes(Dataset):
         law: the distribution.
         tag_noise: share of the *training* positives to drop, as people forget tags on Flickr (a dropped positive reads
             -1, "tag absent"). Other splits stay exact.
+        vocabulary_seed: 0: the vocabulary's split that ships; another number: other labels are seen, as many in each
+            group (``openmoji.vocabulary``).
 
     Raises:
         ValueError: an unknown split, a size, seed or side too small, or a share outside 0..1.
     """
 
-    def __init__(self, split, size, seed=0, side=112, law=SceneLaw(), tag_noise=0.0):
-        self.labels = label_space(split)
+    def __init__(self, split, size, seed=0, side=112, law=SceneLaw(), tag_noise=0.0, vocabulary_seed=0):
+        self.labels = label_space(split, vocabulary_seed)
         if size < 1 or seed < 0 or side < 16:
             raise ValueError(f"size = {size}, seed = {seed}, side = {side}: give numbers from 1, 0 and 16 up")
         if not 0 <= tag_noise <= 1:
             raise ValueError(f"tag_noise is a share of positives between 0 and 1, got {tag_noise}")
         self.split, self.size, self.seed, self.side, self.law, self.tag_noise = split, size, seed, side, law, tag_noise
+        self.vocabulary_seed = openmoji.check_seed(vocabulary_seed)
         self._column = {name: k for k, name in enumerate(self.labels.names)}
 
     def __len__(self):
@@ -265,7 +275,7 @@ class MojiScenes(Dataset):
         """The scene with names and boxes. Raises ``IndexError`` beyond the split's size."""
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
-        return draw(self.split, index, self.seed, self.side, self.law)
+        return draw(self.split, index, self.seed, self.side, self.law, self.vocabulary_seed)
 
     def annotated(self, scene: Scene) -> list[str]:
         """Names that the annotation of this split gives to a scene: never an unseen one in ``train``."""
@@ -295,7 +305,10 @@ class MojiScenes(Dataset):
         """All that pictures and labels depend on, the painting (by its first scene) included; a key for caches."""
         first = hashlib.sha256(self.scene(0).image.tobytes()).hexdigest()[:16]
         arguments = (self.split, self.size, self.seed, self.side, self.law, self.tag_noise)
-        return f"MojiScenes{arguments} labels {self.labels.hash} first {first}"
+        text = f"MojiScenes{arguments} labels {self.labels.hash} first {first}"
+        if self.vocabulary_seed:  # 0 is left out: features and runs are stored under the text without it
+            text += f" vocabulary_seed {self.vocabulary_seed}"
+        return text
 
 
 def export(dataset: MojiScenes, out: str | Path) -> Path:
