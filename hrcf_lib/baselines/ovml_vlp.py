@@ -45,8 +45,8 @@ class OVMLVLPConfig(MethodConfig):
 
     heads: int = 8  # H; D is a multiple of it
     sharpness: float = 0.1  # what the VLP's own scores are multiplied by in the softmax at the start
-    lam: float = 0.5  # weight of the class-specific features, at test time only
-    contrastive: float = 1.0  # w, weight of the contrastive loss; 0 switches it off (Table III)
+    lam: float = 0.75  # weight of the class-specific features, at test time only; chosen on val
+    contrastive: float = 0.1  # w, weight of the contrastive loss, chosen on val; 0 switches it off (Table III)
     contrastive_temperature: float = 0.1  # of Khosla et al.
     contrastive_width: int = 128  # of the projection before the contrastive loss
     lr: float = 2e-4  # top of the one cycle
