@@ -8,6 +8,7 @@ and an interrupted one goes on where it was.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from hrcf_lib.labels import TASKS
 from hrcf_lib.training import train
 
 RESAMPLED = "resampled.safetensors"
+DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
 AS_TRAINED = {"": {}}  # the setting that changes nothing
 
 
@@ -57,17 +59,30 @@ def sources(config: Config, data: str | Path = "data", cache: str | Path | None 
         return {split: fit.source(model, split, data, cache) for split in splits}
 
 
-def shelf(data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
-    """config -> its ``sources``, of which methods that leave the ViT after the same block share one."""
-    there = {}
+def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
+    r"""config -> the ``sources`` of the experiment of ``base``, as the method of the config reads them.
+
+    Methods that leave the ViT after the same block share them. Sizes are those of ``base``: a config with a shorter
+    ``train`` takes its first pictures (``run``). Raises ``ValueError`` for a config of another experiment: other data
+    or VLP, or a longer ``train``.
+    """
+    there, depths = {}, {}
 
     def take(config: Config) -> dict:
-        depth = baselines.of(config, pretrained=False).blocks
-        key = depth, config.vlp, config.vlp_weights, config.dataset, config.data_seed, config.tag_noise
-        key += (config.vocabulary_seed,)
-        if key not in there:
-            there[key] = sources(config, data, cache)
-        return there[key]
+        config = config.replace(val_size=base.val_size, test_size=base.test_size)
+        differ = [n for n in DATA if getattr(config, n) != getattr(base, n)]
+        if config.train_size != base.train_size and (config.train_size or math.inf) > (base.train_size or math.inf):
+            differ.append("train_size")
+        if differ:
+            words = ", ".join(f"{n} = {getattr(config, n)!r}, here {getattr(base, n)!r}" for n in differ)
+            raise ValueError(f"this shelf holds the data of another experiment ({words}): make one of this config")
+        kind = config.method, getattr(config, "blocks", None)
+        if kind not in depths:
+            depths[kind] = baselines.of(config, pretrained=False).blocks
+        depth = depths[kind]
+        if depth not in there:
+            there[depth] = sources(config.replace(train_size=base.train_size), data, cache)
+        return there[depth]
 
     return take
 

@@ -348,7 +348,7 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
     variants = {
         kind.title: baselines.configure(name, base) for name in ("pre_clip", "mkt") for kind in [baselines.method(name)]
     }
-    feats = studies.shelf(cache=tmp_path / "features")
+    feats = studies.shelf(base, cache=tmp_path / "features")
     outcomes = studies.run_all(base, {"HRCF": {}} | variants, [0], feats, tmp_path / "runs", resamples=5)
     assert set(outcomes) == {("HRCF", 0), ("Pre-CLIP", 0), ("MKT", 0)}
     assert outcomes["MKT", 0].folder.name.startswith("mini-mkt-")
@@ -372,6 +372,20 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
     assert {row["split"] for record in scored for row in record["tables"]["metrics"]} == {"val"}, (
         "test is not looked at"
     )
+
+
+def test_a_shelf_holds_one_experiment(tmp_path):
+    base = configs.mini().replace(train_size=8, val_size=4, test_size=4)
+    feats = studies.shelf(base, cache=tmp_path)
+    mkt = baselines.configure("mkt", base)
+    small = feats(mkt.replace(train_size=3, test_size=1))
+    assert {split: len(data) for split, data in small.items()} == {"train": 8, "val": 4, "test": 4, "test-line": 4}
+    assert feats(mkt.replace(lr=0.5, seed=3)) is small, "shared by all configs that cut the ViT there"
+    assert feats(mkt.replace(blocks=1)) is feats(base) and feats(base) is not small
+    with pytest.raises(ValueError, match="another experiment \\(data_seed = 1, here 0\\)"):
+        feats(mkt.replace(data_seed=1))
+    with pytest.raises(ValueError, match="train_size = 9, here 8"):
+        feats(mkt.replace(train_size=9))
 
 
 def test_the_command_line_trains_a_method(tmp_path, monkeypatch, capsys):

@@ -167,11 +167,10 @@ def test_names_of_runs_older_than_a_field():
 
 def test_each_split_of_the_vocabulary_has_features_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
-    base, take = configs.mini(), studies.shelf(cache=tmp_path)
-    first = take(base)
+    base = configs.mini()
+    first = studies.sources(base, cache=tmp_path)
     stored = set(tmp_path.glob("*/about.json"))
-    other = take(base.replace(vocabulary_seed=1))
-    assert take(base) is first and take(base.replace(vocabulary_seed=1, lam=0.1)) is other is not first
+    other = studies.sources(base.replace(vocabulary_seed=1), cache=tmp_path)
     assert len(stored) == len(first) == 4 and len(set(tmp_path.glob("*/about.json")) - stored) == 4
     for split in first:
         a, b = first[split].identity(), other[split].identity()
