@@ -42,22 +42,24 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
     r"""Run the phases of ``model.config`` on ``data``; of the annotation only the seen columns are looked at.
 
     Args:
-        model: an ``HRCF``. It is moved to the device that Accelerate gives this process, and left in evaluation mode
-            with its gradients as before, however the run ends.
+        model: an ``HRCF`` or another ``Method``. It is moved to the device that Accelerate gives this process, and left
+            in evaluation mode with its gradients as before, however the run ends.
         data: ``FrozenFeatures``, or what is augmented as the config says: ``Pictures``, ``StreamedPictures`` or
             ``AugmentedFeatures``.
         folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
         save_every: steps between checkpoints.
         stop_after: end after that many steps of this call, as an interruption would.
 
-    Returns one row a step: step, phase, side, epoch (within the side), lr, ranking, distillation, seconds (since the
-    start of this call), waited (seconds of them in which this process had no batch to work on). Pictures without a
-    positive seen label are dropped inside the batch (a batch that loses all of them makes no step and shows NaN).
+    Returns one row a step: step, phase, side, epoch (within the side), lr, the parts of the loss by name (of HRCF
+    ranking and distillation), seconds (since the start of this call), waited (seconds of them in which this process had
+    no batch to work on). Pictures without a positive seen label are dropped inside the batch (a batch that loses all of
+    them makes no step and shows NaN).
 
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
     processes divided by their number: losses and weights do not depend on how many processes there are, nor on
-    ``config.accumulate``, up to rounding. A run may be resumed by another number of processes.
+    ``config.accumulate``, up to rounding (but for BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
+    pictures of one process and part). A run may be resumed by another number of processes.
 
     Raises ``ValueError`` if a checkpoint belongs to another config or data, if the features hold NaN, are not what the
     config asks for, or show no positive seen label; ``FloatingPointError`` if the loss is not finite.

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from hrcf_lib import baselines, evaluation, fit, method, studies, weights
 from hrcf_lib import config as configs
 from hrcf_lib.baselines.settings import MethodConfig
+from hrcf_lib.benchmark import methods as costs
 from hrcf_lib.data import benchmarks
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
@@ -25,6 +26,7 @@ from hrcf_lib.training import train
 METHODS = (*baselines.names(), "template", "hrcf")
 LEARNING = [name for name in METHODS if name != "pre_clip"]
 UNSEEN = ["boat", "beach"]
+KNOWN = ["owl", "pizza", "bus", "cat", "dog", "zebra", "beach"]  # words that the mini VLP was trained on
 
 
 @pytest.fixture(autouse=True)
@@ -313,7 +315,7 @@ def test_a_diverged_run_says_so(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_save_and_load(name, tmp_path):
     model = baselines.build(name, experiment())  # the shipped VLP, which a loaded model has to find again
-    model.fit(features(space=LabelSpace(seen=["owl", "pizza", "bus", "cat", "dog"], unseen=["zebra", "beach"])))
+    model.fit(features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
     names = ["owl", "pizza", "bus"]
     s = model.score(pictures(), names)
     folder = model.save_pretrained(tmp_path / "saved")
@@ -410,6 +412,60 @@ def test_features_of_another_depth_are_another_cache(tmp_path):
         assert_close(at[blocks], model.vlp.trunk(pictures).half().float(), rtol=2e-3, atol=2e-3)
         assert_close(data.teacher, model.vlp.encode_image(pictures), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(at[1], at[2], atol=0.1)
+
+
+def test_scored_gives_what_evaluation_measures(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    base = configs.preset("mini").replace(phases=(("hcg", 1, 16),))
+    feats = studies.shelf(base, cache=tmp_path / "features")
+    config = baselines.configure("mkt", base)
+    table = studies.run(config, feats, tmp_path / "runs", resamples=5).table.set_index(["split", "task"])
+    found = studies.scored(config, feats, tmp_path / "runs")
+    assert set(found) == {"ZSL", "GZSL", "seen"}
+    test = feats(config)["test"]
+    for task, scores in found.items():
+        row = evaluation.measure(scores, test.labels[:, test.space.columns(task)], config.ks)
+        assert row["mAP"] == pytest.approx(table.loc[("test", task), "mAP"], abs=1e-9)
+    other = studies.scored(config, feats, tmp_path / "runs", "val", {"lam": 0.0})
+    assert not torch.equal(other["seen"], studies.scored(config, feats, tmp_path / "runs", "val")["seen"])
+
+
+def test_costs_are_of_all_methods_and_change_none(fitted):
+    """Times are machines' own; counts, steps of both sides and untouched weights are not."""
+    configs_of = {baselines.method(name).title: experiment_of(name) for name in METHODS}
+    frame = costs.costs(configs_of, KNOWN, rounds=2, steps=2, pictures=2).set_index("method")
+    assert list(frame.index) == list(configs_of)
+    for name in METHODS:
+        row, model = frame.loc[baselines.method(name).title], fitted[name][0]
+        for side, column in (
+            ("images" if "images" in model.trainable else "hcg", "image side"),
+            ("prompts", "text side"),
+        ):
+            numbers = sum(p.numel() for group in model.groups(side) for p in group["params"])
+            assert row[column] == numbers
+            step = row["step of images, ms" if column == "image side" else "step of prompts, ms"]
+            assert np.isnan(step) if not numbers else step > 0
+        assert row["ms_per_picture"] > 0 and (row["training_seconds"] > 0) == (name != "pre_clip")
+    model = build("mkt")
+    before = synthetic.weights(model)
+    assert set(costs._steps(model, KNOWN, 2)) == {"images", "prompts"}
+    moved = [n for n, v in synthetic.weights(model).items() if not torch.allclose(v, before[n], atol=1e-6)]
+    assert not moved
+
+
+def experiment_of(name: str):
+    return baselines.configure(name, experiment(train_size=10))
+
+
+def test_parameters_are_counted_in_millions_and_mkt_stands_twice(monkeypatch):
+    monkeypatch.setattr(costs, "NAMES", ("mkt", "hrcf"))
+    frame, blocks = costs.counted("mini")
+    assert list(frame["method"]) == ["MKT", "MKT with the unused MLP", "HRCF"]
+    assert frame["all"].tolist() == pytest.approx((frame["image side"] + frame["text side"]).tolist())
+    model = build("mkt")
+    with_mlp, without = frame["image side"][1], frame["image side"][0]
+    assert 1e6 * (with_mlp - without) == pytest.approx(model.unused_parameters)
+    assert dict(blocks.values) == {"MKT": 2, "HRCF": 1}
 
 
 # Pre-CLIP -------------------------------------------------------------------------------------------------------------

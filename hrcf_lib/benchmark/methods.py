@@ -51,7 +51,7 @@ def _steps(model, labels, steps: int) -> dict[str, float]:
         if not model.groups(phase.trains):
             continue
         data = _noise(model, labels, phase.batch * (steps + 1))
-        still = {"warmup_epochs": 0.0, "lr": 1e-12, "prompt_lr": 1e-12}  # the weights stay as they are
+        still = {"warmup_epochs": 0.0, "lr": 1e-12, "prompt_lr": 1e-12, "min_lr": 0.0}  # weights stay as they are
         short = model.under(config.replace(phases=[(phase.trains, 1, phase.batch)], **still))
         took = train(short, data)["seconds"].diff().iloc[1:]
         found["prompts" if phase.trains == "prompts" else "images"] = took.median()
