@@ -5,6 +5,7 @@ The image side does not depend on the labels, so it runs once (``embed``); every
 columns of GZSL scores, because softmax, ranking and norms run over the labels being scored.
 """
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -73,6 +74,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     Without ``embedded`` pictures are scored as they come: nothing of their size is held but the scores.
     """
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
+    _warn_of_leaks(model, data.space)
     views = {task: _view(data.space, task) for task in tasks}
     model.eval()
     scorers = {name: model.score_embeddings if scorer is None else scorer for name, scorer in scorers.items()}
@@ -84,6 +86,14 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     else:
         values = lambda name, task: score_all(embedded, t[task], scorers[name])
     return {name: _rows(data, tasks, partial(values, name), model.config.ks, protocol) for name in scorers}
+
+
+def _warn_of_leaks(model, space) -> None:
+    """Unseen labels that the model was trained on are no zero-shot labels, as with another ``vocabulary_seed``."""
+    learnt = sorted(set(getattr(model, "reference_labels", ())) & set(space.unseen))
+    if learnt:
+        some = ", ".join(learnt[:3]) + (f" and {len(learnt) - 3} more" if len(learnt) > 3 else "")
+        warnings.warn(f"trained on labels that are called unseen here: {some}; ZSL is not zero-shot", stacklevel=3)
 
 
 @torch.no_grad()

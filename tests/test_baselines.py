@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import synthetic
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from hrcf_lib import baselines, evaluation, fit, method, studies, weights
@@ -20,6 +21,7 @@ from hrcf_lib.data import benchmarks
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.model import HRCF
+from hrcf_lib.predict import classify
 from hrcf_lib.schedules import one_cycle
 from hrcf_lib.training import train
 
@@ -191,6 +193,13 @@ def test_evaluation_takes_any_method(fitted, name):
     assert table.loc["ZSL", "mAP"] == pytest.approx(evaluation.measure(s, data.labels[:, 5:], (1,))["mAP"], abs=1e-4)
 
 
+def test_labels_that_were_trained_on_are_not_called_unseen_in_silence(fitted):
+    model, data = fitted["mkt"][0], features(n=12)
+    data.space = LabelSpace(seen=["boat", "beach", "bus", "sun", "tree"], unseen=["cat", "dog"])
+    with pytest.warns(UserWarning, match="trained on labels that are called unseen here: cat, dog; ZSL is not"):
+        evaluation.evaluate(model, data)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_bad_pictures_and_labels_are_refused(fitted, name):
     model = fitted[name][0]
@@ -324,6 +333,8 @@ def test_save_and_load(name, tmp_path):
     assert torch.equal(again.score(pictures(), names), s)
     assert again.reference_labels == model.reference_labels
     assert not any(n.startswith("vlp.") for n in weights.read(folder / "model.safetensors"))
+    found = classify([Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures()], names, again, top_k=2)
+    assert list(found.groupby("image").size()) == [2, 2, 2] and found["score"].notna().all()
     other = baselines.method("mkt" if name != "mkt" else "biam")
     with pytest.raises(ValueError, match=f"holds a '{name}', not '.*': use baselines.load"):
         other.from_pretrained(folder)
