@@ -197,7 +197,8 @@ def extract(
         return FrozenFeatures(trunk, teacher, labels, space)
     about = {"VLP": vlp.name, "weights": vlp.hash, "picture side": vlp.side, "precision": precision, "tokens": tokens}
     about |= {"labels": space.names, "data": _fingerprint(dataset), "pictures": n}
-    about |= {"blocks after them": vlp.free} if vlp.free != 1 else {}
+    free = getattr(vlp, "free", 1)
+    about |= {"blocks after them": free} if free != 1 else {}
     cache = Cache(folder, about | {"reading": f"Pillow {PIL.__version__}"})  # which resizes pictures
     if missing := cache.missing():
         with cache.filling(missing, vlp.D + len(space.names)):

@@ -72,7 +72,7 @@ def fitted():
 
 
 def test_names_are_those_of_the_issue_and_each_is_a_file():
-    assert baselines.names() == ("pre_clip", "clip_ft", "mkt", "ovml_vlp", "biam")
+    assert METHODS[:5] == ("pre_clip", "clip_ft", "mkt", "ovml_vlp", "biam")
     for name in METHODS:
         kind = baselines.method(name)
         assert issubclass(kind, method.Method) and kind.Config.method == name
