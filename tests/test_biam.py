@@ -11,7 +11,8 @@ from test_papers import PAPERS
 from torch.testing import assert_close
 
 from hrcf_lib import baselines, scores, weights
-from hrcf_lib.baselines.biam import BiAM, BiAMConfig, BiLevelAttention, patches
+from hrcf_lib.baselines.biam import BiAM, BiAMConfig, BiLevelAttention
+from hrcf_lib.baselines.parts import patches
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.training import only, train
 

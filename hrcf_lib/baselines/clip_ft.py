@@ -9,22 +9,20 @@ that. **We** train all blocks, the final norm and the projection, with MKT's lay
 as it is; there is no distillation, which is what sets MKT and HRCF apart from it. V counts the violated pairs.
 """
 
-import copy
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrcf_lib import scores
+from hrcf_lib.baselines.parts import fixed_prompts, image_tower, layer_decay
 from hrcf_lib.baselines.settings import MethodConfig
-from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method
 
 
 @dataclass(frozen=True)
 class CLIPFTConfig(MethodConfig):
-    """Values are MKT's where the papers are silent."""
+    """Where the papers are silent values are MKT's, but for the learning rate, which is ours: all blocks move."""
 
     method = "clip_ft"
 
@@ -65,26 +63,3 @@ class CLIPFT(Method):
     def lr_scale(self, side: str, name: str) -> float:
         """Layer decay: a factor ``layer_decay`` for each step down from norm and projection."""
         return layer_decay(name, self.blocks, self.config.layer_decay)
-
-
-def image_tower(vlp, blocks: int) -> tuple[nn.Sequential, nn.Module, nn.Linear]:
-    """Trainable copies of the last ``blocks`` blocks, the final norm and the projection, which starts as the VLP's."""
-    visual = vlp.model.visual
-    last = list(visual.transformer.resblocks)[vlp.depth - blocks :]
-    head = nn.Linear(vlp.C, vlp.D, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(visual.proj.T)
-    parts = nn.Sequential(*copy.deepcopy(last)), copy.deepcopy(visual.ln_post)
-    return *(part.requires_grad_(True) for part in parts), head
-
-
-def layer_decay(name: str, blocks: int, decay: float) -> float:
-    """``decay ** (blocks - i)`` for a parameter of ``block.i``, the last of them at ``decay``; 1 for all others."""
-    words = name.split(".")
-    return decay ** (blocks - int(words[1])) if words[0] == "block" else 1.0
-
-
-@torch.no_grad()
-def fixed_prompts(vlp, names, template: str) -> Tensor:
-    """(K, D) embeddings of names in a template. Raises ``ValueError`` for names that the text tower cannot take."""
-    return vlp.encode_text([template.format(name) for name in check_names(names)])

@@ -9,9 +9,9 @@ tower, by ranking loss alone, in "There is a {name} in the scene" with the rows 
 **The paper** says 15.2 M parameters for the image side. **The released code** (github.com/sunanhe/MKT) builds and
 counts a projection MLP of 0.66 M that its forward never uses: without it there are 14.6 M. The L1 is a mean over D;
 embeddings are not of unit length; patches and class token share one projection; the test set is scored each epoch.
-**We** leave the MLP out (``unused_parameters`` counts it), give stages 1 and 2 the epochs that HRCF's image side and
-prompts have (the paper: 20 and 4), and choose nothing on test. Scores, gradients, parameter groups, learning rates and
-prompts are held against numbers of the released code in the tests.
+**We** leave the MLP out (``unused_parameters`` counts it), give stages 1 and 2 the epochs and batches that HRCF's image
+side and prompts have (released: 20 and 4 epochs, by default 64 pictures in either), and choose nothing on test. Scores,
+gradients, parameter groups, learning rates and prompts are held against numbers of the released code in the tests.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hrcf_lib import scores
-from hrcf_lib.baselines.clip_ft import image_tower, layer_decay
+from hrcf_lib.baselines.parts import image_tower, layer_decay
 from hrcf_lib.baselines.settings import MethodConfig, two_stages
 from hrcf_lib.config import Config, Phase
 from hrcf_lib.method import Method

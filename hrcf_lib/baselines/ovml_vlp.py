@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hrcf_lib import scores
-from hrcf_lib.baselines.clip_ft import fixed_prompts
+from hrcf_lib.baselines.parts import fixed_prompts, patches
 from hrcf_lib.baselines.settings import MethodConfig
 from hrcf_lib.losses import log_sum_ranking_loss, supervised_contrastive_loss
 from hrcf_lib.method import Method, finite
@@ -115,8 +115,7 @@ class OVMLVLP(Method):
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D) and the feature map F (B, N^2, D)."""
-        visual = self.vlp.model.visual
-        return self.vlp.teacher(trunk), visual.ln_post(trunk[:, 1:]) @ visual.proj
+        return self.vlp.teacher(trunk), patches(self.vlp, trunk)
 
     def label_embeddings(self, names) -> Tensor:
         """(K, D) of the template, never trained. Raises ``ValueError`` for names that it cannot take."""
