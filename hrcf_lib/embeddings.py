@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import devices
-from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.features import FrozenFeatures, check_depth
 from hrcf_lib.passes import Pass
 
 
@@ -26,7 +26,11 @@ class Embedded:
 
 @torch.no_grad()
 def embed(model, data, batch: int = 128) -> Embedded:
-    """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without."""
+    """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without.
+
+    Raises ``ValueError`` for features of a method that leaves the ViT elsewhere.
+    """
+    check_depth(model, data)
     held, at = None, 0
     for _, inputs, labels in data.batches(Pass(batch)):
         with model.autocast():

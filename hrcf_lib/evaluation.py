@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from hrcf_lib import protocols, scores
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import Embedded
-from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.features import FrozenFeatures, check_depth
 from hrcf_lib.names import check_known
 from hrcf_lib.passes import Pass
 from hrcf_lib.zero_shot import PROMPTS, SIMILARITIES, prompted
@@ -60,7 +60,8 @@ def evaluate(
 
     ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with
     ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``measure``, by default that of
-    the config. Raises ``ValueError`` for an unknown protocol, or a task that the label space has no labels for.
+    the config. Raises ``ValueError`` for an unknown protocol, a task that the label space has no labels for, or
+    features of a method that leaves the ViT elsewhere.
 
     Where several processes run this, each scores its share of the pictures, every picture is scored exactly once, and
     all of them get the same table.
@@ -81,6 +82,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     with torch.no_grad():
         t = {task: model.label_embeddings(view.names) for task, view in views.items()}
     if embedded is None:
+        check_depth(model, data)
         streamed = _score_streaming(model, data, scorers, t)
         values = lambda name, task: streamed[name, task]
     else:

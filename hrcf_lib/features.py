@@ -1,8 +1,9 @@
 r"""Frozen features: what the VLP says of every picture, computed once.
 
-Eleven of twelve blocks and the whole teacher never change, so their outputs are stored: trunk tokens (n, 1 + N^2, C) as
-float16 in memory-mapped shards, teacher embeddings e_p (n, D) in float32. A step of training then costs one block and
-two convolutions. Exact when pictures are not augmented, up to the rounding of the tokens.
+Of the ViT all blocks but the last ``VLP.free`` (of HRCF eleven of twelve) and the whole teacher never change, so their
+outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p (n, D) in
+float32. A step of HRCF's training then costs one block and two convolutions. Exact when pictures are not augmented, up
+to the rounding of the tokens.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ class FrozenFeatures:
     teacher: Tensor  # (n, D) float32, e_p
     labels: Tensor  # (n, K) -1/0/+1
     space: LabelSpace
+    free: int | None = None  # blocks of the ViT that come after the tokens (``VLP.free``); None: not known
 
     def __post_init__(self):
         if not isinstance(self.trunk, Shards):
@@ -84,7 +86,9 @@ class FrozenFeatures:
             raise ValueError("rows are numbers of pictures, not a mask: give mask.nonzero()[0]")
         rows = rows.astype(np.int64)
         labels = self.labels[rows if labels_of is None else np.asarray(labels_of, np.int64)]
-        return FrozenFeatures(self.trunk.take(rows), self.teacher[torch.from_numpy(rows)], labels, self.space)
+        return FrozenFeatures(
+            self.trunk.take(rows), self.teacher[torch.from_numpy(rows)], labels, self.space, self.free
+        )
 
     def has_positives(self) -> bool:
         """Whether any picture has a positive seen label."""
@@ -125,6 +129,11 @@ class AugmentedFeatures:
         """(n, K) -1/0/+1."""
         return self.views[0].labels
 
+    @property
+    def free(self) -> int | None:
+        """Blocks of the ViT that come after the tokens."""
+        return self.views[0].free
+
     def batches(self, order: Pass) -> Iterator[tuple]:
         """As those of ``FrozenFeatures``, of one view. Raises ``ValueError`` for a pass without a seed."""
         if order.seed is None:
@@ -156,6 +165,16 @@ class AugmentedFeatures:
         return self.views[0].has_positives()
 
 
+def check_depth(model, data) -> None:
+    """Raise ``ValueError`` for features that leave the ViT elsewhere than ``model`` goes on: it would not notice."""
+    free, own = getattr(data, "free", None), model.vlp.free
+    if free is not None and free != own:
+        raise ValueError(
+            f"these features are tokens before the last {free} blocks of the ViT, {model.title} takes those before the "
+            f"last {own}: make them for this model, fit.source(model, split), or in studies take a shelf"
+        )
+
+
 @torch.no_grad()
 def extract(
     vlp,
@@ -183,7 +202,7 @@ def extract(
     another (no ``fingerprint``) though a folder is given, pictures whose features are not finite in ``precision``, and
     a damaged cache; ``OSError`` where the disk has no room.
     """
-    n, tokens = len(dataset), (1 + vlp.N**2, vlp.C)
+    n, tokens, free = len(dataset), (1 + vlp.N**2, vlp.C), getattr(vlp, "free", 1)
     if not n:
         raise ValueError("the dataset is empty: there is nothing to extract features of")
     check_known([precision], list(DTYPES), "unknown precision")
@@ -194,10 +213,9 @@ def extract(
             trunk[own] = x
             small.append(rest)
         teacher, labels = (torch.cat(parts) for parts in zip(*small))
-        return FrozenFeatures(trunk, teacher, labels, space)
+        return FrozenFeatures(trunk, teacher, labels, space, free)
     about = {"VLP": vlp.name, "weights": vlp.hash, "picture side": vlp.side, "precision": precision, "tokens": tokens}
     about |= {"labels": space.names, "data": _fingerprint(dataset), "pictures": n}
-    free = getattr(vlp, "free", 1)
     about |= {"blocks after them": free} if free != 1 else {}
     cache = Cache(folder, about | {"reading": f"Pillow {PIL.__version__}"})  # which resizes pictures
     if missing := cache.missing():
@@ -207,7 +225,7 @@ def extract(
             found = _compute(vlp, dataset, space, rows, workers, precision)
             for s, part in parts.items():
                 cache.write(s, islice(found, len(part)))
-    return FrozenFeatures(*cache.read(), space)
+    return FrozenFeatures(*cache.read(), space, free)
 
 
 def _compute(vlp, dataset, space, rows: list[Tensor], workers: int, precision: str) -> Iterator[tuple]:

@@ -1,6 +1,6 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
-The student is a copy of the VLP and they share all blocks but the last, so the frozen trunk runs once for both.
+Student and teacher share the blocks before the last ``VLP.free`` (HRCF: 1), so the frozen trunk runs once for both.
 ``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
 ``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
 ``AugmentedView`` is a data set whose features can be stored.

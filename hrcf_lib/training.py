@@ -27,6 +27,7 @@ from hrcf_lib import weights
 from hrcf_lib.config import SIDES, Config
 from hrcf_lib.devices import process
 from hrcf_lib.embeddings import rest
+from hrcf_lib.features import check_depth
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.names import check_known
 from hrcf_lib.passes import Pass
@@ -61,8 +62,10 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
     ``config.accumulate``, up to rounding (but for BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
     pictures of one process and part). A run may be resumed by another number of processes.
 
-    Raises ``ValueError`` if a checkpoint belongs to another config or data, if the features hold NaN, are not what the
-    config asks for, or show no positive seen label; ``FloatingPointError`` if the loss is not finite.
+    Raises ``ValueError`` if a checkpoint belongs to another method, config or data, if the features hold NaN, are not
+    what config and method ask for, or show no positive seen label, and for a method whose ``trainable`` names none of
+    its parameters, or whose ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the loss is not
+    finite.
     """
     augment = getattr(data, "augment", "none")
     if model.config.augment != augment:
@@ -71,6 +74,7 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
             f"augment = {model.config.augment!r} of the config needs augmented pictures, these are {kind}: make "
             "Pictures(dataset, model.vlp, config.augment), or set augment to 'none'"
         )
+    check_depth(model, data)
     if not data.has_positives():
         raise ValueError(
             "no picture has a positive seen label, so there is nothing to learn: check labels and LabelSpace"
@@ -93,6 +97,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     config, start = model.to(accelerator.device).config, time.time()
     asked = {p.trains for p in config.phases}
     check_known(asked, list(model.trainable), f"{model.title} has no side that phases call")
+    _check_trainable(model)
     sides = [s for s in SIDES if s in asked and model.groups(s)]
     optimizers = {s: torch.optim.AdamW(model.groups(s), lr=config.lr) for s in sides}
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
@@ -144,6 +149,16 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                     break
     accelerator.wait_for_everyone()
     return _frame(history, model)
+
+
+def _check_trainable(model) -> None:
+    """Raise ``ValueError`` if a method has parameters of its own and no side trains any of them."""
+    own = [name for name, _ in model.named_parameters() if not name.startswith("vlp.")]
+    if own and not any(model.groups(side) for side in model.trainable):
+        raise ValueError(
+            f"{model.title} has parameters such as {own[0]!r}, and its trainable names none of them "
+            f"({dict(model.trainable)}): give beginnings of their names"
+        )
 
 
 def _clocked(batches: Iterable) -> Iterator[tuple]:
@@ -206,6 +221,11 @@ class _Objective(torch.nn.Module):
         e_g, regions = (x.float() for x in images)
         t = model.label_embeddings(self.names) if self.t is None else self.t  # (K, D)
         parts = model.losses(e_g, regions, t, labels, teacher)
+        if parts.keys() != weight.keys():
+            raise ValueError(
+                f"losses of {model.title} gives {', '.join(parts)}, its weights names {', '.join(weight)}: "
+                "give both the same names"
+            )
         summed = {"ranking"} if model.config.ranking_reduction == "sum" else ()  # the others are means over pictures
         parts = {name: parts[name] * (1.0 if name in summed else len(labels) / n) for name in weight}
         loss = sum(w * parts[name] for name, w in weight.items() if w)  # Eq. 20 | Eq. 21
@@ -273,7 +293,8 @@ FREE += ("cache", "views")
 
 def _about(model, data) -> dict:
     """What a checkpoint belongs to: config, VLP, pictures and seen annotation; plain values."""
-    about = {"VLP": model.vlp.hash, "seen labels": LabelSpace(data.space.seen).hash} | data.identity()
+    about = {"method": model.config.method, "VLP": model.vlp.hash}
+    about |= {"seen labels": LabelSpace(data.space.seen).hash} | data.identity()
     return about | {n: repr(v) for n, v in vars(model.config).items() if n not in FREE}
 
 
@@ -285,7 +306,8 @@ def _save(path: Path, about: dict, model, optimizers, history, step: int) -> Non
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
-    known = {f.name: repr(f.default) for f in dataclasses.fields(Config)}  # a field younger than the checkpoint
+    known = {f.name: repr(f.default) for f in dataclasses.fields(model.config)}  # a field younger than the checkpoint
+    known["method"] = about["method"]  # which older checkpoints do not say
     there = {n: known[n] for n in about if n in known} | state["about"]
     names = [n for n in about | there if n not in FREE]
     differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
