@@ -32,7 +32,9 @@ from hrcf_lib.training import train
 
 RESAMPLED = "resampled.safetensors"
 DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
+DATA += ("cache",)
 AS_TRAINED = {"": {}}  # the setting that changes nothing
+SCORING = {"lam", "keep", "rss", "rsa", "topk", "normalize_fusion", "similarity"}  # settings that leave texts alone
 
 
 @dataclass
@@ -63,8 +65,8 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
     r"""config -> the ``sources`` of the experiment of ``base``, as the method of the config reads them.
 
     Methods that leave the ViT after the same block share them. Sizes are those of ``base``: a config with a shorter
-    ``train`` takes its first pictures (``run``). Raises ``ValueError`` for a config of another experiment: other data
-    or VLP, or a longer ``train``.
+    ``train`` takes its first pictures (``run``). Raises ``ValueError`` for a config of another experiment: other data,
+    VLP or format of features, or a longer ``train``.
     """
     there, depths = {}, {}
 
@@ -215,7 +217,7 @@ def scored(config: Config, feats, folder: str | Path, split: str = "test", setti
     for task in TASKS:
         if names := data.space.view(task).names:
             with torch.no_grad():
-                t = model.label_embeddings(names)
+                t = _asked(model, setting or {}).label_embeddings(names)
             found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
     return found
 
@@ -234,7 +236,11 @@ def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int)
             with torch.no_grad():
                 t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
             for name, setting in settings.items():
-                values = evaluation.score_all(embedded, t, scorer(model, setting))
+                own = t
+                if (asked := _asked(model, setting)) is not model:
+                    with torch.no_grad():
+                        own = asked.label_embeddings(view.names)
+                values = evaluation.score_all(embedded, own, scorer(model, setting))
                 row = evaluation.measure(values, y, model.config.ks, model.config.protocol, task)
                 rows.append({"setting": name, "split": split, "task": task} | row)
                 if drawn is not None:
@@ -247,6 +253,13 @@ def scorer(model, setting: dict | Callable) -> Callable:
     if callable(setting):
         return setting(model.config)
     return model.under(model.config.replace(**setting)).score_embeddings
+
+
+def _asked(model, setting: dict | Callable):
+    """Whose label embeddings a setting is scored with: the model's own, unless it may change them, as a template."""
+    if callable(setting) or setting.keys() <= SCORING:
+        return model
+    return model.under(model.config.replace(**setting))
 
 
 def _resampled(values, labels, drawn, ks, key) -> dict:
