@@ -6,12 +6,13 @@ r"""One whole run, from a prepared data set to a trained model and its table, on
     accelerate launch --multi_gpu --num_processes 8 -m hrcf_lib.fit nus_wide --out runs/nus_wide
     notebook_launcher(fit, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)            # inside a notebook
 
-``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``HRCF.from_pretrained``),
-``history.csv`` and ``record.json``.
+``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``baselines.load``, of HRCF also
+``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.
 """
 
 import argparse
 import ast
+import dataclasses
 import json
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     streamed with ``config.stream``, or features of ``config.views`` views, as large each.
 
     Args:
-        model: an ``HRCF``, where the features are to be computed.
+        model: an ``HRCF`` or another ``Method``, where the features are to be computed.
         split: of the data set, such as train or test.
         data: folder of prepared data sets (``benchmarks.open_split``).
         cache: folder of frozen features.
@@ -88,20 +89,22 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, 
     Args:
         preset: name of a preset, or a ``Config``, also that of a baseline.
         data: folder of prepared data sets.
-        out: folder of results, by default ``runs/<preset>``; several machines have to share it.
+        out: folder of results, by default ``runs/<preset>``, with another method ``runs/<preset>-<method>``; several
+            machines have to share it.
         changes: fields of the config to replace, such as ``{"lam": 0.5}``.
         cache: folder of frozen features, by default ``<out>/features``.
-        method: ``hrcf``, or a name of ``baselines.names()`` to train in the experiment of a preset.
+        method: ``hrcf``, or a name of ``baselines.names()`` to train in the experiment of a preset; a baseline's own
+            config says itself whose it is.
 
-    Raises what ``config.preset``, ``source``, ``train`` and ``evaluate`` raise.
+    Raises what ``config.preset``, ``baselines.configure``, ``source``, ``train`` and ``evaluate`` raise.
     """
     start, state = time.time(), devices.process()
     named, changes = isinstance(preset, str), changes or {}
     config = configs.preset(preset) if named else preset
-    whose = type(config) is configs.Config  # a baseline's own config says itself whose it is
-    config = baselines.configure(method, config, **changes) if whose else config.replace(**changes)
+    method = config.method if method == "hrcf" else method
+    config = baselines.configure(method, config, **changes)
     config = config.smoke() if named and configs.is_smoke() else config
-    out = Path(out or Path("runs") / "-".join([config.name] + [method] * (method != "hrcf")))
+    out = Path(out or Path("runs") / "-".join([config.name] + [config.method] * (config.method != "hrcf")))
     cache = cache or out / "features"
     model = baselines.of(config).to(state.device)
     with state.main_process_first():  # features are computed once, and read by the others
@@ -122,7 +125,7 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, 
 
 
 def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
-    r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``.
+    r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``; of any method's config.
 
     Works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
     further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` that
@@ -133,7 +136,7 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
     write_json(path, config.to_dict())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] * (processes > 1) + list(words)
-    command += ["-m", "hrcf_lib.fit", str(path), "--data", str(data), "--out", str(out)]
+    command += ["-m", "hrcf_lib.fit", str(path), "--data", str(data), "--out", str(out), "--method", config.method]
     command += ["--cache", str(cache)] if cache else []
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (out / "log.txt").write_text(run.stdout, encoding="utf-8")
@@ -143,10 +146,12 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
         raise RuntimeError("\n".join([f"{processes} processes failed (all of it in {out / 'log.txt'}):", *lines]))
 
 
-def _preset(word: str):
-    """A preset's name, or the config in a JSON file."""
+def _preset(word: str, method: str = "hrcf"):
+    """A preset's name, or the config in a JSON file: HRCF's, also for another method, or the method's own."""
     if word.endswith(".json"):
-        return configs.from_dict(json.loads(Path(word).read_text(encoding="utf-8")))
+        values, own = json.loads(Path(word).read_text(encoding="utf-8")), baselines.method(method).Config
+        plain = values.keys() <= {field.name for field in dataclasses.fields(configs.Config)}
+        return configs.from_dict(values, configs.Config if plain else own)
     check_known([word], list(configs.PRESETS), "unknown preset")
     return word
 
@@ -171,7 +176,7 @@ def main(words=None) -> None:
     given = parser.parse_args(words)
     try:
         changes = {name: _value(text) for name, text in given.set}
-        fit(_preset(given.preset), given.data, given.out, changes, given.cache, given.method)
+        fit(_preset(given.preset, given.method), given.data, given.out, changes, given.cache, given.method)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(2, f"{STOPPED}{error}\n")
 

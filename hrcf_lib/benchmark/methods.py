@@ -20,7 +20,8 @@ def costs(methods: dict, labels, rounds: int = 3, steps: int = 6, pictures: int 
     r"""A row a method: trained parameters, the time of a training as its config has it, and of scoring.
 
     Rounds go through all methods in turn, so that whatever else the machine does falls on all of them; each number is
-    the median over rounds. A step is a whole one, with reading features, both losses and the optimizer.
+    the median over rounds. A step is a whole one, with reading features, all losses and the optimizer; features are
+    stored ones also where the config augments.
 
     Args:
         methods: title -> config.
@@ -52,7 +53,8 @@ def _steps(model, labels, steps: int) -> dict[str, float]:
             continue
         data = _noise(model, labels, phase.batch * (steps + 1))
         still = {"warmup_epochs": 0.0, "lr": 1e-12, "prompt_lr": 1e-12, "min_lr": 0.0}  # weights stay as they are
-        short = model.under(config.replace(phases=[(phase.trains, 1, phase.batch)], **still))
+        stored = {"augment": "none", "views": 0, "stream": False}
+        short = model.under(config.replace(phases=[(phase.trains, 1, phase.batch)], **stored, **still))
         took = train(short, data)["seconds"].diff().iloc[1:]
         found["prompts" if phase.trains == "prompts" else "images"] = took.median()
     return found
