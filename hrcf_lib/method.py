@@ -97,7 +97,10 @@ class Method(nn.Module):
         return {"ranking": rank, "distillation": distillation_loss(e_g, teacher, self.config.distillation_reduction)}
 
     def weights(self, side: str) -> dict[str, float]:
-        """Weight of each part of the loss while ``side`` learns; a part of weight 0 is reported and trains nothing."""
+        """Weight of each part of the loss while ``side`` learns; a part of weight 0 is reported and trains nothing.
+
+        The names are those of ``losses``, the same for every side.
+        """
         return {"ranking": 1.0, "distillation": 0.0 if side == "prompts" else self.config.distillation}
 
     def lr_scale(self, side: str, name: str) -> float:
@@ -124,9 +127,14 @@ class Method(nn.Module):
         r"""Pictures (B, 3, side, side), uint8 or float in 0..1, and K names (or embeddings (K, D)) -> scores (B, K).
 
         In evaluation mode, ``batch`` pictures at a time, float32. The labels are scored among themselves, and may be
-        any: seen or not. Raises ``ValueError`` for pictures of another shape, names that ``label_embeddings`` refuses,
-        or scores that are not finite, naming the picture.
+        any: seen or not. Raises ``ValueError`` for pictures of another shape or kind, names that ``label_embeddings``
+        refuses, or scores that are not finite, naming the picture.
         """
+        if not isinstance(images, Tensor):
+            raise ValueError(
+                f"images is a {type(images).__name__}: give a tensor (B, 3, {self.vlp.side}, {self.vlp.side}); "
+                "predict.classify reads files and PIL images"
+            )
         training = self.training
         try:
             self.eval()

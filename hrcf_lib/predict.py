@@ -9,6 +9,7 @@ import torch
 from hrcf_lib.data.dataset import find_images, read_image
 from hrcf_lib.explain import reference_columns
 from hrcf_lib.labels import check_names
+from hrcf_lib.method import Method
 from hrcf_lib.model import HRCF
 from hrcf_lib.passes import read_ahead
 
@@ -20,7 +21,7 @@ def default_model() -> HRCF:
 
 
 @torch.no_grad()
-def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: int = 32) -> pd.DataFrame:
+def classify(images, labels, model: Method | None = None, top_k: int = 5, batch: int = 32) -> pd.DataFrame:
     r"""The best labels of each picture.
 
     Args:
@@ -28,13 +29,14 @@ def classify(images, labels, model: HRCF | None = None, top_k: int = 5, batch: i
         labels: names, any number from 1. They are scored inside the model's reference vocabulary (its seen labels):
             softmax, region selection and norms run over reference and own labels together, so that a single label does
             not always score 1; only your columns come back.
-        model: an ``HRCF``; by default the one that ships (``default_model``). It is left in evaluation mode.
+        model: an ``HRCF`` or another ``Method``; by default the HRCF that ships (``default_model``). It is left in
+            evaluation mode.
         top_k: labels to report for each picture; fewer come back if there are fewer labels.
         batch: pictures at a time; a thread reads the next ones meanwhile.
 
     Returns:
-        a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (Eq. 14,
-        in -1..1, comparable within a picture), rank (1 is best).
+        a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (the
+        model's own, comparable within a picture; of HRCF Eq. 14, in -1..1), rank (1 is best).
 
     Raises:
         ValueError: empty, blank or duplicate names (case does not count), a name that the text tower does not know,

@@ -16,8 +16,10 @@ from torch.testing import assert_close
 from hrcf_lib import baselines, evaluation, fit, method, studies, weights
 from hrcf_lib import config as configs
 from hrcf_lib.baselines.settings import MethodConfig
+from hrcf_lib.baselines.template import Template, TemplateConfig
 from hrcf_lib.benchmark import methods as costs
 from hrcf_lib.data import benchmarks
+from hrcf_lib.embeddings import embed
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.model import HRCF
@@ -88,6 +90,35 @@ def test_a_method_may_be_called_as_in_tables(spelt):
 def test_an_unknown_method_is_an_error_with_the_nearest_name():
     with pytest.raises(ValueError, match="unknown method 'mtk'; did you mean 'mkt'.*known: pre_clip, clip_ft"):
         baselines.build("MTK", experiment())
+
+
+class Own(Template):
+    """A method outside of the package."""
+
+    title, Config = "Own", type("OwnConfig", (TemplateConfig,), {"method": "own"})
+
+
+def test_a_method_outside_of_the_package_is_entered_as_a_class(monkeypatch, tmp_path):
+    monkeypatch.setitem(baselines.METHODS, "own", Own)
+    model = baselines.build("own", experiment(), scale=0.5)
+    model.fit(features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
+    again = baselines.load(model.save_pretrained(tmp_path))
+    assert type(again) is Own and again.config.scale == 0.5
+    assert torch.equal(again.score(pictures(), KNOWN), model.score(pictures(), KNOWN))
+    monkeypatch.setitem(baselines.METHODS, "other", Own)
+    with pytest.raises(ValueError, match="METHODS has Own as 'other', its OwnConfig says method = 'own': give both"):
+        baselines.build("other", experiment())
+
+
+def test_slips_of_a_new_method_are_named():
+    wrong = type("Wrong", (Template,), {"trainable": {"images": ("layr.",), "prompts": ()}})
+    with pytest.raises(
+        ValueError, match="Template has parameters such as 'layer.weight', and its trainable names none"
+    ):
+        wrong(TemplateConfig.of(experiment()), pretrained=False).fit(features())
+    alone = type("Alone", (Template,), {"losses": lambda self, *a: {"ranking": Template.losses(self, *a)["ranking"]}})
+    with pytest.raises(ValueError, match="losses of Template gives ranking, its weights names ranking, distillation"):
+        alone(TemplateConfig.of(experiment()), pretrained=False).fit(features())
 
 
 # Configs --------------------------------------------------------------------------------------------------------------
@@ -205,6 +236,8 @@ def test_bad_pictures_and_labels_are_refused(fitted, name):
     model = fitted[name][0]
     with pytest.raises(ValueError, match=r"takes pictures \(B, 3, 112, 112\), got \(2, 3, 64, 64\); resize"):
         model.score(pictures(2)[:, :, :64, :64], UNSEEN)
+    with pytest.raises(ValueError, match=r"images is a list: give a tensor \(B, 3, 112, 112\)"):
+        model.score([pictures(1)[0]], UNSEEN)
     with pytest.raises(ValueError, match="uint8 in 0..255 or float"):
         model.score(pictures(2).int(), UNSEEN)
     with pytest.raises(ValueError, match=r"scores of pictures \[1\] are NaN"):
@@ -277,6 +310,33 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(fitted, name, tmp_path):
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
     with pytest.raises(ValueError, match="belongs to another run"):
         build(name, lr=0.5).fit(features(), tmp_path)
+
+
+def test_a_checkpoint_of_another_method_is_refused(monkeypatch, tmp_path):
+    """Also where config and weights would fit. One that is older than this says no method, and is taken up."""
+    build("template").fit(features(), tmp_path, stop_after=3)
+    file = tmp_path / "checkpoint.pt"
+    state = torch.load(file, weights_only=True)
+    with pytest.raises(ValueError, match="belongs to another run.*\n  method: there template, here own"):
+        Own(Own.Config.of(experiment()), pretrained=False).fit(features(), tmp_path)
+    del state["about"]["method"]
+    torch.save(state, file)
+    assert len(build("template").fit(features(), tmp_path)) > 3
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_features_that_leave_the_vit_elsewhere_are_refused(augmented):
+    """Tokens have one shape at every depth: a method would train on them without a sign."""
+    config = experiment(train_size=4, augment="rand-m9-mstd0.5-inc1" if augmented else "none", views=int(augmented))
+    data = fit.source(baselines.build("mkt", config, pretrained=False), "train")
+    other = baselines.build("biam", config, pretrained=False)
+    says = "tokens before the last 2 blocks of the ViT, BiAM takes those before the last 0: make them for this model"
+    with pytest.raises(ValueError, match=says):
+        other.fit(data)
+    if not augmented:
+        for look in (evaluation.evaluate, embed):
+            with pytest.raises(ValueError, match=says):
+                look(other, data.take([0, 1]))
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -399,6 +459,8 @@ def test_a_shelf_holds_one_experiment(tmp_path):
         feats(mkt.replace(data_seed=1))
     with pytest.raises(ValueError, match="train_size = 9, here 8"):
         feats(mkt.replace(train_size=9))
+    with pytest.raises(ValueError, match="cache = 'float32', here 'float16'"):
+        feats(mkt.replace(cache="float32"))
 
 
 def test_the_command_line_trains_a_method(tmp_path, monkeypatch, capsys):
@@ -410,6 +472,42 @@ def test_the_command_line_trains_a_method(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         fit.main(["mini", "--method", "mtk"])
     assert stop.value.code == 2 and "did you mean 'mkt'" in capsys.readouterr().err
+
+
+def test_a_methods_own_config_goes_through_files_and_names_its_folder(tmp_path, monkeypatch):
+    """``launch`` writes such a file; a plain config may be trained by any method."""
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    base = configs.preset("mini").replace(test_size=4, train_size=16)
+    own = baselines.configure("biam", base, topk=3)
+    for config, expected in ((own, own), (base, baselines.configure("biam", base))):
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+        read = fit._preset(str(tmp_path / "config.json"), "biam")
+        assert type(read) is type(config) and baselines.configure("biam", read) == expected
+    monkeypatch.chdir(tmp_path)
+    fit.fit(own)
+    assert baselines.load("runs/mini-biam/model").config == own, "beside runs/mini, which is HRCF's"
+    with pytest.raises(ValueError, match="MKTConfig cannot be made of a BiAMConfig"):
+        fit.fit(own, method="mkt")
+
+
+def test_a_setting_of_the_label_side_is_scored_with_its_own_label_embeddings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    base = baselines.configure("pre_clip", configs.preset("mini"))
+    feats, runs = studies.shelf(base, cache=tmp_path / "features"), tmp_path / "runs"
+    settings = {"": {}, "ensemble": {"prompt_set": "ensemble"}, "cosine": {"similarity": "cosine"}}
+    studies.run(base, feats, runs, settings, resamples=5)
+    data = feats(base)["test"]
+    for setting in settings.values():
+        expected = evaluation.score_all(
+            embed(model := baselines.of(base.replace(**setting)).eval(), data),
+            model.label_embeddings(data.space.view("ZSL").names),
+            model.score_embeddings,
+        )
+        assert_close(studies.scored(base, feats, runs, setting=setting)["ZSL"], expected)
+    record = json.loads(next(runs.glob("*/record.json")).read_text())["tables"]["metrics"]
+    row = next(r for r in record if (r["setting"], r["split"], r["task"]) == ("ensemble", "test", "ZSL"))
+    whole = evaluation.evaluate(baselines.of(base.replace(prompt_set="ensemble")), data, ("ZSL",))
+    assert row["mAP"] == pytest.approx(whole.loc["ZSL", "mAP"], abs=1e-9)
 
 
 def test_features_of_another_depth_are_another_cache(tmp_path):
@@ -457,7 +555,7 @@ def test_costs_are_of_all_methods_and_change_none(fitted):
             step = row["step of images, ms" if column == "image side" else "step of prompts, ms"]
             assert np.isnan(step) if not numbers else step > 0
         assert row["ms_per_picture"] > 0 and (row["training_seconds"] > 0) == (name != "pre_clip")
-    model = build("mkt")
+    model = build("mkt", augment="rand-m9-mstd0.5-inc1", views=2)
     before = synthetic.weights(model)
     assert set(costs._steps(model, KNOWN, 2)) == {"images", "prompts"}
     moved = [n for n, v in synthetic.weights(model).items() if not torch.allclose(v, before[n], atol=1e-6)]

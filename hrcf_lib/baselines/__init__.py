@@ -6,7 +6,8 @@ r"""The methods that HRCF is compared with, one file each, in one harness: same 
 >>> mkt = baselines.build("mkt", config.mini(), topk=8)  # doctest: +SKIP
 >>> mkt.fit(fit.source(mkt, "train")), mkt.score(images, ["zebra", "bus"])  # doctest: +SKIP
 
-The next method is a copy of ``template.py`` and a line in ``METHODS``.
+The next method is a copy of ``template.py`` and a line in ``METHODS``, or, outside of this package,
+``METHODS["my_method"] = MyMethod``.
 """
 
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from hrcf_lib.config import Config
 from hrcf_lib.names import check_known
 
-METHODS = {  # name -> file here (or, with a dot, any module) and class
+METHODS = {  # name (lower case, "_" between words) -> file here and class, or the class itself
     "pre_clip": ("pre_clip", "PreCLIP"),
     "clip_ft": ("clip_ft", "CLIPFT"),
     "mkt": ("mkt", "MKT"),
@@ -31,14 +32,25 @@ def names() -> tuple[str, ...]:
 
 
 def method(name: str):
-    """The class of a method, or ``HRCF``. Raises ``ValueError`` for an unknown name, with the nearest known one."""
+    """The class of a method, or ``HRCF``.
+
+    Raises ``ValueError`` for an unknown name, with the nearest known one, and for a class whose config has another.
+    """
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     if key == "hrcf":
         return import_module("hrcf_lib.model").HRCF
     check_known([key], list(METHODS), "unknown method")
-    file, of = METHODS[key]
-    return getattr(import_module(file if "." in file else f"hrcf_lib.baselines.{file}"), of)
+    found = METHODS[key]
+    if not isinstance(found, type):
+        file, of = found
+        found = getattr(import_module(f"hrcf_lib.baselines.{file}"), of)
+    if found.Config.method != key:
+        raise ValueError(
+            f"METHODS has {found.__name__} as {key!r}, its {found.Config.__name__} says method = "
+            f"{found.Config.method!r}: give both the same name, by which saved models are found"
+        )
+    return found
 
 
 def build(name: str, config: Config, pretrained: bool = True, **changes):

@@ -1,17 +1,18 @@
-r"""TEMPLATE: copy this file, give it a name, and enter it in ``baselines.METHODS``. It is a method that works.
+r"""TEMPLATE: copy this file, name file, classes and ``method`` anew, and enter it in ``baselines.METHODS``. It works.
 
 $$s_k = e \cdot t_k, \qquad e = W\, e_p + e_p$$
 
 Here: one linear layer on the VLP's global embedding, trained with the ranking loss. Say in the first lines which
 equations are computed, then **what the paper** states, **what its released code** does where they differ, and what
-**we** chose. ``tests/test_baselines.py`` runs every method in ``METHODS`` through the same tests, and this one too.
+**we** chose. ``tests/test_baselines.py`` runs every method in ``METHODS`` through the same tests, and this one too. A
+file outside of this package is entered as ``baselines.METHODS["my_method"] = MyMethod``, wherever it is to be loaded.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from hrcf_lib.baselines.clip_ft import fixed_prompts
+from hrcf_lib.baselines.parts import fixed_prompts
 from hrcf_lib.baselines.settings import MethodConfig
 from hrcf_lib.method import Method
 
@@ -20,7 +21,7 @@ from hrcf_lib.method import Method
 class TemplateConfig(MethodConfig):
     """A comment a field, with unit and place in the paper. Fields of ``Config`` may be given other defaults here."""
 
-    method = "template"  # the name in METHODS
+    method = "template"  # the name in METHODS, lower case; no field, so without a type
 
     distillation: float = 0.0  # a field of Config: weight of the distillation loss
     scale: float = 1.0  # a field of its own; numbers below 0 are refused unless config.RANGES says otherwise
