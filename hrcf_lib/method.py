@@ -160,6 +160,12 @@ class Method(nn.Module):
             for (scale, decay), own in groups.items()
         ]
 
+    def trained_parameters(self) -> dict[str, int]:
+        """How many numbers the ``image side`` and the ``text side`` train."""
+        sides = {"image side": "images" if "images" in self.trainable else "hcg", "text side": "prompts"}
+        count = lambda side: sum(p.numel() for group in self.groups(side) for p in group["params"])
+        return {name: count(side) for name, side in sides.items()}
+
     def forward(self, images: Tensor, labels) -> Tensor:
         r"""Pictures (B, 3, side, side), uint8 or float in 0..1, and names (or embeddings (K, D)) -> scores (B, K).
 

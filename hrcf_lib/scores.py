@@ -45,6 +45,19 @@ def topk_mean(region_scores: Tensor, k: int) -> Tensor:
     return region_scores.topk(k, dim=1).values.mean(dim=1)  # (B, K)
 
 
+def pool(regions: Tensor, label_embeddings: Tensor, k: int) -> Tensor:
+    r"""Top-k mean pooling from embeddings, with at most J for ``k``: (B, J, D), (K, D) -> (B, K).
+
+    If (B, J, K) were ``LARGE``, labels go in parts of ``PART`` entries, each pooled before the next is scored: the
+    whole does not exist, in the backward pass neither.
+    """
+    _same_width(regions, label_embeddings)
+    (B, J, _), K = regions.shape, len(label_embeddings)
+    n = K if B * J * K <= LARGE else max(1, PART // (B * J))  # labels at a time
+    parts = [topk_mean(region_scores(regions, t), min(k, J)) for t in label_embeddings.split(max(1, n))]
+    return torch.cat(parts, dim=1)  # (B, K)
+
+
 def region_score_aggregation(region_scores: Tensor) -> Tensor:
     r"""RSA (Eqs. 12-13): each region is a single-label problem, and its vote weighs its score.
 
@@ -207,7 +220,7 @@ def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select
     if config.rsa:
         s_region = aggregate(regions, label_embeddings)
     else:
-        s_region = topk_mean(region_scores(regions, label_embeddings), min(config.topk, regions.shape[1]))
+        s_region = pool(regions, label_embeddings, config.topk)
     return fuse(global_scores(e_g, label_embeddings), s_region, config.lam, config.normalize_fusion)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,14 +144,23 @@ def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict
     ``base`` and the fields before it at their best, and scored in every setting. Best is the highest mean mAP over the
     tasks of ``fit.validation``. Returns the changes of the config (those of the best setting too), and a frame with a
     row for each value and setting: field, value, setting, mAP of each task, mean, chosen. Splits of test are not read.
+    A value with which training diverges has NaN and a warning. Raises ``FloatingPointError`` if all of a field do, and
+    what ``run`` raises.
     """
     settings, best, parts = AS_TRAINED if settings is None else settings, {}, []
     for field, values in grid.items():
         rows = []
         for value in values:
             config = _sized(base.replace(**best | {field: value}))
-            rows += [{"field": field, "value": value} | row for row in _on_val(config, feats, folder, settings)]
+            try:
+                found = _on_val(config, feats, folder, settings)
+            except FloatingPointError as error:
+                warnings.warn(f"{field} = {value!r} is left out of the search: {error}", stacklevel=2)
+                found = [{"setting": setting, "mean": math.nan} for setting in settings]
+            rows += [{"field": field, "value": value} | row for row in found]
         parts.append(pd.DataFrame(rows))
+        if parts[-1]["mean"].isna().all():
+            raise FloatingPointError(f"training diverges with every {field} of {list(values)}: give smaller ones")
         at = parts[-1]["mean"].idxmax()
         parts[-1]["chosen"] = parts[-1].index == at
         best[field], setting = rows[at]["value"], rows[at]["setting"]
@@ -288,15 +298,9 @@ def seconds(outcomes: dict) -> dict[str, float]:
     return {f"{variant} {seed}": round(o.about["training"]["seconds"], 1) for (variant, seed), o in outcomes.items()}
 
 
-def _parameters(model) -> dict[str, int]:
-    """How many numbers the image side and the prompts train."""
-    sides = ["images" if "images" in model.trainable else "hcg", "prompts"]
-    return {side: sum(p.numel() for group in model.groups(side) for p in group["params"]) for side in sides}
-
-
 def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
     about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
-    about |= {"training": known.about["training"], "trained_parameters": _parameters(model)}
+    about |= {"training": known.about["training"], "trained_parameters": model.trained_parameters()}
     about |= {"belongs_to": belongs}
     weights.write({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"

@@ -426,8 +426,8 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
     assert set(outcomes) == {("HRCF", 0), ("Pre-CLIP", 0), ("MKT", 0)}
     assert outcomes["MKT", 0].folder.name.startswith("mini-mkt-")
     counted = outcomes["MKT", 0].about["trained_parameters"]
-    assert set(counted) == {"images", "prompts"} and all(counted.values())
-    assert outcomes["Pre-CLIP", 0].about["trained_parameters"] == {"images": 0, "prompts": 0}
+    assert set(counted) == {"image side", "text side"} and all(counted.values())
+    assert outcomes["Pre-CLIP", 0].about["trained_parameters"] == {"image side": 0, "text side": 0}
     mtime = (outcomes["MKT", 0].folder / "record.json").stat().st_mtime_ns
     studies.run(variants["MKT"].smoke(), feats, tmp_path / "runs", resamples=5)
     assert (outcomes["MKT", 0].folder / "record.json").stat().st_mtime_ns == mtime, "never computed twice"
@@ -445,6 +445,17 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
     assert {row["split"] for record in scored for row in record["tables"]["metrics"]} == {"val"}, (
         "test is not looked at"
     )
+
+
+def test_a_search_goes_on_where_one_value_diverges(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    base = configs.preset("mini")
+    feats, mkt = studies.shelf(base, cache=tmp_path / "features"), baselines.configure("mkt", base)
+    with pytest.warns(UserWarning, match=r"lr = 1e\+30 is left out of the search: .*diverged"):
+        best, frame = studies.search(mkt, {"lr": [1e30, 1e-3]}, feats, tmp_path / "search")
+    assert best == {"lr": 1e-3} and frame["mean"].isna().tolist() == [True, False]
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(FloatingPointError, match="every lr of .*: give"):
+        studies.search(mkt, {"lr": [1e30]}, feats, tmp_path / "search")
 
 
 def test_a_shelf_holds_one_experiment(tmp_path):

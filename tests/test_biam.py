@@ -196,22 +196,6 @@ def test_scores_are_the_mean_of_the_best_positions(trained, embedded):
         assert_close(method.score_embeddings(*embedded, t), m.sort(dim=-1).values[..., -6:].mean(dim=-1))
 
 
-def test_many_labels_are_scored_in_parts(trained, embedded, monkeypatch):
-    """In value and gradient, and no tensor of all labels and regions exists."""
-    method, g = trained[0], torch.Generator().manual_seed(0)
-    t, sizes, pooled = torch.randn(50, method.vlp.D, generator=g), [], scores.topk_mean
-    e_f = embedded[1].clone().requires_grad_()
-    whole = method.score_embeddings(embedded[0], e_f, t)
-    (expected,) = torch.autograd.grad(whole.square().sum(), e_f)
-    monkeypatch.setattr(scores, "PART", 4 * 196 * 12)
-    monkeypatch.setattr(scores, "topk_mean", lambda m, k: sizes.append(m.shape[2]) or pooled(m, k))
-    parts = method.score_embeddings(embedded[0], e_f, t)
-    (grad,) = torch.autograd.grad(parts.square().sum(), e_f)
-    assert sizes == [12, 12, 12, 12, 2]
-    assert_close(parts, whole)
-    assert_close(grad, expected)
-
-
 def test_pictures_and_unseen_names_to_scores(trained):
     method, images = trained[0], torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     unseen = method.score(images, ["boat", "beach"])

@@ -64,6 +64,25 @@ def test_rsa_softmax_runs_over_labels_not_regions():
     assert_close(scores.region_score_aggregation(s), torch.tensor([[200.0, 7.0 / (1 + math.exp(-7))]]))
 
 
+@pytest.mark.parametrize("k", [1, 16, 140, 999])
+def test_pooling_from_embeddings_goes_through_many_labels_in_parts(k, monkeypatch):
+    """In value and gradient, and in none of them a tensor of all labels and regions exists."""
+    _, regions, t = draw(K=50)
+    regions.requires_grad_(), t.requires_grad_()
+    plain = scores.topk_mean(scores.region_scores(regions, t), min(k, 140))
+    assert torch.equal(scores.pool(regions, t, k), plain), "few labels are scored at once"
+    expected = torch.autograd.grad(plain.square().sum(), (regions, t))
+    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
+    monkeypatch.setattr(scores, "PART", 2 * 140 * 13 - 1)
+    with Largest() as seen:
+        parts = scores.pool(regions, t, k)
+        found = torch.autograd.grad(parts.square().sum(), (regions, t))
+    assert seen.entries <= max(2 * 140 * 12, regions.numel()) < 2 * 140 * 50
+    assert_close(parts, plain, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("large", ["small", "scores kept", "computed twice"])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("chunk", [1, 35, 139, 500])

@@ -191,8 +191,8 @@ def test_the_record_of_a_run(done):
         assert record[key]
     assert record["training"]["steps"] == 4 and record["training"]["sides"]["prompts"]["steps"] == 2
     model = HRCF(config(hcg=False))
-    assert record["trained_parameters"]["prompts"] == model.prompt.vectors.numel()
-    assert record["trained_parameters"]["hcg"] == sum(
+    assert record["trained_parameters"]["text side"] == model.prompt.vectors.numel()
+    assert record["trained_parameters"]["image side"] == sum(
         p.numel() for n, p in model.named_parameters() if not n.startswith(("vlp.", "prompt."))
     )
 

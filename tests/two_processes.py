@@ -10,7 +10,7 @@ from pathlib import Path
 import synthetic
 import torch
 
-from hrcf_lib import training
+from hrcf_lib import baselines, training
 from hrcf_lib.config import Config
 from hrcf_lib.data import load
 from hrcf_lib.devices import process
@@ -35,12 +35,15 @@ def sources(model, table) -> dict:
     return {
         "features": gappy(),
         "accumulated": gappy(),
+        "mkt": gappy(),
         "pictures": Pictures(dataset, model.vlp, RAND),
         "streamed": StreamedPictures(table, model.vlp, RAND, buffer=5),
     }
 
 
 def config_of(name: str) -> Config:
+    if name == "mkt":
+        return baselines.configure("mkt", synthetic.config())
     changes = {"merge_starts_at_zero": False}  # at zero, the first gradients of the other convolution are rounding
     if name == "accumulated":
         changes |= {"accumulate": 3}
@@ -52,14 +55,14 @@ def config_of(name: str) -> Config:
 
 def run(name: str, table, folder=None, **more):
     """Model and history of one training run by name."""
-    model = synthetic.HRCF(config_of(name), pretrained=False)
+    model = baselines.of(config_of(name), pretrained=False)
     return model, train(model, sources(model, table)[name], folder, **more)
 
 
 def main(table: str, out: Path) -> None:
     state = process()
     assert (state.num_processes, state.backend) == (2, "gloo")
-    for name in ("features", "accumulated", "pictures", "streamed"):
+    for name in ("features", "accumulated", "pictures", "streamed", "mkt"):
         model, history = run(name, table)
         if state.is_main_process:
             torch.save(synthetic.weights(model), out / f"{name}.pt")

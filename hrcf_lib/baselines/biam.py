@@ -100,14 +100,8 @@ class BiAM(Method):
         return F.normalize(a, dim=-1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        """(B, D), which takes no part, (B, N^2, D), (K, ·) -> (B, K), any real number.
-
-        Labels are scored in parts: no (B, N^2, K) of many labels exists, in the backward pass neither.
-        """
-        w = self.network.classifiers(label_embeddings)  # (K, D)
-        k = min(self.config.topk, regions.shape[1])
-        n = max(1, scores.PART // max(1, regions.shape[0] * regions.shape[1]))  # labels at a time
-        return torch.cat([scores.topk_mean(scores.region_scores(regions, part), k) for part in w.split(n)], dim=1)
+        """(B, D), which takes no part, (B, N^2, D), (K, ·) -> (B, K), any real number."""
+        return scores.pool(regions, self.network.classifiers(label_embeddings), self.config.topk)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Ranking alone. Raises ``FloatingPointError`` for scores that are not finite."""

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrcf_lib import scores
-from hrcf_lib.baselines.parts import fixed_prompts, image_tower, layer_decay
+from hrcf_lib.baselines.parts import LastBlocks, fixed_prompts
 from hrcf_lib.baselines.settings import MethodConfig
-from hrcf_lib.method import Method
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,10 @@ class CLIPFTConfig(MethodConfig):
     lr: float = 1e-4  # of norm and projection; a block learns at lr * layer_decay ** (blocks above it + 1)
 
 
-class CLIPFT(Method):
+class CLIPFT(LastBlocks):
     """Only the global embedding takes part; there are no regions."""
 
     title, Config = "CLIP-FT", CLIPFTConfig
-    trainable = {"images": ("block.", "ln_post.", "head."), "prompts": ()}
-
-    @property
-    def blocks(self) -> int:
-        """As the config says, or all."""
-        return self.vlp.depth if self.config.blocks is None else self.config.blocks
-
-    def build(self) -> None:
-        """Copies of the VLP's last blocks, final norm and projection."""
-        self.block, self.ln_post, self.head = image_tower(self.vlp, self.blocks)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Trunk tokens (B, 1 + N^2, C) -> e_g (B, D), and no regions (B, 0, D)."""
@@ -59,7 +48,3 @@ class CLIPFT(Method):
         """(B, D), no regions, (K, D) -> (B, K), of norm 1 over the labels with ``normalize_fusion``."""
         s = scores.global_scores(e_g, label_embeddings)  # (B, K)
         return F.normalize(s, dim=-1) if self.config.normalize_fusion else s
-
-    def lr_scale(self, side: str, name: str) -> float:
-        """Layer decay: a factor ``layer_decay`` for each step down from norm and projection."""
-        return layer_decay(name, self.blocks, self.config.layer_decay)

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hrcf_lib import scores
-from hrcf_lib.baselines.parts import image_tower, layer_decay
+from hrcf_lib.baselines.parts import LastBlocks
 from hrcf_lib.baselines.settings import MethodConfig, two_stages
 from hrcf_lib.config import Config, Phase
-from hrcf_lib.method import Method
 from hrcf_lib.prompts import PromptLearner
 from hrcf_lib.schedules import learning_rate
 
@@ -45,20 +44,15 @@ class MKTConfig(MethodConfig):
         return two_stages(config)
 
 
-class MKT(Method):
+class MKT(LastBlocks):
     """Global stream and local stream share blocks, final norm and projection."""
 
     title, Config = "MKT", MKTConfig
-    trainable = {"images": ("block.", "ln_post.", "head."), "prompts": ("prompt.",)}
-
-    @property
-    def blocks(self) -> int:
-        """As the config says."""
-        return self.config.blocks
+    trainable = LastBlocks.trainable | {"prompts": ("prompt.",)}
 
     def build(self) -> None:
-        """Copies of the VLP's last blocks, final norm and projection; prompts that start as the VLP's own."""
-        self.block, self.ln_post, self.head = image_tower(self.vlp, self.blocks)
+        """The last blocks, and prompts that start as the VLP's own."""
+        super().build()
         self.prompt = PromptLearner(self.vlp, self.config.prompt, self.config.prompt_vectors)
 
     @property
@@ -78,14 +72,9 @@ class MKT(Method):
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, D), (B, N^2, D), (K, D) -> (B, K), in -1..1."""
-        k = min(self.config.topk, regions.shape[1])
-        local = scores.topk_mean(scores.region_scores(regions, label_embeddings), k)  # (B, K)
+        local = scores.pool(regions, label_embeddings, self.config.topk)  # (B, K)
         s_global = scores.global_scores(e_g, label_embeddings)  # (B, K)
         return scores.fuse(s_global, local, self.config.lam, self.config.normalize_fusion)
-
-    def lr_scale(self, side: str, name: str) -> float:
-        """Layer decay: a factor ``layer_decay`` for each step down from norm and projection."""
-        return layer_decay(name, self.blocks, self.config.layer_decay)
 
     def learning_rate(self, side: str, epoch: float, epochs: int) -> float:
         """Stage 1: warm-up and cosine to ``min_lr``; stage 2: cosine to ``prompt_min_lr``."""

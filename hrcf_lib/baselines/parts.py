@@ -1,4 +1,4 @@
-"""What several methods are made of: a tower that learns, its layer decay, dense features, and prompts that rest."""
+"""What several methods are made of: last blocks that learn, dense features, and prompts that rest."""
 
 import copy
 
@@ -6,23 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from hrcf_lib.labels import check_names
+from hrcf_lib.method import Method
 
 
-def image_tower(vlp, blocks: int) -> tuple[nn.Sequential, nn.Module, nn.Linear]:
-    """Trainable copies of the last ``blocks`` blocks, the final norm and the projection, which starts as the VLP's."""
-    visual = vlp.model.visual
-    last = list(visual.transformer.resblocks)[vlp.depth - blocks :]
-    head = nn.Linear(vlp.C, vlp.D, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(visual.proj.T)
-    parts = nn.Sequential(*copy.deepcopy(last)), copy.deepcopy(visual.ln_post)
-    return *(part.requires_grad_(True) for part in parts), head
+class LastBlocks(Method):
+    r"""A method that trains the last ``config.blocks`` blocks of the ViT, all with None, its norm and projection."""
 
+    trainable = {"images": ("block.", "ln_post.", "head."), "prompts": ()}
 
-def layer_decay(name: str, blocks: int, decay: float) -> float:
-    """``decay ** (blocks - i)`` for a parameter of ``block.i``, the last of them at ``decay``; 1 for all others."""
-    words = name.split(".")
-    return decay ** (blocks - int(words[1])) if words[0] == "block" else 1.0
+    @property
+    def blocks(self) -> int:
+        """As the config says, or all."""
+        return self.vlp.depth if self.config.blocks is None else self.config.blocks
+
+    def build(self) -> None:
+        """Trainable copies of the VLP's last blocks, final norm and projection."""
+        visual = self.vlp.model.visual
+        last = list(visual.transformer.resblocks)[self.vlp.depth - self.blocks :]
+        self.block = nn.Sequential(*copy.deepcopy(last)).requires_grad_(True)
+        self.ln_post = copy.deepcopy(visual.ln_post).requires_grad_(True)
+        self.head = nn.Linear(self.vlp.C, self.vlp.D, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(visual.proj.T)
+
+    def lr_scale(self, side: str, name: str) -> float:
+        """``layer_decay`` to the number of steps down from norm and projection: the last block is one below them."""
+        words = name.split(".")
+        return self.config.layer_decay ** (self.blocks - int(words[1])) if words[0] == "block" else 1.0
 
 
 def patches(vlp, trunk: Tensor) -> Tensor:

@@ -70,23 +70,16 @@ def _noise(model, labels, n: int) -> FrozenFeatures:
 
 
 def _row(title: str, model, times: dict) -> dict:
-    config, counts = model.config, parameters(model)
+    config = model.config
     medians = {name: statistics.median(values) if values else float("nan") for name, values in times.items()}
     training = 0.0
     for phase in config.phases:
         side = "prompts" if phase.trains == "prompts" else "images"
         if times[side]:
             training += phase.epochs * Pass(phase.batch).steps(config.train_size or 0) * medians[side]
-    row = {"method": title, "image side": counts["image side"], "text side": counts["text side"]}
+    row = {"method": title} | model.trained_parameters()
     row |= {f"step of {side}, ms": 1e3 * medians[side] for side in ("images", "prompts")}
     return row | {"training_seconds": training, "ms_per_picture": 1e3 * medians["scores"]}
-
-
-def parameters(model) -> dict[str, int]:
-    """How many numbers the image side and the text side of a method train."""
-    sides = {"image side": "images" if "images" in model.trainable else "hcg", "text side": "prompts"}
-    count = lambda side: sum(p.numel() for group in model.groups(side) for p in group["params"])
-    return {name: count(side) for name, side in sides.items()}
 
 
 def counted(preset: str = "nus_wide") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -98,7 +91,7 @@ def counted(preset: str = "nus_wide") -> tuple[pd.DataFrame, pd.DataFrame]:
     rows, blocks = [], []
     for name in NAMES:
         model = baselines.build(name, configs.PRESETS[preset](), pretrained=False)
-        sizes = parameters(model)
+        sizes = model.trained_parameters()
         rows.append({"method": model.title} | sizes)
         if hasattr(model, "unused_parameters"):
             more = sizes | {"image side": sizes["image side"] + model.unused_parameters}
