@@ -12,37 +12,31 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import metrics, probe
-from hrcf_lib.data import backgrounds
+from hrcf_lib.data.backgrounds import SCENES
 
 SIZES = {text.split()[0]: bounds for text, bounds in probe.SIZES.items()}  # small, medium, large: from, below
 SCENE = "scene"  # the row of labels whose box is the whole picture
 
 
-def object_sizes(scenes) -> Tensor:
-    """Sizes (n, K) float32 of what a MojiScenes split draws, columns as its label space: 2 ms a scene.
+def objects(scenes) -> tuple[Tensor, Tensor]:
+    """Sizes (n, K) float32 and numbers (n,) int64 of the things that a MojiScenes split draws: 2 ms a scene.
 
-    The longer side of a thing's box as a share of the picture's side, in (0, 1]; NaN where the label is not drawn as a
-    thing, also for a scene label. What is drawn counts, annotated or not. Raises ``TypeError`` for data without scenes.
+    A size is the longer side of a thing's box as a share of the picture's side, in (0, 1], in the columns of the label
+    space; NaN where the label is not drawn as a thing, also for a scene label. What is drawn counts, annotated or not;
+    the number counts things that are no label too. Raises ``TypeError`` for data without scenes.
     """
-    _check_scenes(scenes)
+    if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
+        raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")
     column = {name: k for k, name in enumerate(scenes.labels.names)}
-    sizes = torch.full((len(scenes), len(column)), torch.nan)  # (n, K)
+    sizes, numbers = torch.full((len(scenes), len(column)), torch.nan), []  # (n, K)
     for i in range(len(scenes)):
         scene = scenes.scene(i)
-        for name, (x0, y0, x1, y1) in zip(scene.names, scene.boxes.tolist(), strict=True):
-            if name in column and name not in backgrounds.SCENES:
+        things = [(n, box) for n, box in zip(scene.names, scene.boxes.tolist(), strict=True) if n not in SCENES]
+        numbers.append(len(things))
+        for name, (x0, y0, x1, y1) in things:
+            if name in column:
                 sizes[i, column[name]] = max(x1 - x0, y1 - y0) / scene.image.shape[0]
-    return sizes
-
-
-def object_counts(scenes) -> Tensor:
-    """How many things (n,) int64 each scene of a MojiScenes split shows, labels or not; the background is none.
-
-    Raises ``TypeError`` for data without scenes.
-    """
-    _check_scenes(scenes)
-    drawn = (scenes.scene(i).names for i in range(len(scenes)))
-    return torch.tensor([sum(name not in backgrounds.SCENES for name in names) for names in drawn])
+    return sizes, torch.tensor(numbers)
 
 
 def by_size(scores: Tensor, labels: Tensor, sizes: Tensor, k: int = 5) -> pd.DataFrame:
@@ -53,7 +47,7 @@ def by_size(scores: Tensor, labels: Tensor, sizes: Tensor, k: int = 5) -> pd.Dat
 
     Args:
         scores, labels: (n, K).
-        sizes: (n, K), the same columns of ``object_sizes``; a positive without a size is a scene label.
+        sizes: (n, K), the same columns of ``objects``; a positive without a size is a scene label.
         k: labels predicted an image, for the recall.
 
     Returns:
@@ -88,7 +82,7 @@ def _of_part(scores: Tensor, labels: Tensor, part: Tensor, k: int) -> dict:
 
 
 def by_number(scores: Tensor, labels: Tensor, counts: Tensor, k: int = 3) -> pd.DataFrame:
-    r"""A row for each number of things a scene shows (``counts`` (n,), as ``object_counts`` gives them).
+    r"""A row for each number of things a scene shows (``counts`` (n,), as ``objects`` gives them).
 
     ``mAP`` over the labels with positives among these images and ``F1@k`` (micro), in percent; ``images``; ``labels``.
     Fuller scenes have more positives, which alone lifts both metrics: compare methods within a row.
@@ -133,11 +127,29 @@ def per_label(scores: dict[str, Sequence[Tensor]], labels: Tensor, names: Sequen
     return frame[frame["positives"] > 0].reset_index(drop=True)
 
 
+def of_runs(runs: dict[str, Sequence[dict[str, Tensor]]], scenes, labels: Tensor) -> dict[str, pd.DataFrame]:
+    r"""``by_size`` and ``by_number`` of several methods, seeds and tasks.
+
+    Args:
+        runs: method -> one dictionary a seed, task -> scores (n, K of the task), as ``studies.scored`` gives them.
+        scenes: the MojiScenes split that was scored.
+        labels: (n, K) of all labels.
+
+    Returns ``size`` and ``things``: the rows of either function with ``method``, ``seed`` (the place in the list) and
+    ``task``. Raises what they and ``objects`` raise.
+    """
+    (sizes, numbers), space, parts = objects(scenes), scenes.labels, {"size": [], "things": []}
+    for method, seeds in runs.items():
+        for seed, of_task in enumerate(seeds):
+            for task, scores in of_task.items():
+                columns, about = space.columns(task), {"method": method, "seed": seed, "task": task}
+                y = labels[:, columns]
+                frames = by_size(scores, y, sizes[:, columns]), by_number(scores, y, numbers)
+                for kind, frame in zip(parts, frames, strict=True):
+                    parts[kind].append(frame.reset_index().assign(**about))
+    return {kind: pd.concat(frames, ignore_index=True) for kind, frames in parts.items()}
+
+
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Counts as whole numbers, which a row of mixed types makes floats."""
     return frame.astype({name: int for name in ("positives", "images", "labels") if name in frame})
-
-
-def _check_scenes(scenes) -> None:
-    if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
-        raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")

@@ -145,7 +145,7 @@ def scenes() -> MojiScenes:
 
 
 def test_sizes_are_those_of_the_boxes(scenes):
-    sizes, names = breakdown.object_sizes(scenes), scenes.labels.names
+    sizes, names = breakdown.objects(scenes)[0], scenes.labels.names
     assert sizes.shape == (40, len(names)) and sizes.dtype == torch.float32
     y = torch.stack([scenes.label_vector(i) for i in range(40)])
     is_scene = torch.tensor([name in backgrounds.SCENES for name in names])
@@ -159,24 +159,43 @@ def test_sizes_are_those_of_the_boxes(scenes):
 
 def test_all_positives_of_a_split_are_in_some_row(scenes):
     y = torch.stack([scenes.label_vector(i) for i in range(40)])
-    table = breakdown.by_size(torch.rand(y.shape), y, breakdown.object_sizes(scenes))
+    table = breakdown.by_size(torch.rand(y.shape), y, breakdown.objects(scenes)[0])
     assert table["positives"].sum() == (y == 1).sum() and (table["positives"] > 0).all()
 
 
 def test_counts_are_of_things_whether_labels_or_not(scenes):
-    counts = breakdown.object_counts(scenes)
+    sizes, counts = breakdown.objects(scenes)
     assert counts.shape == (40,) and set(counts.tolist()) == {2, 3, 4, 5, 6}
-    named = (~breakdown.object_sizes(scenes).isnan()).sum(1)
+    named = (~sizes.isnan()).sum(1)
     assert (named <= counts).all() and (named < counts).any(), "things of validation's unseen labels count too"
     with pytest.raises(TypeError, match="list has no scenes with boxes: give a split of MojiScenes"):
-        breakdown.object_counts([])
+        breakdown.objects([])
     with pytest.raises(TypeError, match="give a split of MojiScenes"):
-        breakdown.object_sizes(torch.zeros(3))
+        breakdown.objects(torch.zeros(3))
+
+
+def test_runs_of_several_methods_are_the_tables_of_each(scenes):
+    y = torch.stack([scenes.label_vector(i) for i in range(40)])
+    tasks = {task: scenes.labels.view(task).columns for task in ("ZSL", "GZSL")}
+    draw = lambda seed: torch.rand(y.shape, generator=torch.Generator().manual_seed(seed))
+    runs = {
+        m: [{t: draw(s)[:, c] for t, c in tasks.items()} for s in seeds] for m, seeds in {"a": [0, 1], "b": [2]}.items()
+    }
+    tables = breakdown.of_runs(runs, scenes, y)
+    sizes, counts = breakdown.objects(scenes)
+    for (method, seed), drawn in {("a", 0): 0, ("a", 1): 1, ("b", 0): 2}.items():
+        for task, columns in tasks.items():
+            own = {k: t[t["method"].eq(method) & t["seed"].eq(seed) & t["task"].eq(task)] for k, t in tables.items()}
+            by_size = breakdown.by_size(draw(drawn)[:, columns], y[:, columns], sizes[:, columns])
+            by_number = breakdown.by_number(draw(drawn)[:, columns], y[:, columns], counts)
+            assert own["size"].set_index("size")[by_size.columns].equals(by_size)
+            assert own["things"].set_index("things")[by_number.columns].equals(by_number)
+    assert len(tables["size"]) == 3 * 2 * 4 and len(tables["things"]) == 3 * 2 * 5
 
 
 def test_training_scenes_have_sizes_of_what_nobody_annotated():
     scenes = MojiScenes("train", 30)
-    sizes, seen = breakdown.object_sizes(scenes), scenes.labels.n_seen
+    sizes, seen = breakdown.objects(scenes)[0], scenes.labels.n_seen
     assert (~sizes[:, seen:].isnan()).any()
     y = torch.stack([scenes.label_vector(i) for i in range(30)])
     table = breakdown.by_size(torch.rand(y.shape), y, sizes)
