@@ -158,7 +158,8 @@ def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict
                 warnings.warn(f"{field} = {value!r} is left out of the search: {error}", stacklevel=2)
                 found = [{"setting": setting, "mean": math.nan} for setting in settings]
             rows += [{"field": field, "value": value} | row for row in found]
-        parts.append(pd.DataFrame(rows))
+        given = pd.Series([row["value"] for row in rows], dtype=object)  # None is a value, and no missing number
+        parts.append(pd.DataFrame(rows).assign(value=given))
         if parts[-1]["mean"].isna().all():
             raise FloatingPointError(f"training diverges with every {field} of {list(values)}: give smaller ones")
         at = parts[-1]["mean"].idxmax()
