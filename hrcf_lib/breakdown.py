@@ -127,6 +127,21 @@ def per_label(scores: dict[str, Sequence[Tensor]], labels: Tensor, names: Sequen
     return frame[frame["positives"] > 0].reset_index(drop=True)
 
 
+def frequency_bias(scores: Tensor, labels: Tensor) -> float:
+    r"""How far a label's mean score over pictures follows how frequent the label is in training.
+
+    Pearson's correlation over labels, in -1..1: mean of ``scores`` (n, K) against the share of positives in ``labels``
+    (m, K) of ``train``. Near 1, common labels stand high on every picture, whatever it shows. NaN where one of both is
+    the same for all labels. Raises ``ValueError`` for another number of labels.
+    """
+    if scores.shape[1] != labels.shape[1]:
+        raise ValueError(
+            f"scores of {scores.shape[1]} labels and annotation of {labels.shape[1]}: give the same labels"
+        )
+    pair = torch.stack([scores.double().mean(dim=0).cpu(), (labels == 1).double().mean(dim=0).cpu()])  # (2, K)
+    return float(torch.corrcoef(pair)[0, 1])
+
+
 def of_runs(runs: dict[str, Sequence[dict[str, Tensor]]], scenes, labels: Tensor) -> dict[str, pd.DataFrame]:
     r"""``by_size`` and ``by_number`` of several methods, seeds and tasks.
 

@@ -174,6 +174,20 @@ def test_counts_are_of_things_whether_labels_or_not(scenes):
         breakdown.objects(torch.zeros(3))
 
 
+def test_frequency_bias_tells_common_labels_from_seen_ones():
+    _, labels, _ = made(n=200)
+    share = (labels == 1).double().mean(0)
+    same = share.expand(50, -1).float()
+    assert breakdown.frequency_bias(same, labels) == pytest.approx(1)
+    assert breakdown.frequency_bias(-3 * same + 1, labels) == pytest.approx(-1)
+    noise = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    expected = np.corrcoef(noise.double().mean(0), share)[0, 1]
+    assert breakdown.frequency_bias(noise, labels) == pytest.approx(expected) and abs(expected) < 0.9
+    assert math.isnan(breakdown.frequency_bias(torch.ones(5, 8), labels))
+    with pytest.raises(ValueError, match="scores of 3 labels and annotation of 8: give the same"):
+        breakdown.frequency_bias(noise[:, :3], labels)
+
+
 def test_runs_of_several_methods_are_the_tables_of_each(scenes):
     y = torch.stack([scenes.label_vector(i) for i in range(40)])
     tasks = {task: scenes.labels.view(task).columns for task in ("ZSL", "GZSL")}
