@@ -71,13 +71,15 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     return torch.stack(maker(model, labels)(images, [labels] * len(images)))
 
 
-def maker(model, names) -> Callable:
+def maker(model, names, level: int | None = None) -> Callable:
     r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
 
-    The maps of ``maps_for``; labels that are asked for are among ``names``, and all of these and the reference
-    vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``.
+    The maps of ``maps_for``, or with ``level`` (1 is the finest) those of the regions of one level of HRCF. Labels that
+    are asked for are among ``names``, and all of these and the reference vocabulary are scored together. Their
+    embeddings are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level that is not there.
     """
     check_regions(model)
+    own_sides, part_of = _level(sides(model), level)
     vocabulary, columns = reference_columns(model, names)
     column = dict(zip(check_names(names), columns))
     with torch.no_grad():
@@ -93,8 +95,8 @@ def maker(model, names) -> Callable:
             if not ks:
                 found.append(torch.empty(0, model.vlp.side, model.vlp.side))
             elif model.config.method == "hrcf":
-                shares = region_shares(part, t)[..., ks]  # (1, J, k)
-                found.append(region_map(shares, sides(model), model.vlp.side)[0].cpu())
+                shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
+                found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
             else:
                 s = region_scores(part, t[ks])  # (1, N*N, k)
                 found.append(score_map(s, model.vlp.N, model.vlp.side)[0].cpu())
@@ -115,6 +117,16 @@ def check_regions(model) -> None:
 def sides(model) -> list[int]:
     """Sides of the maps that a model's regions form, level after level: [10, 6, 2], or [14] where they are patches."""
     return model.gather.sides if hasattr(model, "gather") else [model.vlp.N]
+
+
+def _level(sides: list[int], level: int | None) -> tuple[list[int], slice]:
+    """Sides of the maps that are asked for, and which of the J regions form them."""
+    if level is None:
+        return sides, slice(None)
+    if not 1 <= level <= len(sides):
+        raise ValueError(f"level = {level} of {len(sides)} level(s) of regions: choose from 1 to {len(sides)}")
+    first = sum(side**2 for side in sides[: level - 1])
+    return [sides[level - 1]], slice(first, first + sides[level - 1] ** 2)
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,19 @@ def test_pictures_with_labels_of_their_own(model):
         maker(model, ["sun", "dog"])(images, [["bus"], [], []])
 
 
+def test_the_map_of_one_level(model):
+    images = pictures(1)
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        shares = region_shares(regions, model.label_embeddings(["cat", "dog", "bus"]))[..., [1]]
+    for level, (side, part) in enumerate(zip(SIDES, shares.split([100, 36, 4], dim=1)), 1):
+        found = maker(model, ["dog"], level)(images, [["dog"]])[0]
+        torch.testing.assert_close(found, region_map(part, [side], 112)[0])
+    for level in (0, 4):
+        with pytest.raises(ValueError, match=f"level = {level} of 3"):
+            maker(model, ["dog"], level)
+
+
 @pytest.mark.parametrize("name", ["clip_ft", "biam"])
 def test_methods_without_regions_of_their_own_are_told(name):
     for function in (maps_for, clues):

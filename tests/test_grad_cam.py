@@ -1,6 +1,7 @@
 """Grad-CAM against gradients taken by hand, for every kind of method, and everything left as it was."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from hrcf_lib import baselines
 from hrcf_lib.explain import reference_columns
-from hrcf_lib.grad_cam import grad_cam, grid, maker
+from hrcf_lib.grad_cam import grad_cam, grid, last_norm, maker
 
 SEEN = ("cat", "dog", "bus")
 LABELS = ["sun", "dog"]
@@ -32,29 +33,21 @@ def hrcf():
 
 
 def by_hand(model, images, labels):
-    """The definition, from the tokens before the last block, one picture and label after the other."""
+    """The definition, at what ``ln_1`` of the last block says, one picture and label after the other."""
     names, columns = reference_columns(model, labels)
-    blocks = model.vlp.model.visual.transformer.resblocks
-    own = list(model.block) if isinstance(model.__dict__["_modules"].get("block"), torch.nn.Sequential) else []
-    with torch.no_grad():
-        t, x = model.label_embeddings(names), model.vlp.trunk(images)
-        if model.blocks == 0:  # the trunk ran all blocks: the input of the last one instead
-            kept = []
-            handle = blocks[-1].register_forward_pre_hook(lambda module, given: kept.append(given[0]))
-            model.vlp.trunk(images)
-            handle.remove()
-            x = kept[0]
-        for block in own[:-1]:
-            x = block(x)
-    x.requires_grad_()
-    if model.blocks == 0:
-        s = model.score_embeddings(*model.image_embeddings(blocks[-1](x)), t)
-    elif own:
-        whole, model.block = model.block, torch.nn.Sequential(own[-1])
-        s = model.score_embeddings(*model.image_embeddings(x), t)
-        model.block = whole
-    else:
-        s = model.score_embeddings(*model.image_embeddings(x), t)
+    blocks = list(model.vlp.model.visual.transformer.resblocks)
+    own = (
+        list(model.block)
+        if isinstance(getattr(model, "block", None), torch.nn.Sequential)
+        else [getattr(model, "block", None)]
+    )
+    at, kept = (own if model.blocks else blocks)[-1].ln_1, []
+    handle = at.register_forward_hook(lambda module, given, out: kept.append(out.requires_grad_()))
+    with torch.enable_grad():
+        x = model.vlp.trunk(images)  # with gradients, from the pixels on
+        s = model.score_embeddings(*model.image_embeddings(x), model.label_embeddings(names).detach())
+    handle.remove()
+    (x,) = kept
     maps = torch.empty(len(images), len(labels), 14, 14)
     for b in range(len(images)):
         for i, k in enumerate(columns):
@@ -136,17 +129,19 @@ def test_pictures_with_labels_of_their_own(hrcf):
 def test_a_map_of_nothing_is_zero(hrcf):
     """Where all weights times activations are negative nothing speaks for the label."""
 
-    class Against(type(hrcf)):
-        def score_embeddings(self, e_g, regions, label_embeddings):
-            return super().score_embeddings(e_g, regions, label_embeddings) * 0 - self.tokens_seen.square().mean()
+    shown, kept = torch.nn.Identity(), []
 
+    class Against(type(hrcf)):
         def image_embeddings(self, trunk):
-            self.tokens_seen = trunk[:, 1:] - trunk[:, 1:].detach().mean(dim=1, keepdim=True) * 0
+            kept.append(shown(trunk.abs()))
             return super().image_embeddings(trunk)
+
+        def score_embeddings(self, e_g, regions, label_embeddings):
+            return -kept[-1].mean(dim=(1, 2))[:, None].expand(-1, len(label_embeddings))
 
     against = hrcf.under(hrcf.config)
     against.__class__ = Against
-    assert grad_cam(against, pictures(1), ["dog"]).eq(0).all()
+    assert grad_cam(against, pictures(1), ["dog"], layer=shown).eq(0).all()
 
 
 def test_errors_say_what_to_do(hrcf):
@@ -158,10 +153,9 @@ def test_errors_say_what_to_do(hrcf):
         grad_cam(model, images, ["dog"], layer=model.block)
     with pytest.raises(ValueError, match="no gradient"):
         grad_cam(hrcf, images, ["dog"], layer=torch.nn.Identity())
-    with pytest.raises(ValueError, match="HRCF trains 3 blocks"):
-        deep = hrcf.under(hrcf.config)
-        deep.__class__ = type("Deep", (type(hrcf),), {"blocks": 3})
-        grad_cam(deep, images, ["dog"])
+    for block in (None, torch.nn.Linear(2, 2), torch.nn.Sequential()):
+        with pytest.raises(ValueError, match="Own trains 2 blocks.*as layer"):
+            last_norm(SimpleNamespace(title="Own", blocks=2, block=block))
     for wrong in ([], ["dog", "dog "], "dog"):
         with pytest.raises(ValueError):
             grad_cam(hrcf, images, wrong)
