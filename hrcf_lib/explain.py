@@ -15,7 +15,7 @@ from hrcf_lib.labels import check_names
 from hrcf_lib.names import check_known
 from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
 
-DOT = ("hrcf", "mkt")  # methods that score a region by its dot product with a label
+OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
 
 
 @torch.no_grad()
@@ -46,10 +46,10 @@ def region_map(shares: Tensor, sides: list[int], size: int) -> Tensor:
 
 
 @torch.no_grad()
-def score_map(region_scores: Tensor, side: int, size: int) -> Tensor:
-    """Scores s_jk (B, side^2, K) of a grid of patches -> maps (B, K, size, size), enlarged and stretched to 0..1."""
-    (grid,) = level_maps(region_scores, [side])
-    return _stretched(F.interpolate(grid, size=(size, size), mode="bilinear", align_corners=False))
+def score_map(region_scores: Tensor, sides: list[int], size: int) -> Tensor:
+    """Scores s_jk (B, J, K) -> maps (B, K, size, size): each level enlarged, their sum stretched to 0..1."""
+    maps = level_maps(region_scores, sides)
+    return _stretched(sum(F.interpolate(m, size=(size, size), mode="bilinear", align_corners=False) for m in maps))
 
 
 def _stretched(maps: Tensor) -> Tensor:
@@ -71,14 +71,17 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     return torch.stack(maker(model, labels)(images, [labels] * len(images)))
 
 
-def maker(model, names, level: int | None = None) -> Callable:
+def maker(model, names, level: int | None = None, kind: str | None = None) -> Callable:
     r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
 
-    The maps of ``maps_for``, or with ``level`` (1 is the finest) those of the regions of one level of HRCF. Labels that
-    are asked for are among ``names``, and all of these and the reference vocabulary are scored together. Their
-    embeddings are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level that is not there.
+    The maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``: ``votes``
+    (``region_map``) or ``scores`` (``score_map``). Labels that are asked for are among ``names``, and all of these and
+    the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
+    ``ValueError`` for a level or a kind that is not there.
     """
     check_regions(model)
+    kind = OWN[model.config.method] if kind is None else kind
+    check_known([kind], ["votes", "scores"], "unknown kind of map")
     own_sides, part_of = _level(sides(model), level)
     vocabulary, columns = reference_columns(model, names)
     column = dict(zip(check_names(names), columns))
@@ -94,12 +97,12 @@ def maker(model, names, level: int | None = None) -> Callable:
             ks = [column[name] for name in own]
             if not ks:
                 found.append(torch.empty(0, model.vlp.side, model.vlp.side))
-            elif model.config.method == "hrcf":
+            elif kind == "votes":
                 shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
                 found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
             else:
-                s = region_scores(part, t[ks])  # (1, N*N, k)
-                found.append(score_map(s, model.vlp.N, model.vlp.side)[0].cpu())
+                s = region_scores(part[:, part_of], t[ks])  # (1, J, k)
+                found.append(score_map(s, own_sides, model.vlp.side)[0].cpu())
         return found
 
     return make
@@ -107,9 +110,9 @@ def maker(model, names, level: int | None = None) -> Callable:
 
 def check_regions(model) -> None:
     """Raise ``ValueError`` for a method without regions that are scored one by one."""
-    if model.config.method not in DOT:
+    if model.config.method not in OWN:
         raise ValueError(
-            f"{model.title} does not score its regions one by one by t_k: region maps are of {' and '.join(DOT)}; "
+            f"{model.title} does not score its regions one by one by t_k: region maps are of {' and '.join(OWN)}; "
             "take grad_cam.grad_cam, which is of any method"
         )
 
@@ -139,9 +142,9 @@ class Clues:
 
     @property
     def shares(self) -> Tensor:
-        """(B, K, L): each level's part of the label's region score, of sum 1; NaN where that score is not positive."""
-        total = self.scores.sum(dim=-1, keepdim=True)  # (B, K, 1)
-        return torch.where(total > 0, self.scores / total, torch.nan)
+        """(B, K, L) in 0..1: each level's part of what the levels add or take away, of sum 1; NaN where none does."""
+        amounts = self.scores.abs()
+        return amounts / amounts.sum(dim=-1, keepdim=True)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from hrcf_lib.localisation import ALL, CONTROLS, METRICS
 HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
 OUTLINE = [patheffects.Stroke(linewidth=1.8, foreground="black", alpha=0.6), patheffects.Normal()]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "|"))}
+GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "x"))}
 
 
 def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
@@ -94,10 +94,10 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
 
 
 def levels(image, labels, clues, boxes=None, width: float = PAGE):
-    r"""What each level of regions adds to the score of each label: a map a level, and its share as a bar.
+    r"""What each level of regions adds to the region score of each label: a map a level, and its sum as a bar.
 
-    Within a row all levels have one scale: what a region adds, in parts of the largest amount. A region that RSS leaves
-    out is crossed; the shares are of those that stay.
+    Within a row all levels have one scale: what a region adds, in parts of the largest amount; one that takes away is
+    dark. A region that RSS leaves out is crossed; the bars are of those that stay, with each level's share of the amounts. A level may take away.
 
     Args:
         image: (H, W, 3).
@@ -125,9 +125,9 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
             top = max(float(m[0, k].max()) for m in clues.added)
             for axis, added, kept in zip(row[1:], clues.added, clues.kept):
                 _level(axis, image, added[0, k].numpy(), kept[0].numpy(), top)
-            _shares(row[-1], 100 * clues.shares[0, k].numpy(), last=k == len(labels) - 1)
+            _sums(row[-1], clues.scores[0, k].numpy(), 100 * clues.shares[0, k].numpy())
         heads = [f"level {l}: {m.shape[-1]} × {m.shape[-1]}" for l, m in enumerate(clues.added, 1)]
-        for axis, title in zip(axes[0], ["picture", *heads, "share of the region score"]):
+        for axis, title in zip(axes[0], ["picture", *heads, "adds to the region score"]):
             axis.set_title(title)
     return figure
 
@@ -195,27 +195,28 @@ def _level(axis, image, added, kept, top: float) -> None:
         spine.set_visible(False)
 
 
-def _shares(axis, shares, last: bool) -> None:
-    """A bar a level, in percent; none where the label's region score is not positive."""
-    names = [f"level {l}" for l in range(1, len(shares) + 1)]
-    axis.barh(names, np.nan_to_num(shares), color=[COLOURS[l % len(COLOURS)] for l in range(len(shares))], height=0.6)
+def _sums(axis, sums, shares) -> None:
+    """A bar a level: what it adds (right, with a plus) or takes away, and its share of the amounts in percent."""
+    names = [f"level {l}" for l in range(1, len(sums) + 1)]
+    axis.barh(names, sums, color=[COLOURS[0 if value >= 0 else 3] for value in sums], height=0.6)
+    axis.axvline(0, color="black", lw=0.8)
     axis.invert_yaxis()
-    axis.set_xlim(min(0, np.nan_to_num(shares).min()), 118)
-    for place, share in enumerate(shares):
-        text = "score not positive" if np.isnan(share) else f"{share:.0f} %"
-        axis.annotate(
-            text, (max(np.nan_to_num(share), 0), place), (3, 0), textcoords="offset points", va="center", fontsize=7
-        )
-    axis.set_xticks([0, 50, 100], ["0", "50", "100 %"] if last else [])
+    span = max(float(np.abs(sums).max()), 1e-9)
+    axis.set(xlim=(min(0, float(sums.min())) - 0.08 * span, max(0, float(sums.max())) + 1.5 * span), xticks=[])
+    for place, (value, share) in enumerate(zip(sums, shares)):
+        text = f"{value:+.2f} ({share:.0f} %)".replace("-", "−").replace("nan", "0")
+        about = {"textcoords": "offset points", "va": "center", "fontsize": 7}
+        axis.annotate(text, (max(value, 0), place), (3, 0), **about)
     axis.tick_params(axis="y", length=0)
-    axis.grid(visible=False, axis="y")
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
 
 
 def _points(axis, x, part, metric: str, title: str, i: int) -> None:
     """The points of one title; a control is grey and has no interval."""
     look = {"ls": "none", "label": title, "ms": 4.5}
     if title in GREYS:
-        axis.plot(x, part[metric], **look | {"ms": 8, "mew": 1.8} | GREYS[title])
+        axis.plot(x, part[metric], **look | {"ms": 6, "mew": 1.8} | GREYS[title])
         return
     colour = COLOURS[i % len(COLOURS)]
     axis.vlines(x, part[f"{metric}_low"], part[f"{metric}_high"], color=colour, lw=1)

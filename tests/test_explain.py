@@ -161,9 +161,8 @@ def test_clues_add_up_to_the_region_score(changes):
     kept = torch.cat([m.flatten(1) for m in found.kept], dim=1)  # (B, J)
     assert (kept.sum(dim=1) == (scores.regions_to_keep(model.config, J) if model.config.rss else J)).all()
     assert found.shares.shape == (2, 2, len(sides(model)))
-    positive = found.scores.sum(dim=-1) > 0
-    torch.testing.assert_close(found.shares.sum(dim=-1)[positive], torch.ones(int(positive.sum())))
-    assert found.shares[~positive].isnan().all()
+    torch.testing.assert_close(found.shares, found.scores.abs() / found.scores.abs().sum(dim=-1, keepdim=True))
+    torch.testing.assert_close(found.shares.sum(dim=-1), torch.ones(2, 2))
 
 
 def test_clues_mark_the_regions_that_selection_keeps():
@@ -199,12 +198,12 @@ def test_maps_of_patches_are_their_scores():
     cells = maps.unflatten(2, (14, 8)).unflatten(4, (14, 8)).mean(dim=(3, 5)).flatten(2)  # (B, 2, 196)
     for b, k in ((0, 0), (1, 1)):
         assert torch.corrcoef(torch.stack([cells[b, k], s[b, :, k]]))[0, 1] > 0.9
-    torch.testing.assert_close(score_map(s - 50, 14, 112), maps, atol=1e-3, rtol=0)  # only differences count
+    torch.testing.assert_close(score_map(s - 50, [14], 112), maps, atol=1e-3, rtol=0)  # only differences count
     one = torch.full((1, 196, 1), -3.0)
     one[0, 14 * 4 + 9] = -2.0
-    y, x = divmod(int(score_map(one, 14, 112)[0, 0].argmax()), 112)
+    y, x = divmod(int(score_map(one, [14], 112)[0, 0].argmax()), 112)
     assert (y // 8, x // 8) == (4, 9)
-    assert score_map(torch.full((1, 4, 1), -3.0), 2, 8).eq(0).all(), "no difference, no light"
+    assert score_map(torch.full((1, 4, 1), -3.0), [2], 8).eq(0).all(), "no difference, no light"
 
 
 def test_pictures_with_labels_of_their_own(model):
@@ -229,6 +228,18 @@ def test_the_map_of_one_level(model):
     for level in (0, 4):
         with pytest.raises(ValueError, match=f"level = {level} of 3"):
             maker(model, ["dog"], level)
+
+
+def test_the_map_of_another_kind(model):
+    images = pictures(1)
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        s = scores.region_scores(regions, model.label_embeddings(["dog"]))
+    torch.testing.assert_close(maker(model, ["dog"], kind="scores")(images, [["dog"]])[0], score_map(s, SIDES, 112)[0])
+    own, votes = (maker(built("mkt"), ["dog"], kind=kind)(images, [["dog"]])[0] for kind in ("scores", "votes"))
+    assert (own - votes).abs().max() > 0.01
+    with pytest.raises(ValueError, match="unknown kind of map 'score'; did you mean 'scores'"):
+        maker(model, ["dog"], kind="score")
 
 
 @pytest.mark.parametrize("name", ["clip_ft", "biam"])

@@ -63,6 +63,7 @@ def made_clues(K=2):
         part[0, 0, 0, :2] = value
     kept = [torch.ones(1, side, side, dtype=torch.bool) for side in (10, 6, 2)]
     kept[1][0, 5, 4] = False
+    added[2][0, 0, 1] = -0.6
     sums = torch.stack([part.flatten(2).sum(dim=-1) for part in added], dim=-1)  # (1, K, 3)
     return Clues(added, kept, sums)
 
@@ -76,8 +77,9 @@ def test_levels_show_regions_shares_and_what_is_left_out():
     assert cross.get_xydata().tolist() == [pytest.approx([4.5 * 16 / 6, 5.5 * 16 / 6])]
     assert not len(axes[0, 1].lines[0].get_xdata())
     bars = [patch.get_width() for patch in axes[0, 4].patches if isinstance(patch, Rectangle)]
-    assert bars == pytest.approx([100 * s / 0.82 for s in (0.12, 0.1, 0.6)])
-    assert {text.get_text() for text in axes[1, 4].texts} == {"score not positive"}
+    assert bars == pytest.approx([0.12, 0.1, -0.6])
+    assert [text.get_text() for text in axes[0, 4].texts] == ["+0.12 (15 %)", "+0.10 (12 %)", "−0.60 (73 %)"]
+    assert {text.get_text() for text in axes[1, 4].texts} == {"+0.00 (0 %)"}
     with pytest.raises(ValueError, match="1 pictures and 2 labels"):
         map_figures.levels(pictures(1)[0], ["cat"], made_clues())
 
