@@ -97,7 +97,8 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
     r"""What each level of regions adds to the region score of each label: a map a level, and its sum as a bar.
 
     Within a row all levels have one scale: what a region adds, in parts of the largest amount; one that takes away is
-    dark. A region that RSS leaves out is crossed; the bars are of those that stay, with each level's share of the amounts. A level may take away.
+    dark. A region that RSS leaves out is crossed. The bars are sums over those that stay, which may be negative, with
+    each level's share of the amounts.
 
     Args:
         image: (H, W, 3).
