@@ -12,7 +12,7 @@ one. It is what pytorch-grad-cam advises for ViTs, and the last layer from which
 attention a method that scores the class token alone has no gradient at the patches. What goes around the attention by
 the short cut is not seen. Three further layers were looked at on 100 scenes of *val* (pointing game, in percent, chance
 is 13): what enters the last block 11 (HRCF) and 12 (MKT), what leaves it 16 and 10, the final norm 15 and 11, against
-30 and 34 here. In both methods the tokens without a norm show where they are long rather than what is there.
+30 and 34 here.
 
 The frozen trunk runs once a picture; what comes after it, once for each pair of picture and label. B pictures, K
 labels, N side of the patch grid, C width of the ViT.
