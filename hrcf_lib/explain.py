@@ -1,11 +1,21 @@
-r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients."""
+r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients.
+
+Of HRCF a region's share is its vote of Eq. 13; of MKT, whose regions are the patches, the map is that of the patch
+scores s_jk. (Maps by gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hrcf_lib.labels import check_names
-from hrcf_lib.scores import region_scores, votes
+from hrcf_lib.names import check_known
+from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
+
+OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
 
 
 @torch.no_grad()
@@ -32,10 +42,21 @@ def region_map(shares: Tensor, sides: list[int], size: int) -> Tensor:
         F.interpolate(m.clamp(min=0), size=(size, size), mode="bilinear", align_corners=False) * m.shape[-1] ** 2
         for m in level_maps(shares, sides)
     ]
-    total = torch.stack(maps).sum(0)  # (B, K, size, size)
-    low, high = total.amin((-2, -1), keepdim=True), total.amax((-2, -1), keepdim=True)
+    return _stretched(torch.stack(maps).sum(0))  # (B, K, size, size)
+
+
+@torch.no_grad()
+def score_map(region_scores: Tensor, sides: list[int], size: int) -> Tensor:
+    """Scores s_jk (B, J, K) -> maps (B, K, size, size): each level enlarged, their sum stretched to 0..1."""
+    maps = level_maps(region_scores, sides)
+    return _stretched(sum(F.interpolate(m, size=(size, size), mode="bilinear", align_corners=False) for m in maps))
+
+
+def _stretched(maps: Tensor) -> Tensor:
+    """Each map (B, K, size, size) to 0..1; a flat one, whose differences are rounding errors, to 0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
-    return torch.where(span > 1e-5 * high, (total - low) / span, 0)  # rounding errors of a flat map are not stretched
+    return torch.where(span > 1e-5 * high.abs(), (maps - low) / span, 0)
 
 
 @torch.no_grad()
@@ -43,13 +64,127 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     r"""Maps (B, K, side, side) of pictures (B, 3, side, side) for the K given label names.
 
     The softmax runs over the model's reference labels and the user's; only the user's columns come back. All regions
-    take part: RSS leaves some out of the score, not out of the picture. Raises ``ValueError`` as ``predict.classify``.
+    take part: RSS leaves some out of the score, not out of the picture. Of HRCF these are votes (``region_map``), of
+    MKT patch scores (``score_map``). Raises ``ValueError`` as ``predict.classify``, and for any other method.
     """
+    labels = check_names(labels)
+    return torch.stack(maker(model, labels)(images, [labels] * len(images)))
+
+
+def maker(model, names, level: int | None = None, kind: str | None = None) -> Callable:
+    r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
+
+    The maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``: ``votes``
+    (``region_map``) or ``scores`` (``score_map``). Labels that are asked for are among ``names``, and all of these and
+    the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
+    ``ValueError`` for a level or a kind that is not there.
+    """
+    check_regions(model)
+    kind = OWN[model.config.method] if kind is None else kind
+    check_known([kind], ["votes", "scores"], "unknown kind of map")
+    own_sides, part_of = _level(sides(model), level)
+    vocabulary, columns = reference_columns(model, names)
+    column = dict(zip(check_names(names), columns))
+    with torch.no_grad():
+        t = model.label_embeddings(vocabulary)  # (K, D)
+
+    @torch.no_grad()
+    def make(images: Tensor, asked) -> list[Tensor]:
+        check_known([name for own in asked for name in own], list(column), "no such label in this vocabulary:")
+        _, regions = model.embed(images)  # (B, J, D)
+        found = []
+        for part, own in zip(regions.split(1), asked, strict=True):
+            ks = [column[name] for name in own]
+            if not ks:
+                found.append(torch.empty(0, model.vlp.side, model.vlp.side))
+            elif kind == "votes":
+                shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
+                found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
+            else:
+                s = region_scores(part[:, part_of], t[ks])  # (1, J, k)
+                found.append(score_map(s, own_sides, model.vlp.side)[0].cpu())
+        return found
+
+    return make
+
+
+def check_regions(model) -> None:
+    """Raise ``ValueError`` for a method without regions that are scored one by one."""
+    if model.config.method not in OWN:
+        raise ValueError(
+            f"{model.title} does not score its regions one by one by t_k: region maps are of {' and '.join(OWN)}; "
+            "take grad_cam.grad_cam, which is of any method"
+        )
+
+
+def sides(model) -> list[int]:
+    """Sides of the maps that a model's regions form, level after level: [10, 6, 2], or [14] where they are patches."""
+    return model.gather.sides if hasattr(model, "gather") else [model.vlp.N]
+
+
+def _level(sides: list[int], level: int | None) -> tuple[list[int], slice]:
+    """Sides of the maps that are asked for, and which of the J regions form them."""
+    if level is None:
+        return sides, slice(None)
+    if not 1 <= level <= len(sides):
+        raise ValueError(f"level = {level} of {len(sides)} level(s) of regions: choose from 1 to {len(sides)}")
+    first = sum(side**2 for side in sides[: level - 1])
+    return [sides[level - 1]], slice(first, first + sides[level - 1] ** 2)
+
+
+@dataclass(frozen=True)
+class Clues:
+    """What each level of regions says of K labels; a level's map has the side h of ``sides``."""
+
+    added: list[Tensor]  # a level: (B, K, h, h), what each region adds to the label's region score, any real number
+    kept: list[Tensor]  # a level: (B, h, h) bool, the regions that RSS keeps; all of them without RSS
+    scores: Tensor  # (B, K, L), the sum of ``added`` over the kept regions; over the levels the region score
+
+    @property
+    def shares(self) -> Tensor:
+        """(B, K, L) in 0..1: each level's part of what the levels add or take away, of sum 1; NaN where none does."""
+        amounts = self.scores.abs()
+        return amounts / amounts.sum(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def clues(model, images: Tensor, labels) -> Clues:
+    r"""Level by level, how the region score of each label comes about, in evaluation mode: RSS and RSA as configured.
+
+    Without RSA, and in MKT, the k best regions of a label add $s_{jk} / k$ each and the others nothing. Pictures
+    (B, 3, side, side); labels as for ``maps_for``, whose errors it raises. The result is on the CPU.
+    """
+    check_regions(model)
     names, columns = reference_columns(model, labels)
-    _, regions = model.embed(images)
-    shares = region_shares(regions, model.label_embeddings(names))[..., columns]  # (B, J, K)
-    sides = model.gather.sides if model.config.hcg else [model.vlp.N]
-    return region_map(shares, sides, model.vlp.side).cpu()
+    t, (_, regions) = model.label_embeddings(names), model.embed(images)  # (K, D), (B, J, D)
+    kept = _kept(model, regions, t)  # (B, J)
+    s = region_scores(regions, t)  # (B, J, K of all)
+    if model.config.method == "hrcf" and model.config.rsa:
+        added = votes(s)[..., columns]  # (B, J, K)  Eq. 13
+    else:
+        added = _of_best(s[..., columns], kept, model.config.topk)
+    own = sides(model)
+    parts = (added * kept.unsqueeze(-1)).split([side**2 for side in own], dim=1)
+    scores = torch.stack([part.sum(dim=1) for part in parts], dim=-1)  # (B, K, L)
+    masks = [m[:, 0] for m in level_maps(kept.unsqueeze(-1), own)]  # (B, h, h) each
+    return Clues([m.cpu() for m in level_maps(added, own)], [m.cpu() for m in masks], scores.cpu())
+
+
+def _kept(model, regions: Tensor, t: Tensor) -> Tensor:
+    """(B, J) bool: the regions that RSS keeps, of a method that has it switched on."""
+    B, J, _ = regions.shape
+    if model.config.method != "hrcf" or not model.config.rss:
+        return torch.ones(B, J, dtype=torch.bool, device=regions.device)
+    numbers = torch.arange(J, device=regions.device).expand(B, J).unsqueeze(-1)  # (B, J, 1)
+    best = take_best(numbers, relevance(regions, t), regions_to_keep(model.config, J)).squeeze(-1)  # (B, keep)
+    return torch.zeros(B, J, dtype=torch.bool, device=regions.device).scatter(1, best, True)
+
+
+def _of_best(s: Tensor, kept: Tensor, k: int) -> Tensor:
+    """What top-k mean pooling takes of each region: s_jk / k of the k best that are kept, 0 of others; (B, J, K)."""
+    k = min(k, int(kept[0].sum()))
+    best = s.masked_fill(~kept.unsqueeze(-1), -torch.inf).topk(k, dim=1).indices  # (B, k, K)
+    return torch.zeros_like(s).scatter(1, best, s.gather(1, best) / k)
 
 
 def reference_columns(model, labels) -> tuple[list[str], list[int]]:

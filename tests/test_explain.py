@@ -5,8 +5,18 @@ import pytest
 import synthetic
 import torch
 
-from hrcf_lib import figures, scores
-from hrcf_lib.explain import level_maps, maps_for, reference_columns, region_map, region_shares
+from hrcf_lib import baselines, figures, scores
+from hrcf_lib.explain import (
+    clues,
+    level_maps,
+    maker,
+    maps_for,
+    reference_columns,
+    region_map,
+    region_shares,
+    score_map,
+    sides,
+)
 
 SIDES = [10, 6, 2]
 
@@ -122,3 +132,118 @@ def test_pictures_with_many_labels_keep_their_size():
         assert axis.get_title().count("\n") == 4 and axis.get_title().endswith("...")
     assert figures.gallery([image], ["cat, dog"]).axes[0].get_title() == "cat, dog"
     figures.plt.close("all")
+
+
+def built(name: str, **changes):
+    model = baselines.of(baselines.configure(name, synthetic.config(), **changes), pretrained=False).eval()
+    model.reference_labels = ("cat", "dog", "bus")
+    return model
+
+
+def pictures(n=2):
+    return torch.randint(0, 256, (n, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"rss": False}, {"rsa": False}, {"hcg": False}, {"levels": (1, 3), "keep": 70}]
+)
+def test_clues_add_up_to_the_region_score(changes):
+    model, images = built("hrcf", **changes), pictures()
+    found = clues(model, images, ["sun", "dog"])
+    names = ["cat", "dog", "bus", "sun"]
+    with torch.no_grad():
+        e_g, regions = model.embed(images)
+        t = model.label_embeddings(names)
+        whole = model.under(model.config.replace(lam=1.0, normalize_fusion=False)).score_embeddings(e_g, regions, t)
+    J = regions.shape[1]
+    torch.testing.assert_close(found.scores.sum(dim=-1), whole[:, [3, 1]], rtol=1e-4, atol=1e-4)
+    assert [m.shape[-1] for m in found.added] == [m.shape[-1] for m in found.kept] == sides(model)
+    kept = torch.cat([m.flatten(1) for m in found.kept], dim=1)  # (B, J)
+    assert (kept.sum(dim=1) == (scores.regions_to_keep(model.config, J) if model.config.rss else J)).all()
+    assert found.shares.shape == (2, 2, len(sides(model)))
+    torch.testing.assert_close(found.shares, found.scores.abs() / found.scores.abs().sum(dim=-1, keepdim=True))
+    torch.testing.assert_close(found.shares.sum(dim=-1), torch.ones(2, 2))
+
+
+def test_clues_mark_the_regions_that_selection_keeps():
+    model, images = built("hrcf"), pictures()
+    found = clues(model, images, ["dog"])
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        chosen = scores.select_regions(regions, model.label_embeddings(["cat", "dog", "bus"]), 108)
+    kept = torch.cat([m.flatten(1) for m in found.kept], dim=1)
+    for b in range(2):
+        torch.testing.assert_close(regions[b][kept[b]], chosen[b])
+    assert 0 < int((~kept).sum()) == 2 * 32
+
+
+def test_clues_of_patches_are_the_best_of_each_label():
+    model, images = built("mkt"), pictures()
+    found = clues(model, images, ["sun", "dog"])
+    (added,), (kept,) = found.added, found.kept
+    assert kept.all() and (added != 0).sum((-2, -1)).eq(16).all()
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        s = scores.region_scores(regions, model.label_embeddings(["sun", "dog"]))
+    torch.testing.assert_close(found.scores[..., 0], scores.topk_mean(s, 16), rtol=1e-4, atol=1e-4)
+
+
+def test_maps_of_patches_are_their_scores():
+    model, images = built("mkt"), pictures()
+    maps = maps_for(model, images, ["sun", "dog"])
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        s = scores.region_scores(regions, model.label_embeddings(["sun", "dog"]))  # (B, 196, 2)
+    assert maps.shape == (2, 2, 112, 112) and maps.amin((-2, -1)).eq(0).all() and maps.amax((-2, -1)).eq(1).all()
+    cells = maps.unflatten(2, (14, 8)).unflatten(4, (14, 8)).mean(dim=(3, 5)).flatten(2)  # (B, 2, 196)
+    for b, k in ((0, 0), (1, 1)):
+        assert torch.corrcoef(torch.stack([cells[b, k], s[b, :, k]]))[0, 1] > 0.9
+    torch.testing.assert_close(score_map(s - 50, [14], 112), maps, atol=1e-3, rtol=0)  # only differences count
+    one = torch.full((1, 196, 1), -3.0)
+    one[0, 14 * 4 + 9] = -2.0
+    y, x = divmod(int(score_map(one, [14], 112)[0, 0].argmax()), 112)
+    assert (y // 8, x // 8) == (4, 9)
+    assert score_map(torch.full((1, 4, 1), -3.0), [2], 8).eq(0).all(), "no difference, no light"
+
+
+def test_pictures_with_labels_of_their_own(model):
+    images = pictures(3)
+    found = maker(model, ["sun", "dog"])(images, [["dog"], [], ["dog", "sun"]])
+    whole = maps_for(model, images, ["sun", "dog"])
+    assert [len(m) for m in found] == [1, 0, 2]
+    torch.testing.assert_close(found[0], whole[0, 1:])
+    torch.testing.assert_close(found[2], whole[2].flip(0))
+    with pytest.raises(ValueError, match="'bus'"):
+        maker(model, ["sun", "dog"])(images, [["bus"], [], []])
+
+
+def test_the_map_of_one_level(model):
+    images = pictures(1)
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        shares = region_shares(regions, model.label_embeddings(["cat", "dog", "bus"]))[..., [1]]
+    for level, (side, part) in enumerate(zip(SIDES, shares.split([100, 36, 4], dim=1)), 1):
+        found = maker(model, ["dog"], level)(images, [["dog"]])[0]
+        torch.testing.assert_close(found, region_map(part, [side], 112)[0])
+    for level in (0, 4):
+        with pytest.raises(ValueError, match=f"level = {level} of 3"):
+            maker(model, ["dog"], level)
+
+
+def test_the_map_of_another_kind(model):
+    images = pictures(1)
+    with torch.no_grad():
+        _, regions = model.embed(images)
+        s = scores.region_scores(regions, model.label_embeddings(["dog"]))
+    torch.testing.assert_close(maker(model, ["dog"], kind="scores")(images, [["dog"]])[0], score_map(s, SIDES, 112)[0])
+    own, votes = (maker(built("mkt"), ["dog"], kind=kind)(images, [["dog"]])[0] for kind in ("scores", "votes"))
+    assert (own - votes).abs().max() > 0.01
+    with pytest.raises(ValueError, match="unknown kind of map 'score'; did you mean 'scores'"):
+        maker(model, ["dog"], kind="score")
+
+
+@pytest.mark.parametrize("name", ["clip_ft", "biam"])
+def test_methods_without_regions_of_their_own_are_told(name):
+    for function in (maps_for, clues):
+        with pytest.raises(ValueError, match="take grad_cam"):
+            function(built(name), pictures(1), ["dog"])
