@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import scores
+from hrcf_lib.model import HRCF
 
 PART = 2**24  # entries of (B, R, K) worked on at a time, 64 MiB in float32
 
@@ -26,7 +27,7 @@ def score_alone(model, e_g: Tensor, regions: Tensor, reference: Tensor, own: Ten
     ``e_g`` and ``regions`` are what ``model.image_embeddings`` gave. HRCF has a closed form; other methods score R + 1
     labels K times. No label of ``own`` may be among ``reference`` (``score_among`` takes care of it).
     """
-    if hasattr(model, "gather") or getattr(model, "title", "") == "HRCF":
+    if type(model).score_embeddings is HRCF.score_embeddings:
         select = model.config.rss and not model.training
         n = max(1, PART // max(1, len(e_g) * max(len(reference), regions.shape[1])))  # labels at a time
         parts = [_closed(e_g, regions, reference, part, model.config, select) for part in own.split(n)]
@@ -78,10 +79,10 @@ def score_among(model, e_g: Tensor, regions: Tensor, reference: Tensor, own: Ten
     ``own`` holds the embeddings of the labels with None, in their order. The score of a label depends on picture, label
     and reference alone.
     """
-    inside = model.score_embeddings(e_g, regions, reference) if any(c is not None for c in columns) else None
-    alone = score_alone(model, e_g, regions, reference, own)
-    position, parts = 0, []
-    for column in columns:
-        parts.append(alone[:, position] if column is None else inside[:, column])
-        position += column is None
-    return torch.stack(parts, dim=1)  # (B, K)
+    found = e_g.new_empty(len(e_g), len(columns))
+    outside = torch.tensor([c is None for c in columns], device=e_g.device)
+    found[:, outside] = score_alone(model, e_g, regions, reference, own)
+    if not outside.all():
+        known = [c for c in columns if c is not None]
+        found[:, ~outside] = model.score_embeddings(e_g, regions, reference)[:, known]
+    return found  # (B, K)
