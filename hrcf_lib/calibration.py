@@ -39,7 +39,7 @@ from hrcf_lib.own_labels import read_alike
 
 FILE = "calibration.json"  # in a folder of ``save_pretrained``
 SETTINGS = ("hcg", "keep", "lam", "normalize_fusion", "rsa", "rss", "similarity", "topk")  # of a config, for scores
-KNOTS, EACH = 15, 20  # most knots of the curve, and fewest positives for one of them
+KNOTS, EACH = 20, 20  # most knots of the curve; answers of the rarer kind, yes or no, for each
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Calibration:
         x, f = torch.tensor(self.scores, dtype=torch.float64), torch.tensor(self.logits, dtype=torch.float64)
         s = scores.detach().cpu().double()
         if len(x) == 1:
-            return f.expand(s.shape)
+            return torch.full_like(s, float(f))
         i = torch.searchsorted(x, s.contiguous()).clamp(1, len(x) - 1)  # the piece, or the one next to it
         slope = (f[i] - f[i - 1]) / (x[i] - x[i - 1])
         return f[i - 1] + slope * (s - x[i - 1])
@@ -160,8 +160,8 @@ def fit(scores: Tensor, labels: Tensor) -> Calibration:
     r"""The curve that fits scores to annotation (any shape; entries labelled 0 take no part), and the threshold of
     highest F1 over all of them together.
 
-    The bins hold equally many positives, ``EACH`` or more where there are as many. Raises ``ValueError`` if there is no
-    positive or no negative, or for scores that are not finite.
+    Each bin holds an equal part of positives and negatives together, both kinds weighing the same. Raises
+    ``ValueError`` if there is no positive or no negative, or for scores that are not finite.
     """
     known = labels != 0
     s, y = scores[known].double().numpy(), (labels[known] == 1).numpy()
@@ -171,8 +171,9 @@ def fit(scores: Tensor, labels: Tensor) -> Calibration:
         raise ValueError(f"{y.sum()} positives among {len(y)} answers: a curve needs both kinds; give more pictures")
     order = np.argsort(s, kind="stable")
     s, y = s[order], y[order]
-    bins = int(np.clip(y.sum() // EACH, 2, KNOTS))
-    part = np.minimum((np.cumsum(y) - y) * bins // y.sum(), bins - 1)  # of each answer: equally many positives in each
+    bins = int(np.clip(min(y.sum(), (~y).sum()) // EACH, 2, KNOTS))
+    weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())  # so that both ends are resolved
+    part = np.minimum((np.cumsum(weight) - weight / 2) * bins, bins - 1).astype(int)  # the bin of each answer
     part = part[np.searchsorted(s, s, side="right") - 1]  # equal scores are in one bin
     answers, hits, total = (np.bincount(part, w, bins) for w in (None, y, s))
     answers, hits, total = (v[answers > 0] for v in (answers, hits, total))
@@ -283,8 +284,8 @@ _prints: WeakKeyDictionary = WeakKeyDictionary()
 
 def fingerprint(model) -> str:
     """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name."""
-    now = state(model)
-    if _prints.get(model, ("",))[0] != now:
+    now = state(model), tuple(model.reference_labels)
+    if _prints.get(model, (None,))[0] != now:
         settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
         digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
         for name, x in sorted(model.trainable_state().items()):

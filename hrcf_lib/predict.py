@@ -278,9 +278,9 @@ def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool
     if len(bad) == len(items):
         raise ValueError(f"none of the {len(items)} pictures can be read; the first: {bad[0]}")
     if bad:
-        warnings.warn(f"{len(bad)} of {len(items)} pictures left out: {_join(bad, '; ')}", stacklevel=3)
+        warnings.warn(f"{len(bad)} of {len(items)} pictures left out: {_join(bad, '; ')}", stacklevel=4)
     if moving:
-        warnings.warn(f"animated, or of several pages; the first frame was taken: {_join(moving)}", stacklevel=3)
+        warnings.warn(f"animated, or of several pages; the first frame was taken: {_join(moving)}", stacklevel=4)
 
 
 def _moves(item) -> bool:

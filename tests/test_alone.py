@@ -69,3 +69,27 @@ def test_a_label_of_the_reference_is_scored_with_the_reference():
         outside = alone.score_alone(model, e_g, regions, reference, own[:2])
     assert_close(found, torch.stack([outside[:, 0], inside[:, 4], outside[:, 1], inside[:, 0]], dim=1))
     assert alone.score_alone(model, e_g, regions, reference, own[:0]).shape == (3, 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 100, 1000])
+def test_a_list_of_any_length_says_the_same_of_a_label(n):
+    model = synthetic.model().eval()
+    e_g, regions, reference, own = (x.float() for x in inputs(K=1000, D=128, scale=0.3))
+    first = alone.score_alone(model, e_g, regions, reference, own[:1])
+    with torch.no_grad():
+        slow = model.score_embeddings(e_g, regions, torch.cat([reference, own[:1]]))[:, -1:]
+    found = alone.score_alone(model, e_g, regions, reference, own[:n])
+    assert found.shape == (3, n)
+    assert_close(found[:, :1], first, atol=1e-6, rtol=0)
+    assert_close(found[:, :1], slow, atol=1e-6, rtol=0)
+
+
+def test_a_method_that_scores_otherwise_has_no_closed_form():
+    class Other(type(synthetic.model())):
+        def score_embeddings(self, e_g, regions, label_embeddings):
+            return e_g @ label_embeddings.T
+
+    other = synthetic.model().eval()
+    other.__class__ = Other
+    e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
+    assert_close(alone.score_alone(other, e_g, regions, reference, own), e_g @ own.T)
