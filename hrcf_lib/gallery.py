@@ -142,7 +142,7 @@ def _line(row: dict, picture: str, scale: float) -> str:
     hint = html.escape(f"{row['label']}: score {row['score']:.3f}") + (f", {answer}" if answer else "")
     return (
         f'<li class="{answer}" title="{hint}"{" tabindex=0" * seen}>'
-        f'<div class="text"><span class="name">{tick}{name}</span><span class="number">{number}</span></div>'
+        f'<div class="text"><span class="name">{tick}{name}</span> <span class="number">{number}</span></div>'
         f'<div class="track"><div class="bar" style="width: {share:.1%}; background: {COLOURS[answer]}"></div>'
         f"{stroke}</div>{shown}</li>"
     )
