@@ -45,7 +45,18 @@ _PUBLIC = {
 _MODULES = (
     *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
     *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
-    *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
+    *(
+        "studies",
+        "comparison",
+        "resampling",
+        "data",
+        "batch",
+        "method",
+        "baselines",
+        "breakdown",
+        "published",
+        "calibration",
+    ),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -61,6 +61,26 @@ def best() -> torch.device:
     return process().device
 
 
+def available() -> list[str]:
+    """Names of the devices of this machine: cpu, and cuda and mps where there are."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [name for name, there in has.items() if there]
+
+
+def named(name: str | torch.device) -> torch.device:
+    """A device of this machine by name: cpu, cuda, cuda:1, mps. Raises ``ValueError`` that names those there are."""
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    there = device is not None and device.type in available()
+    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        raise ValueError(f"device = {str(name)!r}: this machine has {', '.join(available())}; choose one of these")
+    return device
+
+
 def move(x: torch.Tensor, device) -> torch.Tensor:
     """``x`` on ``device``; from pinned memory the copy runs beside the computation."""
     return x.to(device, non_blocking=x.is_pinned())

@@ -252,6 +252,36 @@ def sweep(
     return axis.figure
 
 
+def reliability(tables: dict, width: float = COLUMN):
+    r"""What was promised against what came: a line for each table of ``calibration.reliability``, by name.
+
+    Both axes are logarithmic, since most probabilities of labels are small; bars are 95 % intervals of the share
+    (Wilson's), the diagonal is where every promise is kept. A share of 0 is at the lower edge. Returns the figure.
+    Raises ``ValueError`` for a missing column or a table without rows.
+    """
+    for frame in tables.values():
+        need(frame, ["said", "true", "answers"], "figures.reliability")
+    low = 0.7 * min(min(frame["said"].min(), frame["true"][frame["true"] > 0].min()) for frame in tables.values())
+    with printed():
+        figure, axis = plt.subplots(figsize=(width, 1.05 * width), layout="constrained")
+        axis.plot([low, 1], [low, 1], color="black", lw=0.8, label="as promised")
+        for i, (name, frame) in enumerate(tables.items()):
+            ends = _wilson(frame["true"].to_numpy(float), frame["answers"].to_numpy(float))
+            look = {"color": COLOURS[i % 10], "marker": "osD^v"[i % 5], "ls": ("-", "--", "-.", ":")[i % 4]}
+            axis.vlines(frame["said"], *np.clip(ends, low, 1), color=look["color"], lw=1)
+            axis.plot(frame["said"], frame["true"].clip(lower=low), **look, label=name)
+        axis.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
+        axis.set(xlabel="probability that was given", ylabel="share that is in the picture", aspect="equal")
+        legend(figure, [*tables, "as promised"])
+    return figure
+
+
+def _wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
+    """Both ends (2, m) of the interval of a share (m,) of n answers."""
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.stack([middle - half, middle + half]) / (1 + z**2 / n)
+
+
 STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
 
 

@@ -25,6 +25,7 @@ from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.schedules import learning_rate
 
 FILES = ("config.json", "model.safetensors")  # what ``save_pretrained`` writes
+OPTIONAL = ("calibration.json",)  # and what it writes of a model that has one
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name on the Hugging Face hub; no path from . or /
 
 
@@ -36,7 +37,8 @@ class Method(nn.Module):
         pretrained: ``False`` builds the VLP with random weights and needs no network.
 
     Attributes: ``vlp`` frozen; ``reference_labels`` the seen labels of training, the vocabulary that a user's own
-    labels are scored in; ``trainable`` the parameters that each side trains, as beginnings of their names.
+    labels are scored in; ``calibration`` what makes probabilities of scores, or None (``calibration.py``);
+    ``trainable`` the parameters that each side trains, as beginnings of their names.
 
     Raises what ``vlp.load`` raises. Whatever is drawn at random depends on ``config.seed`` alone, and the global random
     state stays as it was.
@@ -55,6 +57,7 @@ class Method(nn.Module):
             )
         self.config = config
         self.reference_labels: tuple[str, ...] = ()
+        self.calibration = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.vlp = vlp.load(config.vlp, config.vlp_weights, pretrained)
@@ -208,14 +211,18 @@ class Method(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         r"""Write ``model.safetensors`` (trainable parts) and ``config.json`` (config, hash of the VLP, seen labels).
 
-        The VLP itself is not written. Returns the folder, which is made if need be.
+        The VLP itself is not written; a calibration is, as ``calibration.json``. Returns the folder, which is made if
+        need be.
         """
+        from hrcf_lib import calibration  # which stands above all methods
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights.write(self.trainable_state(), folder / "model.safetensors")
         about = {"config": self.config.to_dict(), "vlp_hash": self.vlp.hash, "reference_labels": self.reference_labels}
         about = {"method": self.config.method} | about
         (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+        calibration.write(self.calibration, folder)
         return folder
 
     @classmethod
@@ -225,6 +232,8 @@ class Method(nn.Module):
         ``folder`` may also name a repository ``owner/name`` of the Hugging Face hub. Raises ``FileNotFoundError`` that
         says what is missing, ``ValueError`` if method, config, weights or VLP do not fit, and what ``vlp.load`` raises.
         """
+        from hrcf_lib import calibration  # which stands above all methods
+
         about = read_about(folder := find_folder(folder))
         if about["method"] != cls.Config.method:
             raise ValueError(
@@ -243,6 +252,7 @@ class Method(nn.Module):
             )
         model.load_trainable(weights.read(folder / "model.safetensors"), folder / "model.safetensors")
         model.reference_labels = tuple(seen)
+        model.calibration = calibration.read(folder)
         return model.eval()
 
 
@@ -268,7 +278,8 @@ def find_folder(source: str | Path) -> Path:
     if not folder.exists() and REPOSITORY.fullmatch(str(source)):
         try:
             cached_only = not weights.online()
-            folder = Path(snapshot_download(str(source), allow_patterns=FILES, local_files_only=cached_only))
+            files = [*FILES, *OPTIONAL]
+            folder = Path(snapshot_download(str(source), allow_patterns=files, local_files_only=cached_only))
         except Exception as error:  # no such repository, no access, no network: every kind of its own
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(

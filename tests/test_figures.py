@@ -278,3 +278,17 @@ def test_errors_of_methods_side_by_side():
         method_figures.size_bars(sizes().drop(columns="seed"))
     with pytest.raises(ValueError, match="MKT, seed 0, ZSL, small has two rows"):
         method_figures.size_bars(pd.concat([sizes(), sizes()]))
+
+
+def test_reliability_shows_each_share_and_the_diagonal():
+    table = pd.DataFrame({"said": [0.01, 0.1, 0.6], "true": [0.0, 0.12, 0.5], "answers": [900, 400, 40]})
+    axis = figures.reliability({"val": table, "test": table.assign(true=0.3)}).axes[0]
+    drawn = {line.get_label(): line for line in axis.lines}
+    assert list(drawn) == ["as promised", "val", "test"] and list(drawn["val"].get_xdata()) == [0.01, 0.1, 0.6]
+    x, y = drawn["as promised"].get_data()
+    assert list(x) == list(y) and drawn["val"].get_ydata()[0] == axis.get_ylim()[0] > 0, "0 has no logarithm"
+    assert drawn["val"].get_marker() != drawn["test"].get_marker()
+    low, high = figures._wilson(np.array([0.12]), np.array([400.0]))[:, 0]
+    assert (low, high) == pytest.approx((0.0917, 0.1556), abs=5e-4)
+    with pytest.raises(ValueError, match="no column 'true'"):
+        figures.reliability({"val": table.drop(columns="true")})

@@ -311,6 +311,7 @@ def test_a_repository_of_the_hub_is_fetched(saved, monkeypatch):
     assert asked[0][0] == "somebody/hrcf-nus" and set(asked[0][1]["allow_patterns"]) == {
         "config.json",
         "model.safetensors",
+        "calibration.json",
     }
 
 

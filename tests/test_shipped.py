@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hrcf_lib import probe, results, vlp
+from hrcf_lib import calibration, probe, results, vlp
 from hrcf_lib.data import mojiscenes, openmoji
 from hrcf_lib.data.portraits import crowd
 from hrcf_lib.predict import classify, default_model
@@ -51,8 +52,6 @@ def test_a_label_of_untrained_tokens_is_refused(mini):
 
 
 def torch_picture():
-    from PIL import Image
-
     return Image.fromarray(mojiscenes.draw("test", 3, 5).image)
 
 
@@ -64,10 +63,24 @@ def test_the_shipped_model_sits_on_the_shipped_vlp():
     assert list(found["rank"]) == [1, 2, 3, 4, 5]
 
 
+def test_the_shipped_calibration_is_of_the_shipped_model():
+    """Made by ``python -m hrcf_lib.calibration hrcf_lib/assets/hrcf-mini-trained``, anew whenever the model is."""
+    assert calibration.of(default_model()) is default_model().calibration is not None
+    alone = classify(torch_picture(), ["koala"])
+    among = classify(torch_picture(), openmoji.names(), top_k=308)
+    assert float(among.probability[among.label == "koala"].iloc[0]) == pytest.approx(alone.probability[0], abs=1e-6)
+
+
+def test_likely_labels_are_right_more_often():
+    scenes = [mojiscenes.draw("test", i, 78) for i in range(40)]
+    found = classify([Image.fromarray(s.image) for s in scenes], openmoji.names(), top_k=308)
+    right = [label in scenes[i // 308].names for i, label in enumerate(found.label)]
+    share = found.assign(right=right).groupby(found.probability > 0.5).right.mean()
+    assert share[True] > 0.4 and share[False] < 0.05
+
+
 def test_dominant_things_are_found_by_the_shipped_model():
     """Far above chance (5 of 308, 1.6 %) on scenes of another seed."""
-    from PIL import Image
-
     scenes = [mojiscenes.draw("test", i, 77) for i in range(30)]
     found = classify([Image.fromarray(s.image) for s in scenes], openmoji.names(), top_k=5)
     guesses = found.label.to_numpy().reshape(30, 5)

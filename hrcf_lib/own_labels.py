@@ -1,0 +1,91 @@
+r"""A user's own list of labels: a list of names, or a file of them; cleaned, and compared as the text tower reads them.
+
+::
+
+    labels.txt          one name a line; blank lines are passed over
+    labels.csv          a column ``label`` (or ``name``); further columns are passed over
+
+A ``Path`` is always a file. A string is one where it ends in ``.txt`` or ``.csv``, whatever lies on the disk; any other
+string is refused, so that one label is always written ``["owl"]``.
+"""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+from open_clip.tokenizer import get_clean_fn
+
+from hrcf_lib.labels import _join, check_names
+from hrcf_lib.towers import check_length
+
+SUFFIXES = (".txt", ".csv")
+COLUMNS = ("label", "name")  # of a CSV
+read_alike = get_clean_fn("lower")  # what CLIP's tokenizer makes of a text: Unicode mended, white space, lower case
+
+
+def read(labels) -> list[str]:
+    r"""The names of a list or of a file, outer white space dropped, in their order and spelling.
+
+    Raises ``ValueError`` for no names, a blank one, one that is no string, names that the text tower reads alike
+    ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
+    """
+    if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
+        names, places = _of_file(Path(labels).expanduser())
+    elif isinstance(labels, str):
+        raise ValueError(
+            f"labels is the single string {labels[:60]!r}, not a list of names; write [{labels[:60]!r}] for one "
+            "label, or the name of a file that ends in .txt or .csv"
+        )
+    else:
+        names = check_names(labels)
+        places = [f"labels[{i}]" for i in range(len(names))]
+    told: dict[str, list[str]] = {}
+    for name, place in zip(names, places):
+        told.setdefault(read_alike(name), []).append(f"{name!r} ({place})")
+    if twice := [" and ".join(same) for same in told.values() if len(same) > 1]:
+        raise ValueError(f"read alike by the text tower: {_join(twice, '; ')}; keep one of each")
+    return names
+
+
+def _of_file(path: Path) -> tuple[list[str], list[str]]:
+    """Names, and where each stands."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {path} of labels: correct the path, or write [{str(path)!r}] if that is the label itself"
+        )
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+            column = next((c for c in table.columns if str(c).strip().lower() in COLUMNS), None)
+            if column is None:
+                raise ValueError(f"{path} has the columns {_join(table.columns)}; call the one of the names 'label'")
+            lines = table[column].tolist()
+        else:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no text in UTF-8 with a label a line ({error}); save it as one") from error
+    first = 2 if path.suffix.lower() == ".csv" else 1
+    rows = [(" ".join(line.split()), f"{path.name}, line {i}") for i, line in enumerate(lines, first)]
+    rows = [row for row in rows if row[0]]
+    if not rows:
+        raise ValueError(f"{path} holds no label; write one name a line")
+    return [name for name, _ in rows], [place for _, place in rows]
+
+
+def beside(model, labels: list[str]) -> tuple[list[str], list[int | None]]:
+    r"""Those of ``labels`` that the model's reference vocabulary lacks, and of each label its column there, or None.
+
+    Raises ``ValueError`` naming all labels that are too long for the text tower: nothing is cut off silently.
+    """
+    column = {read_alike(name): k for k, name in reversed(list(enumerate(model.reference_labels)))}
+    columns = [column.get(read_alike(label)) for label in labels]
+    own = [label for label, c in zip(labels, columns) if c is None]
+    faults = []
+    for label in own:
+        try:
+            check_length(label, len(model.vlp.tokenizer.encode(label)) + 2, model.vlp.context_length)  # start and end
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError(_join(faults, "; ", most=3))
+    return own, columns
