@@ -325,6 +325,14 @@ def read(folder: str | Path) -> Calibration | None:
         raise ValueError(f"{path} is no calibration ({error}); {mend}") from error
 
 
+def _forget_damaged(folder: Path) -> None:
+    """A damaged file goes, as it would keep the model from loading; a good one stays until there is another."""
+    try:
+        read(folder)
+    except ValueError:
+        (folder / FILE).unlink()
+
+
 def main(words=None) -> None:
     """The command line: fits on val, or on pictures of training where there is none, and says how right it is."""
     from hrcf_lib import baselines, devices, fit
@@ -339,7 +347,7 @@ def main(words=None) -> None:
     parser.add_argument("--test", action="store_true", help="also say how right it is on unseen labels of test splits")
     given = parser.parse_args(words)
     try:
-        (given.folder / FILE).unlink(missing_ok=True)  # also a damaged one
+        _forget_damaged(given.folder)
         model = baselines.load(given.folder).to(devices.best())
         splits = benchmarks.splits(model.config, given.data)
         if "val" not in splits:
