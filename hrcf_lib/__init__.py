@@ -46,6 +46,7 @@ _MODULES = (
     *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
     *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
     *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
+    *("onnx_export", "card"),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

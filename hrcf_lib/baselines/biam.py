@@ -106,7 +106,8 @@ class BiAM(Method):
         """
         w = self.network.classifiers(label_embeddings)  # (K, D)
         k = min(self.config.topk, regions.shape[1])
-        n = max(1, scores.PART // max(1, regions.shape[0] * regions.shape[1]))  # labels at a time
+        B, J, _ = regions.shape
+        n = len(w) if scores.exporting() else max(1, scores.PART // max(1, B * J))  # labels at a time
         return torch.cat([scores.topk_mean(scores.region_scores(regions, part), k) for part in w.split(n)], dim=1)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
