@@ -128,7 +128,7 @@ def about(path: str | Path) -> dict[str, str]:
     ``reference`` true or false, ``scored_among`` number of labels in softmax and norms; ``method``, ``vlp``,
     ``vlp_hash``, ``config`` (JSON), ``hrcf`` its version.
     """
-    return _session(path).get_modelmeta().custom_metadata_map
+    return open_session(path).get_modelmeta().custom_metadata_map
 
 
 def _about(model: Method, names: list[str], scored: int, reference: bool, uint8: bool) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _about(model: Method, names: list[str], scored: int, reference: bool, uint8:
     return {
         "labels": json.dumps(names, ensure_ascii=False),
         "side": str(side),
-        "input": f"RGB pictures (B, 3, {side}, {side}), {numbers}; resized (bicubic) to the shorter side, centre square",
+        "input": f"RGB pictures (B, 3, {side}, {side}), {numbers}; shorter side resized (bicubic), centre cut out",
         "mean": json.dumps(model.vlp.mean.flatten().tolist()),
         "std": json.dumps(model.vlp.std.flatten().tolist()),
         "reference": json.dumps(reference),
@@ -225,7 +225,7 @@ def _pictures(side: int, uint8: bool, n: int = 8) -> Tensor:
 
 def _compare(path, scorer: Scorer, tolerance: float, name, top_k: int = 5) -> dict:
     """``check`` of the file at ``path``, which errors call ``name``."""
-    session = _session(path)
+    session = open_session(path)
     uint8 = session.get_inputs()[0].type == "tensor(uint8)"
     images = _pictures(scorer.model.vlp.side, uint8)
     expected = scorer.model.score_embeddings(*scorer.model.embed(images), scorer.t)[:, scorer.columns]  # (B, K)
@@ -256,7 +256,7 @@ def _best_differ(expected: Tensor, found: Tensor, k: int, tie: float) -> tuple[i
     return int((gaps > tie).sum()), gaps.max().item()
 
 
-def _session(path):
+def open_session(path):
     """The file in onnxruntime, on the CPU, with as many threads as PyTorch has. Raises for a file that is none."""
     onnxruntime = _extra()
     if not Path(path).is_file():
@@ -301,8 +301,8 @@ def main(words=None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         parser.exit(2, f"{error}\n")
     print(
-        f"{given.out}: {len(labels)} labels, {told['bytes'] / 1e6:.1f} MB; on {told['pictures']} pictures scores within "
-        f"{told['max_abs_diff']:.0e} of PyTorch's, the {told['same_top']} best labels the same"
+        f"{given.out}: {len(labels)} labels, {told['bytes'] / 1e6:.1f} MB; on {told['pictures']} pictures scores are "
+        f"within {told['max_abs_diff']:.0e} of PyTorch's, and the {told['same_top']} best labels the same"
     )
 
 
