@@ -93,6 +93,7 @@ def export(
         scorer = _scorer(ready, labels, embeddings, reference)
         about = _about(ready, check_names(labels), len(scorer.t), reference, uint8)
         program = _program(scorer, _pictures(ready.vlp.side, uint8)[:3])
+        _fits(program, model.title)
         path.parent.mkdir(parents=True, exist_ok=True)
         program.model.metadata_props.update(about)
         with replacing_alone(path) as part:
@@ -181,7 +182,7 @@ def _scorer(model: Method, labels, embeddings: Tensor | None, reference: bool) -
 
 
 def _program(scorer: Scorer, images: Tensor):
-    """The graph as torch's exporter makes it. Raises ``ValueError`` if it cannot, or for more than one file holds."""
+    """The graph as torch's exporter makes it. Raises ``ValueError`` if it cannot."""
     try:
         program = torch.onnx.export(
             scorer,
@@ -196,11 +197,18 @@ def _program(scorer: Scorer, images: Tensor):
     except torch.onnx.OnnxExporterError as error:
         reason = next((line for line in reversed(str(error).splitlines()) if "Error" in line), str(error)[:200])
         raise ValueError(f"torch.onnx cannot export {scorer.model.title}: {reason.strip()}") from error
+    return program
+
+
+def _fits(program, title: str) -> None:
+    """Raise ``ValueError`` for a graph that holds for one size of the batch, or is more than one file can hold."""
+    batch = program.model.graph.inputs[0].shape[0]
+    if isinstance(batch, int):
+        raise ValueError(f"the graph of {title} holds for {batch} pictures alone: write x.shape[0], not len(x), in it")
     weights = (value.const_value for value in program.model.graph.initializers.values())
     size = sum(value.nbytes for value in weights if value is not None)
     if size >= LIMIT:
         raise ValueError(f"{size / 2**30:.1f} GiB of weights: one ONNX file holds 2 GiB; take a smaller VLP than this")
-    return program
 
 
 def _sort():

@@ -1,8 +1,8 @@
 """ONNX export: what onnxruntime computes is what PyTorch and ``classify`` say, and a file that differs never stays."""
 
 import json
-import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,10 +42,19 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exported(model, tmp_path_factory):
-    """A file of seven labels inside the reference, and what ``export`` told."""
-    path = tmp_path_factory.mktemp("onnx") / "new" / "classifier.onnx"
-    return path, onnx_export.export(model, LABELS, path)
+def made(model, tmp_path_factory):
+    """A file of seven labels inside the reference, what ``export`` told, and the graph as torch's exporter made it."""
+    path, graphs, real = tmp_path_factory.mktemp("onnx") / "new" / "classifier.onnx", [], onnx_export._program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_export, "_program", lambda *given: graphs.append(real(*given)) or graphs[0])
+        told = onnx_export.export(model, LABELS, path)
+    return path, told, graphs[0]
+
+
+@pytest.fixture(scope="module")
+def exported(made):
+    """The file, and what ``export`` told."""
+    return made[:2]
 
 
 @pytest.fixture
@@ -125,15 +134,14 @@ def test_uint8_labels_alone_and_embeddings_of_ones_own(model, tmp_path):
 def test_embeddings_take_the_place_of_the_models_own(model):
     """Inside the reference too, and of a label that is one of it."""
     t = torch.randn(2, model.vlp.D, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        scorer, own = onnx_export._scorer(model, ["moon", "dog"], t, True), model.label_embeddings(REFERENCE)
+    with torch.no_grad(), onnx_export._ready(model) as ready:
+        scorer, own = onnx_export._scorer(ready, ["moon", "dog"], t, True), model.label_embeddings(REFERENCE)
     assert scorer.columns == [6, 1] and torch.equal(scorer.t[[6, 1]], t)
     assert torch.equal(scorer.t[[0, 2, 3, 4, 5]], own[[0, 2, 3, 4, 5]])
 
 
-@pytest.mark.parametrize("name", ["mkt", "clip_ft", "pre_clip", "ovml_vlp", "biam", "template"])
-def test_every_method(name, tmp_path, monkeypatch):
-    monkeypatch.setitem(baselines.METHODS, "template", Template)
+@pytest.mark.parametrize("name", baselines.names())
+def test_every_method(name, tmp_path):
     model = shorten(baselines.build(name, synthetic.config(), pretrained=False))
     model.reference_labels = REFERENCE
     told = onnx_export.export(model, LABELS, tmp_path / f"{name}.onnx")
@@ -162,21 +170,16 @@ def test_a_file_of_another_model_is_found(exported):
         onnx_export.check(exported[0], other)
 
 
-def test_an_export_that_differs_leaves_what_was_there(model, tmp_path, monkeypatch):
+def test_an_export_that_differs_leaves_what_was_there(model, made, tmp_path, monkeypatch):
     """The largest weights are spoilt on the way to the file."""
     import onnx_ir  # which onnxscript brings
 
-    path = tmp_path / "classifier.onnx"
+    path, graph = tmp_path / "classifier.onnx", made[2].model.graph
     path.write_bytes(b"of before")
-    program = onnx_export._program
-
-    def spoilt(scorer, images):
-        made = program(scorer, images)
-        weights = max(made.model.graph.initializers.values(), key=lambda v: v.const_value.size)
-        weights.const_value = onnx_ir.tensor(np.float32(1.05) * weights.const_value.numpy(), name=weights.name)
-        return made
-
-    monkeypatch.setattr(onnx_export, "_program", spoilt)
+    weights = max(graph.initializers.values(), key=lambda value: value.const_value.size)
+    spoilt = onnx_ir.tensor(np.float32(1.05) * weights.const_value.numpy(), name=weights.name)
+    monkeypatch.setattr(weights, "const_value", spoilt)
+    monkeypatch.setattr(onnx_export, "_program", lambda *given: made[2])
     with pytest.raises(ValueError, match="classifier.onnx: scores differ"):
         onnx_export.export(model, LABELS, path)
     assert [p.name for p in tmp_path.iterdir()] == ["classifier.onnx"] and path.read_bytes() == b"of before"
@@ -207,23 +210,36 @@ def test_labels_that_are_refused(model, tmp_path, labels, embeddings, message):
     assert model.training and not list(tmp_path.iterdir())
 
 
+class Odd(Template):
+    """Scores depend on the pictures in a way that no graph has."""
+
+    title = "Odd"
+
+    def score_embeddings(self, e_g, regions, label_embeddings):
+        s = super().score_embeddings(e_g, regions, label_embeddings)
+        return s if s.sum() > 0 else -s
+
+
 def test_a_method_that_cannot_be_exported_is_named(tmp_path):
-    class Odd(Template):
-        title = "Odd"
-
-        def score_embeddings(self, e_g, regions, label_embeddings):
-            return super().score_embeddings(e_g, regions, label_embeddings) * float(e_g.sum())
-
-    odd = shorten(Odd(Template.Config.of(synthetic.config()), pretrained=False))
+    odd = shorten(Odd(Template.Config.of(synthetic.config()), pretrained=False), blocks=1)
     with pytest.raises(ValueError, match="torch.onnx cannot export Odd: "):
         onnx_export.export(odd, LABELS, tmp_path / "odd.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_more_than_one_file_can_hold_is_refused(model, tmp_path, monkeypatch):
+def test_a_graph_of_one_batch_is_refused(made):
+    onnx_export._fits(made[2], "HRCF")
+    graph = SimpleNamespace(inputs=[SimpleNamespace(shape=(3, 3, 112, 112))], initializers={})
+    with pytest.raises(ValueError, match=r"graph of Fixed holds for 3 pictures alone: write x.shape\[0\]"):
+        onnx_export._fits(SimpleNamespace(model=SimpleNamespace(graph=graph)), "Fixed")
+
+
+def test_more_than_one_file_can_hold_is_refused(model, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "_program", lambda *given: made[2])
     monkeypatch.setattr(onnx_export, "LIMIT", 1_000_000)
     with pytest.raises(ValueError, match="one ONNX file holds 2 GiB"):
         onnx_export.export(model, LABELS, tmp_path / "large.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_none(model, tmp_path):
@@ -243,21 +259,25 @@ def test_the_extra_is_named_where_it_is_missing(model, tmp_path, monkeypatch):
 # Command and benchmark ----------------------------------------------------------------------------------------------
 
 
-def test_the_command(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(baselines, "load", lambda folder: model)
+def test_the_command(tmp_path, monkeypatch, capsys):
+    given = []
+    told = {"pictures": 8, "max_abs_diff": 2e-7, "largest": 0.3, "same_top": 3, "bytes": 2_500_000}
+    monkeypatch.setattr(baselines, "load", lambda folder: f"model of {folder}")
+    monkeypatch.setattr(onnx_export, "export", lambda *words, **more: given.append((words, more)) or told)
     names, out = tmp_path / "labels.txt", tmp_path / "out.onnx"
     names.write_text("\ufeffzebra\n\ndog \ncôté\n", encoding="utf-8")
-    onnx_export.main(["a-folder", str(names), str(out), "--alone"])
-    assert re.search(r"out.onnx: 3 labels, \d+\.\d MB; .* the 3 best labels the same", capsys.readouterr().out)
-    about = onnx_export.about(out)
-    assert json.loads(about["labels"]) == ["zebra", "dog", "côté"] and about["scored_among"] == "3"
+    onnx_export.main(["a-folder", str(names), str(out), "--alone", "--uint8"])
+    assert given == [(("model of a-folder", ["zebra", "dog", "côté"], out), {"reference": False, "uint8": True})]
+    assert "out.onnx: 3 labels, 2.5 MB" in (said := capsys.readouterr().out) and "the 3 best labels the same" in said
     names.write_text("dog\ndog\n")
     with pytest.raises(SystemExit) as stopped:
         onnx_export.main(["a-folder", str(names), str(out)])
     assert stopped.value.code == 2 and "'dog' occurs 2 times" in capsys.readouterr().err
 
 
-def test_the_benchmark_holds_onnxruntime_against_pytorch():
+def test_the_benchmark_holds_onnxruntime_against_pytorch(monkeypatch):
+    whole = Sizes.model
+    monkeypatch.setattr(Sizes, "model", lambda self, **changes: shorten(whole(self, **changes), blocks=1))
     row = benchmark.ROWS["inference_onnx"](Sizes.of(smoke=True))
     assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and row["ratio_single"] > 0
     assert row["max_abs_diff"] < 1e-4 and "onnxruntime against PyTorch" in row["what"] and "MB" in row["note"]
