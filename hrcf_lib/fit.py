@@ -114,7 +114,7 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, 
         test = source(model, "test", data, cache)
     table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen else ("seen",))
     if state.is_main_process:
-        model.save_pretrained(out / "model")
+        model.save_pretrained(out / "model", {"test": table}, history)
         history.to_csv(out / "history.csv", index=False)
         more = {"config": config.to_dict(), "vlp_hash": model.vlp.hash, "processes": state.num_processes}
         protocol = ", ".join(table["protocol"].unique())

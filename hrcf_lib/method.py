@@ -19,13 +19,13 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
+from hrcf_lib import card, devices, vlp, weights
 from hrcf_lib import config as configs
-from hrcf_lib import devices, vlp, weights
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.schedules import learning_rate
 
-FILES = ("config.json", "model.safetensors")  # what ``save_pretrained`` writes
-OPTIONAL = ("calibration.json",)  # and what it writes of a model that has one
+FILES = ("config.json", "model.safetensors")  # what ``from_pretrained`` reads; a model card lies beside them
+OPTIONAL = ("calibration.json",)  # what it reads too, of a model that has one
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name on the Hugging Face hub; no path from . or /
 
 
@@ -208,14 +208,18 @@ class Method(nn.Module):
         frozen = {n: v for n, v in self.state_dict().items() if n.startswith("vlp.")}
         weights.fit(self, state | frozen, source)
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        r"""Write ``model.safetensors`` (trainable parts) and ``config.json`` (config, hash of the VLP, seen labels).
+    def save_pretrained(self, folder: str | Path, metrics=None, training=None, licence: str | None = None) -> Path:
+        r"""Write ``model.safetensors`` (trainable parts), ``config.json`` (config, hash of the VLP, seen labels), and a
+        model card, ``README.md``.
 
-        The VLP itself is not written; a calibration is, as ``calibration.json``. Returns the folder, which is made if
-        need be.
+        The VLP itself is not written; a calibration is, as ``calibration.json``. ``metrics`` (what ``evaluate``
+        returned, or a dict split -> that), ``training`` and ``licence`` go on the card: see ``card.card``. Returns the
+        folder, which is made if need be. Raises ``ValueError`` for metrics without a protocol, before anything is
+        written.
         """
         from hrcf_lib import calibration  # which stands above all methods
 
+        about_it = card.card(self, metrics, training, licence)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights.write(self.trainable_state(), folder / "model.safetensors")
@@ -223,6 +227,7 @@ class Method(nn.Module):
         about = {"method": self.config.method} | about
         (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
         calibration.write(self.calibration, folder)
+        card.write(about_it, folder)
         return folder
 
     @classmethod

@@ -53,7 +53,7 @@ def pool(regions: Tensor, label_embeddings: Tensor, k: int) -> Tensor:
     """
     _same_width(regions, label_embeddings)
     (B, J, _), K = regions.shape, len(label_embeddings)
-    n = K if B * J * K <= LARGE else max(1, PART // (B * J))  # labels at a time
+    n = K if exporting() or B * J * K <= LARGE else max(1, PART // (B * J))  # labels at a time
     parts = [topk_mean(region_scores(regions, t), min(k, J)) for t in label_embeddings.split(max(1, n))]
     return torch.cat(parts, dim=1)  # (B, K)
 
@@ -85,7 +85,7 @@ def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Ten
     _same_width(regions, label_embeddings)
     B, J, _ = regions.shape
     K = len(label_embeddings)
-    if B * J * K <= LARGE:
+    if exporting() or B * J * K <= LARGE:
         return sum(_aggregate(part, label_embeddings) for part in regions.split(chunk, dim=1))
     chunk = max(1, min(chunk, PART // (B * K)))
     if torch.is_grad_enabled() and (regions.requires_grad or label_embeddings.requires_grad):
@@ -146,6 +146,11 @@ class _LargeAggregate(torch.autograd.Function):
                 if of_t is not None:
                     of_t += of_s.flatten(0, 1).T @ part.flatten(0, 1)
         return of_regions, of_t, None
+
+
+def exporting() -> bool:
+    """Whether a graph is being written down: what depends on the size of the batch would hold for one size alone."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # an older torch has the second alone
 
 
 def _exactly(x: Tensor):

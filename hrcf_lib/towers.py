@@ -77,7 +77,7 @@ class VLP(nn.Module):
         """All blocks but the last ``free``, shared by teacher and student: pictures -> (B, 1 + N^2, C)."""
         v = self.model.visual
         x = v.conv1(self.normalise(images)).flatten(2).transpose(1, 2)  # (B, N*N, C)
-        cls = v.class_embedding.expand(len(x), 1, -1)  # (B, 1, C)
+        cls = v.class_embedding.expand(x.shape[0], 1, -1)  # (B, 1, C); with len() a graph of it holds for one B
         x = v.ln_pre(torch.cat([cls, x], dim=1) + v.positional_embedding)  # (B, 1 + N*N, C)
         for block in v.transformer.resblocks[: self.depth - self.free]:
             x = block(x)

@@ -249,9 +249,9 @@ def test_a_saved_model_comes_back_with_the_same_scores(saved):
     assert changed.config == model.config.replace(lam=1.0, rss=False)
 
 
-def test_only_safetensors_and_json_are_written_and_not_the_vlp(saved):
+def test_only_safetensors_json_and_a_card_are_written_and_not_the_vlp(saved):
     model, folder = saved
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     state = load_file(folder / "model.safetensors")  # raises for anything else
     assert set(state) == set(model.trainable_state()) and not any(name.startswith("vlp.") for name in state)
     about = json.loads((folder / "config.json").read_text(encoding="utf-8"))

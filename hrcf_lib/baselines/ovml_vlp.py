@@ -85,7 +85,7 @@ class ImageTextAttention(nn.Module):
     def forward(self, regions: Tensor, t: Tensor) -> Tensor:
         r"""(B, J, D), (K, D) -> f (B, K, D). A label's feature does not depend on the other labels."""
         q, k, v = self.query(t), self.key(regions), self.value(regions)  # (K, D), (B, J, D), (B, J, D)
-        q = self._split(q.expand(len(regions), -1, -1))  # (B, H, K, d)
+        q = self._split(q.expand(regions.shape[0], -1, -1))  # (B, H, K, d)
         f = functional.scaled_dot_product_attention(q, self._split(k), self._split(v))  # (B, H, K, d)  Eq. 3
         return self.out(f.transpose(1, 2).flatten(2))  # (B, K, D)  Eq. 4
 
@@ -135,7 +135,7 @@ class OVMLVLP(Method):
         parts of at most ``PART`` entries, each computed again for the backward pass where there are several.
         """
         B, J, D = regions.shape
-        part = max(1, PART // max(1, B * max(D, self.config.heads * J)))  # labels
+        part = len(t) if scores.exporting() else max(1, PART // max(1, B * max(D, self.config.heads * J)))  # labels
         several = part < len(t) and torch.is_grad_enabled()
         found = []
         for first in range(0, len(t), part):

@@ -33,7 +33,8 @@ ROWS = {
         *(images.feature_cache, images.shared_trunk, loading.cached_epoch, text.prompt_phase),
         *(scoring.hsa_memory, scoring.hsa_training),
         *(images.inference_overhead, images.inference_single, images.inference_bf16),
-        *(images.inference_channels_last, images.inference_compiled, scoring.map_metric, loading.loader),
+        *(images.inference_channels_last, images.inference_compiled, images.inference_onnx),
+        *(scoring.map_metric, loading.loader),
     )
 }
 COLUMNS = ["name", "ratio", "max_abs_diff", "grad_rel_diff", "peak_mb", "plain_s", "ours_s", "what", "note", "error"]

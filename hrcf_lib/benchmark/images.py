@@ -1,9 +1,12 @@
 """Rows on the image side: steps of training from the cache and with a shared trunk, and inference."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from hrcf_lib import budget, training
+from hrcf_lib import budget, onnx_export, training
 from hrcf_lib.benchmark.measure import Sizes, annotate, draw, draw_images, duel, far, names_of, relative, seconds
 
 
@@ -125,3 +128,26 @@ def _variant(sizes: Sizes, change, what: str) -> dict:
     row = duel(*forms, repeats=5) | {"max_abs_diff": far(*(form() for form in forms))}
     note = f"the first call takes {start:.0f} s; the default is without"
     return row | {"what": f"picture to scores, B = {len(images)}, {what} (as ours) against without", "note": note}
+
+
+def inference_onnx(sizes: Sizes) -> dict:
+    """The exported file in onnxruntime (as ours), against PyTorch: both on the CPU, in float32, with as many threads.
+
+    Needs the extra ``onnx``.
+    """
+    model, names = sizes.model(bf16=False).eval().cpu(), names_of(sizes.K)
+    t = draw(sizes.K, model.vlp.D, scale=0.05).cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "classifier.onnx"
+        told, session = onnx_export.export(model, names, path, t, reference=False), onnx_export.open_session(path)
+        forms = {}
+        for B in (1, sizes.B_inference):
+            images = draw_images(B, model.vlp.side).cpu() / 255
+            plain_form = torch.no_grad()(lambda images=images: model.score_embeddings(*model.embed(images), t))
+            forms[B] = plain_form, lambda images=images: session.run(["scores"], {"images": images.numpy()})[0]
+        single = duel(*forms[1], repeats=5)["ratio"]
+        row = duel(*forms[B], repeats=5) | {"max_abs_diff": far(forms[B][0](), torch.from_numpy(forms[B][1]()))}
+    threads, size = torch.get_num_threads(), told["bytes"] / 1e6
+    note = f"{single:.2f} x for one picture; {threads} threads each; a file of {size:.0f} MB"
+    what = f"picture to scores in onnxruntime against PyTorch, float32, CPU, B = {B}, K = {sizes.K}"
+    return row | {"what": what, "note": note, "ratio_single": single, "file_mb": size, "threads": threads}
