@@ -108,6 +108,18 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     return make
 
 
+@torch.no_grad()
+def region_maps(model, regions: Tensor, t: Tensor, columns) -> Tensor:
+    r"""Maps (B, k, side, side) from regions (B, J, D) and all labels that are scored together, (K, D), of some columns.
+
+    Of the kind and with the errors of ``maps_for``.
+    """
+    check_regions(model)
+    if OWN[model.config.method] == "votes":
+        return region_map(region_shares(regions, t)[..., columns], sides(model), model.vlp.side)
+    return score_map(region_scores(regions, t[columns]), sides(model), model.vlp.side)
+
+
 def check_regions(model) -> None:
     """Raise ``ValueError`` for a method without regions that are scored one by one."""
     if model.config.method not in OWN:

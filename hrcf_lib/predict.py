@@ -96,7 +96,7 @@ def classify(
             for all labels, or label -> probability for some and the calibration's for the others (``own_thresholds``).
             Labels with a yes are reported even if they are not among the ``top_k``; ``answers`` makes a row a picture
             of it, and says where it is none of these.
-        explain: adds a map for each row (HRCF only): where the label was seen.
+        explain: adds a map for each row (HRCF and MKT): where the label was seen, as ``explain.maps_for``.
         device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays as it is.
         progress: show a bar (True), or none (False); by default where there is a terminal or a notebook.
         skip_bad: leave out pictures that cannot be read, with one warning that names them, in place of an error.
@@ -121,8 +121,8 @@ def classify(
             raise ValueError(f"{name} = {value!r}: give a whole number from 1")
     labels, items = own_labels.read(labels), find_images(images)
     scorer = _Scorer(load_model(model), labels, device)
-    if explain and not isinstance(scorer.model, HRCF):
-        raise ValueError(f"explain = True: maps are of HRCF's regions, {scorer.model.title} scores none; leave it out")
+    if explain:
+        scorer.check_maps()
     limits = _limits(threshold, labels, scorer.curve)  # (K,), or None
     parts = []
     for numbers, pictures in _batches(items, scorer.model.vlp.side, batch, progress, skip_bad):
@@ -223,11 +223,13 @@ class _Scorer:
     def _alone(self, e_g: Tensor, regions: Tensor) -> Tensor:
         return alone.score_among(self.model, e_g, regions, self.reference, self.own, self.columns).cpu()
 
+    def check_maps(self) -> None:
+        """Raise ``ValueError`` for a method that scores no regions one by one."""
+        explain.check_regions(self.model)
+
     def maps(self, regions: Tensor, ks: Tensor):
         """Of one picture's regions (1, J, D), maps (k, side, side) of labels ``ks``; as ``explain.maps_for``."""
-        shares = explain.region_shares(regions, self.t)[..., self.at[ks.to(self.at.device)]]  # (1, J, k)
-        sides = self.model.gather.sides if self.model.config.hcg else [self.model.vlp.N]
-        return explain.region_map(shares, sides, self.model.vlp.side)[0].half().cpu().numpy()
+        return explain.region_maps(self.model, regions, self.t, self.at[ks.to(self.at.device)])[0].half().cpu().numpy()
 
 
 def _limits(threshold, labels: list[str], curve: Calibration | None) -> Tensor | None:

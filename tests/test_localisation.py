@@ -111,7 +111,7 @@ def test_centre_maps_are_brightest_at_the_centre(side):
 
 
 def test_the_frame_has_every_thing_that_is_a_label(scenes, frame):
-    sizes = breakdown.object_sizes(scenes)
+    sizes = breakdown.objects(scenes)[0]
     assert len(frame) == 4 * sizes.isfinite().sum()
     own = frame[frame["title"] == "perfect"]
     for row in own.to_dict("records"):

@@ -426,8 +426,12 @@ def test_thresholds_from_a_handful_of_pictures(calibrated, folder):
         own_thresholds(folder, present, ["zebra"], calibrated)
 
 
-def test_maps_are_those_of_explain_and_survive_pandas(model, folder):
+@pytest.mark.parametrize("name", ["hrcf", "mkt"])
+def test_maps_are_those_of_explain_and_survive_pandas(name, model, folder):
     labels = ["zebra", "dog", "moon"]
+    if name == "mkt":
+        model = baselines.build("mkt", synthetic.config(), pretrained=False)
+        model.reference_labels = REFERENCE
     found = classify(folder, labels, model, top_k=2, explain=True)
     plain = classify(folder, labels, model, top_k=2)
     assert found.drop(columns="map").equals(plain)
@@ -439,7 +443,7 @@ def test_maps_are_those_of_explain_and_survive_pandas(model, folder):
         own = expected[int(Path(row.image).stem), labels.index(row.label)]
         np.testing.assert_allclose(row.map, own, atol=2e-3)
     clip = baselines.build("pre_clip", synthetic.config(), pretrained=False)
-    with pytest.raises(ValueError, match="explain = True: maps are of HRCF's regions"):
+    with pytest.raises(ValueError, match="does not score its regions one by one .* region maps are of hrcf and mkt"):
         classify(folder, ["zebra"], clip, explain=True)
 
 
