@@ -5,7 +5,7 @@ r"""An explorer for JupyterLab: a picture, labels as they are typed, and where e
 
 The arithmetic is in ``rescoring.py``. What is shown is one piece of HTML that needs no network and no script: all maps
 are in it, and a style rule shows the one whose label is under the pointer or has the focus, so that looking around asks
-nothing of the kernel. Everything is reached by Tab; sliders move by the arrow keys. Needs the extra ``notebooks``.
+nothing of the kernel. Everything is reached by Tab; sliders move by the left and right keys. Needs the extra ``notebooks``.
 """
 
 import asyncio
@@ -98,13 +98,14 @@ class Explorer:
             **wide,
         )
         self.message = w.HTML(layout=w.Layout(margin="0 0 0 72px"))
-        bar = {"readout_format": ".2f", "layout": grow(1), "style": {"description_width": "initial"}}
-        self.lam = w.FloatSlider(r.lam, min=0, max=1, step=0.05, description="λ, regions’ weight", **bar)
+        above = w.Layout(flex="1 1 0", width="auto", height="auto", flex_flow="row wrap")  # the name over the slider
+        bar = {"readout_format": ".2f", "layout": above, "style": {"description_width": "100%"}}
+        self.lam = w.FloatSlider(r.lam, min=0, max=1, step=0.05, description="λ, weight of the regions", **bar)
         whole = bar | {"readout_format": "d"}
         self.keep = w.IntSlider(r.keep, min=1, max=REGIONS, description=f"Regions kept of {REGIONS}", **whole)
         self.threshold = w.FloatSlider(0, min=0, max=1, step=0.01, description="Threshold", **bar)
         self.reset = w.Button(description="Reset", tooltip="The model's own λ, regions and threshold")
-        self.reset.layout.width = "72px"
+        self.reset.layout.width, self.reset.layout.align_self = "72px", "flex-end"
         self.reset.add_class("hrcf-reset")
         self.lam.disabled, self.keep.disabled = not r.weighs, not r.selects
         self.view, self.status = w.HTML(), w.HTML()

@@ -10,6 +10,7 @@ import math
 from hrcf_lib.gallery import COLOURS
 
 SIDE = 336  # of the picture, in CSS pixels
+FOCUS = ' tabindex="0" data-lm-suppress-shortcuts="true"'  # or JupyterLab would take its keys as commands for cells
 STYLE = """
 .ID {position: relative; display: flex; gap: 20px; font: 13px/1.4 system-ui, sans-serif; line-height: 1.4}
 .ID {color: var(--jp-ui-font-color1, currentColor); min-height: SIDEpx; margin: 6px 0 2px}
@@ -36,6 +37,7 @@ STYLE = """
 .ID:has(li:hover) li:focus .map {opacity: 0}
 .ID li:hover .map, .ID li:hover:focus .map {opacity: 1}
 .ID p {margin: 6px 8px 0; padding: 0; opacity: .85}
+.hrcf-explorer .widget-hslider > label {text-align: left; padding: 0 8px}
 """  # ID stands for the class three times, so that JupyterLab's own rules for lists and pictures do not win
 
 
@@ -56,7 +58,7 @@ def page(found, kind: str, span: tuple[float, float], shown: tuple, maps: dict |
     hint = "<p>Point at a label, or reach it by Tab, to see which regions voted for it.</p>" if maps else ""
     labels = f'<div class="labels"><ol aria-label="labels, the best first">{rows}</ol>{rest}{hint}</div>'
     style = STYLE.replace(".ID", 3 * ".hrcf-explored").replace("SIDE", str(SIDE))
-    return f'<style>{style}</style><div class="hrcf-explored" data-lm-suppress-shortcuts="true">{figure}{labels}</div>'
+    return f'<style>{style}</style><div class="hrcf-explored">{figure}{labels}</div>'
 
 
 def _row(row: dict, kind: str, span: tuple[float, float], maps: dict | None) -> str:
@@ -71,7 +73,7 @@ def _row(row: dict, kind: str, span: tuple[float, float], maps: dict | None) -> 
         seen = f'<span class="map"><img src="{maps[row["label"]]}" alt=""><b>{name}</b></span>'
     told = html.escape(f"{row['label']}: {kind} {number}, {answer}")
     return (
-        f'<li class="{answer}" aria-label="{told}"{" tabindex=0" * bool(maps)}>'
+        f'<li class="{answer}" aria-label="{told}"{FOCUS * bool(maps)}>'
         f'<div class="text"><span class="name">{tick}{name}</span> <span class="number">{number}</span></div>'
         f'<div class="track"><div class="bar" style="width: {place(row[kind]):.1%}; background: {COLOURS[answer]}">'
         f'</div><div class="limit" style="left: calc({place(row["threshold"]):.2%} - 1px)"></div></div>{seen}</li>'

@@ -79,7 +79,8 @@ class Rescorer:
 
     def kept(self, keep: int) -> int:
         """How many regions of this model ``keep`` of 140 are."""
-        return regions_to_keep(self.config(keep=keep), self.regions.shape[1])
+        config, J = self.config(keep=keep), self.regions.shape[1]
+        return regions_to_keep(config, J) if config.rss else J
 
     @torch.no_grad()
     def scores(self, lam: float | None = None, keep: int | None = None) -> tuple[Tensor, Tensor | None]:
@@ -96,7 +97,9 @@ class Rescorer:
         return s[0], None if p is None else p[0]
 
     def table(self, s: Tensor, p: Tensor | None = None, threshold: float | None = None) -> pd.DataFrame:
-        r"""What ``scores`` gave, a row a label, the best first: label, score, rank, probability, threshold, answer.
+        r"""What ``scores`` gave, a row a label, the most probable (or the highest score) first.
+
+        Columns: label, score, rank (by score), probability, threshold, answer; the last three where they are known.
 
         The threshold is one of probabilities where there are any, of scores otherwise. None: the calibration's, and
         without probabilities no answers. Raises ``ValueError`` for a probability out of range.
@@ -111,9 +114,11 @@ class Rescorer:
         if "threshold" in found:
             yes = found["score" if p is None else "probability"] >= found["threshold"]
             found["answer"] = yes.map({True: "yes", False: "no"})
-        found = found.iloc[s.argsort(descending=True, stable=True).tolist()].reset_index(drop=True)
-        found.insert(2, "rank", range(1, len(found) + 1))
-        return found
+        order = s.argsort(descending=True, stable=True)  # (K,)
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(1, len(s) + 1))  # (K,)
+        found.insert(2, "rank", rank.tolist())
+        first = "rank" if p is None else "probability"
+        return found.sort_values(first, ascending=p is None, kind="stable", ignore_index=True)
 
     @torch.no_grad()
     def maps(self) -> dict | None:

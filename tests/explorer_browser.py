@@ -27,9 +27,18 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "notebooks" / "16_explorer.ipynb"
-LIMIT = int(os.environ.get("X_LIMIT", 300))  # seconds that anything may take on a machine full of jobs
+LIMIT = 300  # seconds that anything may take on a machine full of jobs
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-KEYS = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 40, "End": 35, "Home": 36}
+KEYS = {
+    "Backspace": 8,
+    "Tab": 9,
+    "Enter": 13,
+    "ArrowRight": 39,
+    "ArrowLeft": 37,
+    "ArrowDown": 40,
+    "End": 35,
+    "Home": 36,
+}
 
 
 def find_browser() -> str | None:
@@ -253,12 +262,12 @@ class Explored:
         code = f"getComputedStyle(document.querySelector({self.row(label) + ' .map'!r})).opacity"
         return float(self.page.evaluate(code))
 
-    def clip(self, above: float = 0) -> dict:
+    def clip(self) -> dict:
         """The rectangle of the explorer."""
         code = """(() => {const e = document.querySelector('.hrcf-explorer'); e.scrollIntoView({block: 'center'});
             const r = e.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]})()"""
         x, y, w, h = self.page.evaluate(code)
-        return {"x": x - 12, "y": y - 12 - above, "width": w + 24, "height": h + 24 + above}
+        return {"x": x - 4, "y": y - 4, "width": w + 8, "height": h + 8}
 
     def latency(self, act, event: str = "keydown") -> float:
         """Milliseconds from the ``event`` that ``act()`` causes to the page that shows what came of it."""
@@ -327,12 +336,14 @@ def main(words=None) -> None:
         page.click(found.TEXT)
         page.evaluate("document.activeElement.select()")
         found.insert(f"{given.labels}, {given.label},")
-        until(lambda: len(found.labels()) == given.labels.count(",") + 2, "the labels")
+        shown = {name.strip() for name in given.labels.split(",")} | {given.label}
+        until(lambda: set(found.labels()) == shown, "the labels")
         page.evaluate("document.activeElement.blur()")
+        clip = found.clip()  # which scrolls, so before the pointer takes its place
         page.point(found.row(given.show))
         until(lambda: found.overlay(given.show) == 1, "the map")
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        page.picture(found.clip()).quantize(256, dither=Image.Dither.NONE).save(given.out, optimize=True)
+        page.picture(clip).save(given.out, optimize=True)
     print(given.out)
 
 
