@@ -5,7 +5,8 @@ r"""An explorer for JupyterLab: a picture, labels as they are typed, and where e
 
 The arithmetic is in ``rescoring.py``. What is shown is one piece of HTML that needs no network and no script: all maps
 are in it, and a style rule shows the one whose label is under the pointer or has the focus, so that looking around asks
-nothing of the kernel. Everything is reached by Tab; sliders move by the left and right keys. Needs the extra ``notebooks``.
+nothing of the kernel. Everything is reached by Tab; the left and right keys move sliders. Needs the extra
+``notebooks``.
 """
 
 import asyncio

@@ -151,7 +151,7 @@ class Page:
     def press(self, key: str, shift: bool = False) -> None:
         """A key by name, or a character."""
         about = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS.get(key, 0), "modifiers": 8 * shift}
-        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        text = key if len(key) == 1 else ""
         self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 

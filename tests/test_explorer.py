@@ -222,7 +222,7 @@ def test_own_model_folder_and_other_methods(tmp_path):
     clip.reference_labels = ("cat", "dog")
     plain = Explorer(clip, [15], LABELS)
     assert plain.lam.disabled and plain.keep.disabled and "no maps of" in plain.status.value
-    assert plain._kind == "score" and "tabindex" not in plain.html
+    assert plain._kind == "score" and 'tabindex="0"' not in plain.html
     assert plain.threshold.min <= plain.found["score"].min() and plain.found["score"].max() <= plain.threshold.max
     mkt = baselines.build("mkt", synthetic.config(), pretrained=False)
     mkt.reference_labels = ("cat", "dog")
