@@ -335,7 +335,7 @@ def main(words=None) -> None:
         page.click(".hrcf-explorer button.hrcf-reset")
         page.click(found.TEXT)
         page.evaluate("document.activeElement.select()")
-        found.insert(f"{given.labels}, {given.label},")
+        found.insert(f"{given.labels}, {given.label}")
         shown = {name.strip() for name in given.labels.split(",")} | {given.label}
         until(lambda: set(found.labels()) == shown, "the labels")
         page.evaluate("document.activeElement.blur()")
