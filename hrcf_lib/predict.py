@@ -208,13 +208,17 @@ class _Scorer:
         self.at = torch.tensor([next(new) if c is None else c for c in self.columns], device=self.t.device)
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Scores and probabilities (B, K) on the CPU, regions (B, J, D). ``ValueError`` for scores that are NaN."""
+        """Scores and probabilities (B, K) on the CPU, regions (B, J, D). Raises as ``of``."""
         e_g, regions = self.model.embed(pictures)
+        return *self.of(e_g, regions), regions
+
+    def of(self, e_g: Tensor, regions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scores and probabilities (B, K) of what ``embed`` gave. Raises ``ValueError`` for scores that are NaN."""
         s = self.model.score_embeddings(e_g, regions, self.t)[:, self.at].cpu()  # (B, K)
         if not s.isfinite().all():
             raise ValueError("scores are NaN or infinite: look at the pictures' pixels, or at the model's weights")
         p = None if self.curve is None else self.curve.probability(self._alone(e_g, regions))  # (B, K)
-        return s, p, regions
+        return s, p
 
     def alone(self, pictures: Tensor) -> Tensor:
         """Scores (B, K) of each label alone beside the reference vocabulary, on the CPU."""
