@@ -50,7 +50,7 @@ CHOICES = {
     "distillation_reduction": ("mean", "sum"),
     "protocol": ("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
 }
-RANGES = dict.fromkeys(("lam", "layer_decay", "merge_lr", "tag_noise"), (0, 1))  # the other numbers: 0 or more
+RANGES = dict.fromkeys(("lam", "layer_decay", "merge_lr", "tag_noise", "known"), (0, 1))  # the other numbers: 0 or more
 RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors", "accumulate"), (1, math.inf))
 RANGES["keep"] = (1, 140)  # of the paper's 140 regions
 RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
@@ -115,6 +115,9 @@ class Config:
     cache: str = "float16"  # number format of stored frozen features: float16, bfloat16 or float32
     views: int = 0  # augmented views of each training picture, computed once and stored; 0: augmented anew every epoch
     workers: int | None = None  # processes that decode pictures; None: the cores, shared by the GPUs of a machine
+    known: float = 1.0  # share of the training labels that are known (``data.partial``); the others read 0
+    single_positive: bool = False  # of each training picture one positive label is known, and nothing else
+    mask_seed: int | None = None  # which labels these are; None: the published seeds, 0 and 1200
     protocol: str = "per_class"  # of evaluation, by name (``protocols.PROTOCOLS``)
     ks: tuple[int, ...] = (3, 5)  # K of P/R/F1@K; (10, 20) on Open Images
     seed: int = 0  # weights and order of training pictures
@@ -134,6 +137,10 @@ class Config:
         if self.vocabulary_seed and self.dataset != "mojiscenes":
             seed = self.vocabulary_seed
             raise ValueError(f"vocabulary_seed = {seed} of {self.dataset}, whose unseen labels are given: set it to 0")
+        if not self.known:
+            raise ValueError("known = 0.0: give the share of training labels that are known, above 0 and up to 1")
+        if self.single_positive and self.known < 1:
+            raise ValueError(f"single_positive with known = {self.known}: choose one way of hiding labels")
         if any(level not in range(1, self.merges + 1) for level in self.levels):
             raise ValueError(
                 f"levels = {self.levels} of {self.merges} merges: choose among 1 to {self.merges}, or give ()"
@@ -161,6 +168,9 @@ class Config:
         preset = PRESETS[self.name]().to_dict() if self.name in PRESETS else {}
         defaults = {f.name: f.default for f in dataclasses.fields(self)} | preset
         return {name: value for name, value in self.to_dict().items() if value != defaults[name]}
+
+
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}  # field -> its default, MISSING where it has none
 
 
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:

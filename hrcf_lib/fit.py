@@ -26,8 +26,10 @@ import pandas as pd
 from hrcf_lib import baselines, devices, results
 from hrcf_lib import config as configs
 from hrcf_lib.data import benchmarks
+from hrcf_lib.data import partial as partial_labels
+from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.evaluation import evaluate
-from hrcf_lib.features import AugmentedFeatures, extract
+from hrcf_lib.features import AugmentedFeatures, FrozenFeatures, extract
 from hrcf_lib.files import write_json
 from hrcf_lib.names import check_known
 from hrcf_lib.pictures import AugmentedView, Pictures, StreamedPictures
@@ -41,7 +43,8 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
 
     Without augmentation these are frozen features in the format ``config.cache``, stored in the folder ``cache`` where
     one is given (NUS-WIDE at ViT-B/16 in 16 bits: 49 GB for train). Otherwise pictures, augmented in training alone:
-    streamed with ``config.stream``, or features of ``config.views`` views, as large each.
+    streamed with ``config.stream``, or features of ``config.views`` views, as large each. In training, labels are
+    hidden as the config says (``data.partial``); stored features do not depend on that.
 
     Args:
         model: an ``HRCF`` or another ``Method``, where the features are to be computed.
@@ -53,6 +56,8 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     """
     config, training = model.config, split == "train"
     if config.stream and training and config.dataset != "mojiscenes":
+        if partial_labels.hides(config):
+            raise ValueError("labels are hidden by row, which a stream does not count: set stream to False")
         return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
     dataset = benchmarks.open_split(config, split, data, model.vlp.side)
     workers = (
@@ -60,12 +65,26 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     )
     stored = partial(extract, model.vlp, space=dataset.labels, folder=cache, workers=workers, precision=config.cache)
     if config.augment == "none":
-        return stored(dataset)
-    if config.views and training:
+        found = stored(dataset)
+    elif config.views and training:
         views = [AugmentedView(dataset, model.vlp, config.augment, view) for view in range(config.views)]
         plain = Pictures(dataset, model.vlp, workers=config.workers)
-        return AugmentedFeatures([stored(view) for view in views], config.augment, plain)
-    return Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
+        found = AugmentedFeatures([stored(view) for view in views], config.augment, plain)
+    else:
+        found = Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
+    if training and partial_labels.hides(config):
+        return relabelled(found, partial_labels.hide_as(config, dataset))
+    return found
+
+
+def relabelled(found, dataset):
+    """What ``source`` made of a data set, with the annotation of another that has the same pictures."""
+    if isinstance(found, FrozenFeatures):
+        return dataclasses.replace(found, labels=label_matrix(dataset).to(found.labels.dtype))
+    if isinstance(found, AugmentedFeatures):
+        views = [relabelled(view, dataset) for view in found.views]
+        return AugmentedFeatures(views, found.augment, relabelled(found.plain, dataset))
+    return found.over(dataset)
 
 
 def validation(sources: dict) -> tuple:
@@ -81,6 +100,16 @@ def validation(sources: dict) -> tuple:
         return train.take(np.sort(rows)), ("seen",)
     own = val.space.unseen and set(val.space.unseen).isdisjoint(sources["test"].space.names)
     return val, ("ZSL", "GZSL") if own else ("seen",)
+
+
+def categories(config, data: str | Path = "data") -> tuple[str, ...]:
+    """Names of the seen labels of a config's data set, in the order of its columns: what ``hrcf_lib.partial`` takes."""
+    return benchmarks.open_split(config, "train", data).labels.seen
+
+
+def asks_unseen(config) -> bool:
+    """Whether a method is asked for unseen labels: it takes them, and its training labels are complete."""
+    return baselines.method(config.method).open and not partial_labels.hides(config)
 
 
 def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, method="hrcf") -> pd.DataFrame:
@@ -104,6 +133,8 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, 
     method = config.method if method == "hrcf" else method
     config = baselines.configure(method, config, **changes)
     config = config.smoke() if named and configs.is_smoke() else config
+    if getattr(config, "categories", None) == ():
+        config = config.replace(categories=categories(config, data))
     out = Path(out or Path("runs") / "-".join([config.name] + [config.method] * (config.method != "hrcf")))
     cache = cache or out / "features"
     model = baselines.of(config).to(state.device)
@@ -112,7 +143,7 @@ def fit(preset, data="data", out=None, changes: dict | None = None, cache=None, 
     history = train(model, training, out)
     with state.main_process_first():
         test = source(model, "test", data, cache)
-    table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen else ("seen",))
+    table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen and asks_unseen(config) else ("seen",))
     if state.is_main_process:
         model.save_pretrained(out / "model", {"test": table}, history)
         history.to_csv(out / "history.csv", index=False)

@@ -181,6 +181,51 @@ def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.logaddexp(a, torch.zeros_like(a)).sum() / len(scores)  # log(1 + e^a), exact also where a is large
 
 
+def asymmetric_loss(
+    p: Tensor, labels: Tensor, gamma_positive: float = 1.0, gamma_negative: float = 2.0, shift: float = 0.05
+) -> Tensor:
+    r"""Binary cross-entropy that looks away from what is easy, from absent labels most; unknown labels take no part.
+
+    .. math:: L_i = -\sum_{k: y_{ik} = 1} (1 - p_{ik})^{\gamma_+} \log p_{ik}
+        - \sum_{k: y_{ik} = -1} m_{ik}^{\gamma_-} \log (1 - m_{ik}), \qquad m_{ik} = \max(p_{ik} - m, 0)
+
+    The mean over the B images. With 0 for both gammas and the shift it is the binary cross-entropy of the known labels.
+    The powers are part of the gradient. Logarithms are those of at least 1e-8, as in the public code.
+
+    Args:
+        p: (B, K), probabilities that a label is present, in [0, 1]. Half precision is computed in float32.
+        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
+        gamma_positive, gamma_negative: at least 0. The defaults are those of DualCoOp and of the partial asymmetric
+            loss of the semantic-aware method; ASL itself has 0 and 4.
+        shift: m, probability below which an absent label costs nothing; in [0, 1).
+
+    Returns:
+        scalar >= 0, of the type of ``p`` but at least float32; 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that differ, a NaN or infinite probability, a label outside {-1, 0, 1}, a gamma below 0 or a
+            shift outside [0, 1).
+
+    Source: Ridnik et al., ICCV 2021 (ASL), Eq. 7; restricted to known labels as in Eq. 10 of the semantic-aware method.
+
+    >>> p = torch.tensor([[0.5, 0.5, 0.9]])  # the third label is unknown
+    >>> asymmetric_loss(p, torch.tensor([[1, -1, 0]]))  # 0.5 log 2 - 0.45^2 log 0.55
+    tensor(0.4676)
+    """
+    if gamma_positive < 0 or gamma_negative < 0 or not 0 <= shift < 1:
+        raise ValueError(
+            f"gammas {gamma_positive}, {gamma_negative} and shift {shift}: give gammas of at least 0, a shift in [0, 1)"
+        )
+    check_scores(p, labels, finite=True)
+    p = p.to(torch.promote_types(p.dtype, torch.float32))  # (B, K)
+    m = (p - shift).clamp(min=0)  # (B, K)
+    present = (1 - p) ** gamma_positive * p.clamp(min=1e-8).log()
+    absent = m**gamma_negative * (1 - m).clamp(min=1e-8).log()
+    zero = p.new_zeros(())
+    total = torch.where(labels == 1, present, zero).sum() + torch.where(labels == -1, absent, zero).sum()
+    return -total / max(1, len(p))
+
+
 def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: float) -> Tensor:
     r"""Features of one class attract, all others repel.
 

@@ -47,6 +47,9 @@ class Method(nn.Module):
     title = "Method"  # what tables call it
     Config = configs.Config  # whose ``method`` is what ``baselines.build`` calls it
     trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE
+    text: tuple[str, ...] = ("prompt.",)  # beginnings of the names of parameters that ``label_embeddings`` depends on
+    open = True  # scores any labels; False: those it was trained on, which are ``config.categories``
+    threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
         super().__init__()
@@ -74,7 +77,7 @@ class Method(nn.Module):
         return 1
 
     def build(self) -> None:
-        """Make the modules. Parameters of the text side have names that begin with ``prompt.``."""
+        """Make the modules. Parameters of the text side have names that begin as ``text`` says."""
         raise NotImplementedError
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +101,10 @@ class Method(nn.Module):
         s = finite(self.score_embeddings(e_g, regions, t))  # (B, K)
         rank = ranking_loss(s, labels, self.config.ranking_reduction)  # Eq. 15
         return {"ranking": rank, "distillation": distillation_loss(e_g, teacher, self.config.distillation_reduction)}
+
+    def usable(self, labels: Tensor) -> Tensor:
+        """Which pictures take part in training: (B, K) -> (B,) bool. Here those with a positive label, as in MKT."""
+        return (labels == 1).any(dim=1)
 
     def weights(self, side: str) -> dict[str, float]:
         """Weight of each part of the loss while ``side`` learns; a part of weight 0 is reported and trains nothing.

@@ -94,6 +94,12 @@ class Pictures(_FromDisk):
         part.labels_of = self.labels_of[np.asarray(rows if labels_of is None else labels_of, np.int64)]
         return part
 
+    def over(self, dataset) -> "Pictures":
+        """The same pictures with the annotation of another data set of as many."""
+        part = self.take(range(len(self)))
+        part.dataset = dataset
+        return part
+
     def batches(self, order: Pass) -> Iterator[tuple]:
         """(rows, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
         return load(self, [rows.tolist() for rows in order.rows(len(self))], order.seed, self.workers)

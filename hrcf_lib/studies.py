@@ -22,11 +22,11 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib import baselines, devices, evaluation, fit, resampling, results, weights
+from hrcf_lib import baselines, decisions, devices, evaluation, fit, resampling, results, weights
 from hrcf_lib import config as configs
 from hrcf_lib.comparison import KEYS
 from hrcf_lib.config import Config
-from hrcf_lib.data import benchmarks
+from hrcf_lib.data import benchmarks, partial
 from hrcf_lib.embeddings import embed
 from hrcf_lib.labels import TASKS
 from hrcf_lib.training import train
@@ -34,6 +34,8 @@ from hrcf_lib.training import train
 RESAMPLED = "resampled.safetensors"
 DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
 DATA += ("cache",)
+YOUNGER = ("vocabulary_seed", "known", "single_positive", "mask_seed")  # fields of config that came later
+COMPLETE = {name: configs.DEFAULTS[name] for name in ("known", "single_positive", "mask_seed")}  # no label is hidden
 AS_TRAINED = {"": {}}  # the setting that changes nothing
 SCORING = {"lam", "keep", "rss", "rsa", "topk", "normalize_fusion", "similarity"}  # settings that leave texts alone
 
@@ -69,7 +71,7 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
     ``train`` takes its first pictures (``run``). Raises ``ValueError`` for a config of another experiment: other data,
     VLP or format of features, or a longer ``train``.
     """
-    there, depths = {}, {}
+    there, depths, hidden = {}, {}, {}
 
     def take(config: Config) -> dict:
         config = config.replace(val_size=base.val_size, test_size=base.test_size)
@@ -83,9 +85,16 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
         if kind not in depths:
             depths[kind] = baselines.of(config, pretrained=False).blocks
         depth = depths[kind]
+        config = config.replace(train_size=base.train_size)
         if depth not in there:
-            there[depth] = sources(config.replace(train_size=base.train_size), data, cache)
-        return there[depth]
+            there[depth] = sources(config.replace(**COMPLETE), data, cache)
+        if not partial.hides(config):
+            return there[depth]
+        mask = depth, *(getattr(config, name) for name in COMPLETE)
+        if mask not in hidden:
+            dataset = benchmarks.open_split(config, "train", data)
+            hidden[mask] = fit.relabelled(there[depth]["train"], partial.hide_as(config, dataset))
+        return there[depth] | {"train": hidden[mask]}
 
     return take
 
@@ -173,6 +182,7 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
     own = feats(config) if callable(feats) else feats
     own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
     val, tasks = fit.validation(own)
+    tasks = tasks if fit.asks_unseen(config) else ("seen",)
     table = run(config, {"train": own["train"], "val": val}, folder, settings).table
     rows = []
     for setting in settings:
@@ -184,11 +194,12 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     values = config.to_dict()
-    if not values["vocabulary_seed"]:
-        del values["vocabulary_seed"]  # runs older than the field are found so, under the name they always had
+    for name in YOUNGER:  # runs older than these fields are found so, under the name they always had
+        if values[name] == configs.DEFAULTS[name]:
+            del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     kind = "" if config.method == "hrcf" else config.method
-    words = [f"{name}-{value}" for name, value in config.changes().items() if name != "seed"]
+    words = [f"{name}-{value}" for name, value in config.changes().items() if name not in ("seed", "categories")]
     changed = re.sub(r"[^\w.-]+", "-", "-".join(words))[:60].strip("-")
     return "-".join(filter(None, [config.name, kind, changed, f"seed-{config.seed}", digest]))
 
@@ -225,21 +236,25 @@ def scored(config: Config, feats, folder: str | Path, split: str = "test", setti
     model = trained(config, feats, folder)
     data = (feats(config) if callable(feats) else feats)[split]
     held, found = embed(model, data), {}
-    for task in TASKS:
-        if names := data.space.view(task).names:
-            with torch.no_grad():
-                t = _asked(model, setting or {}).label_embeddings(names)
-            found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
+    for task in _tasks(model, data):
+        with torch.no_grad():
+            t = _asked(model, setting or {}).label_embeddings(data.space.view(task).names)
+        found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
     return found
+
+
+def _tasks(model, data) -> list[str]:
+    """The tasks that data have labels for and a method answers."""
+    return [task for task in TASKS if data.space.view(task).names and (model.open or task == "seen")]
 
 
 def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
     """Score a trained model in every setting on every split but train, and add that to what is ``known``."""
-    rows = []
+    rows, limits = [], {}
     for split, data in feats.items():
         if split == "train":
             continue
-        tasks = [task for task in TASKS if data.space.view(task).names]
+        tasks = _tasks(model, data)
         embedded = embed(model.eval(), data)
         drawn = resampling.draw(len(data), resamples) if split.startswith("test") else None
         for task in tasks:
@@ -253,10 +268,22 @@ def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int)
                         own = asked.label_embeddings(view.names)
                 values = evaluation.score_all(embedded, own, scorer(model, setting))
                 row = evaluation.measure(values, y, model.config.ks, model.config.protocol, task)
+                if partial.hides(model.config) or not model.open:
+                    row |= _decisions(values, y, model.threshold, limits, split, (name, task))
                 rows.append({"setting": name, "split": split, "task": task} | row)
                 if drawn is not None:
                     known.resampled |= _resampled(values, y, drawn, model.config.ks, (name, split, task))
     known.table = pd.concat([part for part in (known.table, pd.DataFrame(rows)) if len(part)], ignore_index=True)
+
+
+def _decisions(values, labels, threshold: float | None, limits: dict, split: str, key) -> dict:
+    """OP to CF1 at the method's own threshold, and, called "... val", at the one of best OF1 on val."""
+    if split == "val":
+        limits[key] = decisions.best_threshold(values, labels)
+    row = {} if threshold is None else decisions.measure(values, labels, threshold)
+    if key in limits:
+        row |= {f"{name} val": value for name, value in decisions.measure(values, labels, limits[key]).items()}
+    return row
 
 
 def scorer(model, setting: dict | Callable) -> Callable:

@@ -53,8 +53,8 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
 
     Returns one row a step: step, phase, side, epoch (within the side), lr, the parts of the loss by name (of HRCF
     ranking and distillation), seconds (since the start of this call), waited (seconds of them in which this process had
-    no batch to work on). Pictures without a positive seen label are dropped inside the batch (a batch that loses all of
-    them makes no step and shows NaN).
+    no batch to work on). Pictures that are not ``usable``, by default those without a positive seen label, are dropped
+    inside the batch (a batch that loses all of them makes no step and shows NaN).
 
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
@@ -185,12 +185,12 @@ def _dice(seed: int, step: int, accelerator):
 
 def learns_text(model, side: str) -> bool:
     """Whether label embeddings change while ``side`` learns."""
-    return any(part.startswith("prompt") for part in model.trainable[side])
+    return any(part.startswith(model.text) for part in model.trainable[side])
 
 
 def learns_images(model, side: str) -> bool:
     """Whether the image side changes while ``side`` learns."""
-    return any(not part.startswith("prompt") for part in model.trainable[side])
+    return any(not part.startswith(model.text) for part in model.trainable[side])
 
 
 def _label_embeddings(model, data) -> Tensor:
@@ -239,7 +239,7 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
     config, device = model.config, accelerator.device
     rows, inputs, labels = batch
     labels = labels[:, data.space.columns("seen")]
-    kept = (labels == 1).any(dim=1).nonzero()[:, 0]  # pictures without a positive seen label are dropped (MKT)
+    kept = model.usable(labels).nonzero()[:, 0]  # the others are dropped
     n = int(accelerator.reduce(torch.tensor(len(kept), device=device)))
     names = _parts(model)
     if not n:

@@ -23,12 +23,15 @@ METHODS = {  # name (lower case, "_" between words) -> file here and class, or t
     "ovml_vlp": ("ovml_vlp", "OVMLVLP"),
     "biam": ("biam", "BiAM"),
 }
+MISSING = {  # methods for missing labels, in ``hrcf_lib.partial``
+    "asl": ("asl", "ASL"),
+}
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 
 
-def names() -> tuple[str, ...]:
-    """Names of the methods, in the order of tables."""
-    return tuple(METHODS)
+def names(missing_labels: bool = False) -> tuple[str, ...]:
+    """Names of the methods that HRCF is compared with, or of those for missing labels, in the order of tables."""
+    return tuple(MISSING if missing_labels else METHODS)
 
 
 def method(name: str):
@@ -40,11 +43,11 @@ def method(name: str):
     key = ALIASES.get(key, key)
     if key == "hrcf":
         return import_module("hrcf_lib.model").HRCF
-    check_known([key], list(METHODS), "unknown method")
-    found = METHODS[key]
+    check_known([key], [*METHODS, *MISSING], "unknown method")
+    found = METHODS.get(key) or MISSING[key]
     if not isinstance(found, type):
         file, of = found
-        found = getattr(import_module(f"hrcf_lib.baselines.{file}"), of)
+        found = getattr(import_module(f"hrcf_lib.{'baselines' if key in METHODS else 'partial'}.{file}"), of)
     if found.Config.method != key:
         raise ValueError(
             f"METHODS has {found.__name__} as {key!r}, its {found.Config.__name__} says method = "

@@ -8,6 +8,7 @@ from hrcf_lib.config import Config, Phase
 # Fields that belong to the experiment and not to the method: data, VLP, precision, evaluation, the length of training.
 SHARED = ("name", "dataset", "vlp", "vlp_weights", "train_size", "val_size", "test_size", "tag_noise")
 SHARED += ("data_seed", "vocabulary_seed", "augment", "stream", "cache", "views", "workers", "protocol", "ks", "seed")
+SHARED += ("known", "single_positive", "mask_seed")
 SHARED += ("bf16", "accumulate", "warmup_epochs", "min_lr")
 
 

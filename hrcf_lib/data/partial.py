@@ -6,7 +6,8 @@ r"""Partial labels: the published ways to hide labels of a fully annotated train
 
 Both depend on the order of the rows. A prepared table keeps the row that each picture has in the official list
 (``CommonTable.rows``), so a mask falls on the same labels when some pictures are missing. ``hide`` puts a mask over a
-Dataset. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
+Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones stay as they are. ``gaps`` counts what
+a mask leaves without anything. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
 """
 
 import hashlib
@@ -123,8 +124,8 @@ def hide(dataset, p: float, seed: int = 0) -> Hidden:
     then its own. Raises ``ValueError`` for a table of several splits, and what ``known_mask`` raises.
     """
     rows = _official_rows(dataset)
-    mask = known_mask(int(rows.max()) + 1 if len(rows) else 0, len(dataset.labels.names), p, seed)
-    return Hidden(dataset, mask[rows])
+    mask = known_mask(int(rows.max()) + 1 if len(rows) else 0, dataset.labels.n_seen, p, seed)
+    return Hidden(dataset, _with_unseen(mask[rows], dataset))
 
 
 def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
@@ -145,10 +146,52 @@ def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
     if missing := _missing(dataset):
         say = f"{missing} pictures of the official list are missing: the labels drawn differ from the published ones"
         warnings.warn(say, stacklevel=2)
-    labels = label_matrix(dataset, order).numpy()  # (n, K) in that order
+    labels = label_matrix(dataset, order)[:, dataset.labels.columns("seen")].numpy()  # (n, seen) in that order
     known = np.empty(labels.shape, bool)
     known[order] = single_positive(labels, seed)
-    return Hidden(dataset, known)
+    return Hidden(dataset, _with_unseen(known, dataset))
+
+
+def hides(config) -> bool:
+    """Whether a config hides training labels."""
+    return config.known < 1 or config.single_positive
+
+
+def hide_as(config, dataset):
+    r"""The training set as a config has it: ``hide`` at ``known``, ``hide_all_but_one``, or the dataset itself.
+
+    Warns of labels without a known positive, naming them, and of pictures without a known label. Raises what those two
+    raise.
+    """
+    if not hides(config):
+        return dataset
+    seed = {} if config.mask_seed is None else {"seed": config.mask_seed}
+    found = hide_all_but_one(dataset, **seed) if config.single_positive else hide(dataset, config.known, **seed)
+    names = dataset.labels.seen
+    pictures, labels = gaps(label_matrix(found)[:, dataset.labels.columns("seen")])
+    if pictures or labels:
+        some = ", ".join(names[k] for k in labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+        say = f"{len(labels)} labels have no known positive ({some})" if labels else "each label has a known positive"
+        say += f", {len(pictures)} of {len(found)} pictures have no known label"
+        warnings.warn(f"{say}: nobody tells a method of these", stacklevel=2)
+    return found
+
+
+def gaps(labels) -> tuple[list[int], list[int]]:
+    """Rows without a known label, and columns without a known positive, of annotations (n, K) in -1/0/+1.
+
+    >>> gaps(torch.tensor([[1, 0], [0, 0], [-1, -1]]))
+    ([1], [1])
+    """
+    labels = torch.as_tensor(labels)
+    without = lambda known, dim: (~known.any(dim=dim)).nonzero()[:, 0].tolist()
+    return without(labels != 0, 1), without(labels == 1, 0)
+
+
+def _with_unseen(known: np.ndarray, dataset) -> np.ndarray:
+    """A mask of the seen labels (n, seen) -> of all (n, K): what is unseen is not hidden here."""
+    rest = len(dataset.labels.names) - dataset.labels.n_seen
+    return np.concatenate([known, np.ones((len(known), rest), bool)], axis=1)
 
 
 def _missing(dataset) -> int:
