@@ -60,9 +60,7 @@ def best_threshold(values: Tensor, labels: Tensor) -> float:
     present = (labels[known] == 1)[order].double()  # (m,)
     if not present.any():
         raise ValueError("no picture shows any of the labels: there is nothing to recall")
-    last = torch.cat(
-        [s[1:] != s[:-1], s.new_ones(1, dtype=torch.bool)]
-    )  # of those that score alike, which enter together
+    last = torch.cat([s[1:] != s[:-1], s.new_ones(1, dtype=torch.bool)])  # those that score alike enter together
     c, p = present.cumsum(dim=0), torch.arange(1, len(s) + 1, device=s.device)
     f1 = (2 * c / (p + present.sum())).where(last, c.new_tensor(-1.0))  # 2 N^c / (N^p + N^g)
     return float(s[f1.argmax()])

@@ -27,9 +27,8 @@ class PartialConfig(MethodConfig):
     warmup_epochs: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(
-            self, "categories", tuple(check_names(self.categories, "categories") if self.categories else ())
-        )
+        names = check_names(self.categories, "categories") if self.categories else ()
+        object.__setattr__(self, "categories", tuple(names))
         super().__post_init__()
         for name, choices in (("loss", LOSSES), ("unknown", UNKNOWN)):
             if getattr(self, name) not in choices:
