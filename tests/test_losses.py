@@ -1,6 +1,7 @@
 """The losses against the public code's numbers, and the fast ranking loss against a slow twin."""
 
 import doctest
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import hrcf_lib.losses
-from hrcf_lib.losses import distillation_loss, log_sum_ranking_loss, ranking_loss, supervised_contrastive_loss
+from hrcf_lib.losses import (
+    asymmetric_loss,
+    distillation_loss,
+    log_sum_ranking_loss,
+    ranking_loss,
+    supervised_contrastive_loss,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "ranking_loss.npz", allow_pickle=False)
 REDUCTIONS = ("violations", "pairs", "sum")
@@ -425,3 +432,64 @@ def test_contrastive_loss_errors():
 def test_doctests():
     result = doctest.testmod(hrcf_lib.losses)
     assert result.attempted and not result.failed
+
+
+# The asymmetric loss --------------------------------------------------------------------------------------------------
+
+
+def probabilities(B=6, K=9, seed=0, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    p = torch.from_numpy(rng.uniform(0.01, 0.99, (B, K))).to(dtype)
+    return p, torch.from_numpy(rng.integers(-1, 2, (B, K)))
+
+
+@pytest.mark.parametrize("shape", [(1.0, 2.0, 0.05), (0.0, 4.0, 0.2), (0.0, 0.0, 0.0)])
+def test_asymmetric_loss_is_its_equation_label_by_label(shape):
+    p, labels = probabilities()
+    (plus, minus, m), total = shape, 0.0
+    for q, y in zip(p.flatten().tolist(), labels.flatten().tolist(), strict=True):
+        if y == 1:
+            total -= (1 - q) ** plus * math.log(q)
+        elif y == -1:
+            q = max(q - m, 0.0)
+            total -= q**minus * math.log(1 - q)
+    assert float(asymmetric_loss(p, labels, *shape)) == pytest.approx(total / len(p))
+
+
+def test_without_its_exponents_it_is_binary_cross_entropy():
+    p, labels = probabilities()
+    known = labels != 0
+    expected = F.binary_cross_entropy(p[known], (labels[known] == 1).double(), reduction="sum") / len(p)
+    torch.testing.assert_close(asymmetric_loss(p, labels, 0.0, 0.0, 0.0), expected)
+
+
+def test_unknown_labels_take_no_part_in_value_or_gradient():
+    p, labels = probabilities()
+    value, grad = value_and_grad(asymmetric_loss, p, labels)
+    other = p.where(labels != 0, torch.rand_like(p))
+    again, grad_again = value_and_grad(asymmetric_loss, other, labels)
+    assert torch.equal(value, again) and torch.equal(grad, grad_again)
+    assert (grad[labels == 0] == 0).all() and (grad[labels == 1] < 0).all()
+
+
+def test_asymmetric_loss_is_differentiable_and_easy_absent_labels_are_free():
+    p, labels = probabilities()
+    assert torch.autograd.gradcheck(lambda p: asymmetric_loss(p, labels), p.requires_grad_())
+    easy = torch.full((2, 3), 0.04, requires_grad=True)
+    value = asymmetric_loss(easy, -torch.ones(2, 3))
+    (grad,) = torch.autograd.grad(value, easy)
+    assert value == 0 and (grad == 0).all()
+
+
+def test_asymmetric_loss_at_the_edges():
+    sure = torch.tensor([[0.0, 1.0]])
+    value, grad = value_and_grad(asymmetric_loss, sure, torch.tensor([[1, -1]]))
+    assert value.isfinite() and grad.isfinite().all()
+    assert asymmetric_loss(torch.zeros(0, 4), torch.zeros(0, 4)) == 0
+    half = asymmetric_loss(torch.tensor([[0.5]], dtype=torch.bfloat16), torch.tensor([[1]]))
+    assert half.dtype == torch.float32
+    for shape in ((-1.0, 2.0, 0.05), (1.0, -2.0, 0.05), (1.0, 2.0, 1.0)):
+        with pytest.raises(ValueError, match=r"give gammas of at least 0, a shift in \[0, 1\)"):
+            asymmetric_loss(sure, torch.tensor([[1, -1]]), *shape)
+    with pytest.raises(ValueError, match="must have one shape"):
+        asymmetric_loss(sure, torch.tensor([[1]]))

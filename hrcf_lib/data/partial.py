@@ -6,8 +6,8 @@ r"""Partial labels: the published ways to hide labels of a fully annotated train
 
 Both depend on the order of the rows. A prepared table keeps the row that each picture has in the official list
 (``CommonTable.rows``), so a mask falls on the same labels when some pictures are missing. ``hide`` puts a mask over a
-Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones stay as they are. ``gaps`` counts what
-a mask leaves without anything. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
+Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones are hidden altogether. ``gaps`` counts
+what a mask leaves without anything. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
 """
 
 import hashlib
@@ -166,7 +166,11 @@ def hide_as(config, dataset):
     if not hides(config):
         return dataset
     seed = {} if config.mask_seed is None else {"seed": config.mask_seed}
-    found = hide_all_but_one(dataset, **seed) if config.single_positive else hide(dataset, config.known, **seed)
+    if config.single_positive:
+        order = np.argsort(list(dataset.ids)) if config.dataset == "coco" else None  # that of Cole's lists
+        found = hide_all_but_one(dataset, order=order, **seed)
+    else:
+        found = hide(dataset, config.known, **seed)
     names = dataset.labels.seen
     pictures, labels = gaps(label_matrix(found)[:, dataset.labels.columns("seen")])
     if pictures or labels:
@@ -189,9 +193,9 @@ def gaps(labels) -> tuple[list[int], list[int]]:
 
 
 def _with_unseen(known: np.ndarray, dataset) -> np.ndarray:
-    """A mask of the seen labels (n, seen) -> of all (n, K): what is unseen is not hidden here."""
+    """A mask of the seen labels (n, seen) -> of all (n, K): unseen labels are not known to training at all."""
     rest = len(dataset.labels.names) - dataset.labels.n_seen
-    return np.concatenate([known, np.ones((len(known), rest), bool)], axis=1)
+    return np.concatenate([known, np.zeros((len(known), rest), bool)], axis=1)
 
 
 def _missing(dataset) -> int:
