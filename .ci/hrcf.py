@@ -179,20 +179,20 @@ def stage(name: str) -> int:
         return call("-m", "ruff", "check", ".")
     if name == "format":
         return call("-m", "ruff", "format", "--check", ".")
+    cores = os.cpu_count() or 1
+    workers = min(cores, 4)  # a process with torch holds about 1 GB
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    shared = ("-n", workers, "--dist", "loadfile", "--max-worker-restart", 0, "--durations", 10)  # a file, a worker
+    surround = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
     if name == "tests":
         backend = os.environ.get("MPLBACKEND", "Agg")  # no window; notebooks keep the one of their kernel
-        return call("-m", "pytest", "-q", "tests", HF_HUB_OFFLINE="1", MPLBACKEND=backend)
-    cores = os.cpu_count() or 1
-    workers = min(cores, 4)  # a kernel with torch holds about 1 GB
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
+        return call("-m", "pytest", "-q", "tests", *shared, MPLBACKEND=backend, **surround)
     return call(
         *("-m", "pytest", "-q", "notebooks", "--nbval-lax", "--nbval-current-env"),
         *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "--nbval-kernel-startup-timeout", 180),
-        *("--nbval-cell-timeout", 900, "--durations", 10),
-        *("-n", workers, "--dist", "loadfile", "--max-worker-restart", 0),  # one notebook, one worker, cells in order
+        *("--nbval-cell-timeout", 900, *shared),
         HRCF_SIZE="smoke",
-        HF_HUB_OFFLINE="1",
-        OMP_NUM_THREADS=threads,
+        **surround,
     )
 
 

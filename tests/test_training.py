@@ -215,7 +215,8 @@ def test_both_sides_learn_what_each_would_alone(features):
     a, b = synthetic.weights(one), synthetic.weights(other)
     for name in a:
         if name.startswith(TRAINABLE["hcg"]):
-            torch.testing.assert_close(a[name], b[name], rtol=0, atol=2e-5)  # Adam's first step is 1e-3 long
+            far = (a[name] - b[name]).abs() > 2e-5  # Adam's first step is 1e-3 long
+            assert far.double().mean() < 1e-4, f"{name}: rounding turns a gradient of almost nothing at most"
 
 
 def named(model, group) -> list[str]:
