@@ -1,0 +1,103 @@
+"""Tables and figures over the share of known labels."""
+
+import doctest
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import hrcf_lib.decisions
+import hrcf_lib.partial
+from hrcf_lib import config as configs
+from hrcf_lib import figures as plain
+from hrcf_lib import results
+from hrcf_lib.partial import figures, tables
+
+
+def frame(seeds=(0, 1, 2), methods=("CoOp", "HRCF"), shares=(0.1, 0.5)) -> pd.DataFrame:
+    """As ``comparison.table`` gives it: mAP is 10 (method's place) + 100 p + seed; of val it is 0."""
+    rows = []
+    for split in ("val", "test"):
+        for m, name in enumerate(methods):
+            for p in shares:
+                for seed in seeds:
+                    value = (10 * m + 100 * p + seed) if split == "test" else 0.0
+                    rows.append(
+                        {"variant": f"{name} @ {p:g}", "seed": seed, "setting": "", "split": split, "mAP": value}
+                    )
+    return pd.DataFrame(rows).assign(task="seen")
+
+
+def test_variants_differ_in_what_is_known_alone():
+    found = tables.variants({"HRCF": configs.mini()}, (0.1, 0.5))
+    assert [c.known for c in found.values()] == [0.1, 0.5]
+    assert found["HRCF @ 0.5"].replace(known=1.0) == configs.mini()
+    assert len(tables.variants({"a": configs.mini(), "b": configs.mini()})) == 18
+
+
+def test_a_row_says_method_and_share():
+    rows = tables.over_known(frame())
+    assert len(rows) == 12 and set(rows["known"]) == {0.1, 0.5} and set(rows["method"]) == {"CoOp", "HRCF"}
+    one = rows[rows["method"].eq("HRCF") & rows["known"].eq(0.5) & rows["seed"].eq(1)]
+    assert one["mAP"].tolist() == [61.0]
+    assert (tables.over_known(frame(), split="val")["mAP"] == 0).all()
+
+
+def test_averages_are_of_each_seed_and_spreads_over_seeds():
+    table = tables.by_share(tables.over_known(frame()))
+    assert list(table.columns) == [0.1, 0.5, "avg"] and list(table.index) == ["CoOp", "HRCF"]
+    assert table.loc["CoOp"].tolist() == ["11.0 ± 1.0", "51.0 ± 1.0", "31.0 ± 1.0"]
+    alone = tables.by_share(tables.over_known(frame(seeds=(0,))))
+    assert alone.loc["HRCF"].tolist() == [20.0, 60.0, 40.0], "one seed has no spread"
+
+
+def test_what_would_not_compare_is_refused():
+    rows = tables.over_known(frame())
+    for part in (rows.drop(rows.index[[0, 1, 2]]), rows.drop(rows.index[[0, 3]])):
+        with pytest.raises(ValueError, match="'CoOp' has not been run at every p and seed of the others"):
+            tables.by_share(part)
+    with pytest.raises(ValueError, match="no rows of split 'tset'; did you mean 'test'"):
+        tables.over_known(frame(), split="tset")
+    with pytest.raises(ValueError, match="no column 'OF1'"):
+        tables.by_share(rows, "OF1")
+    odd = frame().replace("HRCF @ 0.5", "HRCF")
+    with pytest.raises(ValueError, match=r"variant 'HRCF' does not say its p: name it as variants\(\) does"):
+        tables.over_known(odd)
+
+
+def test_published_numbers_stay_as_printed():
+    printed = tables.published(results.published("partial_labels_map"))
+    one = printed.query("source == 'TRM-ML' and dataset == 'VOC 2007' and method == 'TRM-ML' and known == 0.3")
+    assert one["mAP"].tolist() == [94.9] and len(printed) == 17 * 9
+    ablation = tables.published(results.published("semanticaware_table4_ablation"))
+    assert set(ablation["known"]) == {0.1, 0.3, 0.5, 0.7, 0.9} and "source" not in ablation
+
+
+def test_our_numbers_and_printed_ones_are_in_panels_of_their_own():
+    printed = tables.published(results.published("partial_labels_map").query("source == 'SemanticAware'"))
+    figure = figures.over_known(tables.over_known(frame()), printed)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["measured: MojiScenes", "printed: MS-COCO", "printed: VOC 2007"]
+    ours = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert ours == {"CoOp": [11.0, 51.0], "HRCF": [21.0, 61.0]}
+    assert figure.axes[1].lines[0].get_ydata()[0] == 70.6
+    assert all(line.get_markerfacecolor() == "white" for axis in figure.axes[1:] for line in axis.lines)
+    assert len(figures.over_known(tables.over_known(frame())).axes) == 1
+    plain.plt.close("all")
+
+
+def test_pseudo_labels_over_epochs():
+    rng = np.random.default_rng(0)
+    columns = ("positive precision", "negative precision", "filled")
+    rows = [{"epoch": e, "known": p} | dict.fromkeys(columns, 50 + 10 * e) for e in (1, 2, 3) for p in (0.1, 0.5)]
+    figure = figures.pseudo_labels(pd.DataFrame(rows).sample(frac=1, random_state=int(rng.integers(9))))
+    for axis in figure.axes:
+        assert [line.get_ydata().tolist() for line in axis.lines] == [[60, 70, 80]] * 2
+    with pytest.raises(ValueError, match="pseudo_labels: the frame has no column 'filled'"):
+        figures.pseudo_labels(pd.DataFrame(rows).drop(columns="filled"))
+    plain.plt.close("all")
+
+
+def test_doctests():
+    for module in (tables, hrcf_lib.partial, hrcf_lib.decisions):
+        assert doctest.testmod(module).failed == 0
