@@ -79,10 +79,7 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
     ``ValueError`` for a level or a kind that is not there.
     """
-    check_regions(model)
-    kind = OWN[model.config.method] if kind is None else kind
-    check_known([kind], ["votes", "scores"], "unknown kind of map")
-    own_sides, part_of = _level(sides(model), level)
+    _way(model, level, kind)  # refused before the work
     vocabulary, columns = reference_columns(model, names)
     column = dict(zip(check_names(names), columns))
     with torch.no_grad():
@@ -95,29 +92,36 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
         found = []
         for part, own in zip(regions.split(1), asked, strict=True):
             ks = [column[name] for name in own]
-            if not ks:
-                found.append(torch.empty(0, model.vlp.side, model.vlp.side))
-            elif kind == "votes":
-                shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
-                found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
-            else:
-                s = region_scores(part[:, part_of], t[ks])  # (1, J, k)
-                found.append(score_map(s, own_sides, model.vlp.side)[0].cpu())
+            found.append(region_maps(model, part, t, ks, level, kind)[0].cpu())
         return found
 
     return make
 
 
 @torch.no_grad()
-def region_maps(model, regions: Tensor, t: Tensor, columns) -> Tensor:
-    r"""Maps (B, k, side, side) from regions (B, J, D) and all labels that are scored together, (K, D), of some columns.
+def region_maps(
+    model, regions: Tensor, t: Tensor, columns, level: int | None = None, kind: str | None = None
+) -> Tensor:
+    r"""Maps (B, k, side, side) in 0..1 of k columns of ``t``, from regions (B, J, D) that ``embed`` gave.
 
-    Of the kind and with the errors of ``maps_for``.
+    ``t`` (K, D) are all labels that are scored together; ``columns`` are numbers among them, as a list or a tensor.
+    ``level``, ``kind`` and errors as for ``maker``.
     """
+    kind, own_sides, part = _way(model, level, kind)
+    regions, side = regions[:, part], model.vlp.side
+    if not len(columns):
+        return regions.new_empty(len(regions), 0, side, side)
+    if kind == "votes":
+        return region_map(region_shares(regions, t)[..., columns], own_sides, side)  # softmax over all K
+    return score_map(region_scores(regions, t[columns]), own_sides, side)
+
+
+def _way(model, level: int | None, kind: str | None) -> tuple[str, list[int], slice]:
+    """The kind of map, sides of its levels, and which of the J regions form them. Raises as ``maker``."""
     check_regions(model)
-    if OWN[model.config.method] == "votes":
-        return region_map(region_shares(regions, t)[..., columns], sides(model), model.vlp.side)
-    return score_map(region_scores(regions, t[columns]), sides(model), model.vlp.side)
+    kind = OWN[model.config.method] if kind is None else kind
+    check_known([kind], ["votes", "scores"], "unknown kind of map")
+    return kind, *_level(sides(model), level)
 
 
 def check_regions(model) -> None:

@@ -25,7 +25,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data.images import read_image
 from hrcf_lib.method import Method
 from hrcf_lib.predict import _limits, _Scorer, load_model
-from hrcf_lib.scores import REGIONS, region_scores, regions_to_keep
+from hrcf_lib.scores import REGIONS, regions_to_keep
 
 
 class Rescorer:
@@ -127,10 +127,6 @@ class Rescorer:
         All regions take part, whatever lambda and the number kept: they are computed once a picture and list.
         """
         if self._maps is None and self.model.config.method in explain.OWN:
-            sides, side, t, at = explain.sides(self.model), self.model.vlp.side, self.scorer.t, self.scorer.at
-            if explain.OWN[self.model.config.method] == "votes":
-                maps = explain.region_map(explain.region_shares(self.regions, t)[..., at], sides, side)
-            else:
-                maps = explain.score_map(region_scores(self.regions, t[at]), sides, side)
+            maps = explain.region_maps(self.model, self.regions, self.scorer.t, self.scorer.at)  # (1, K, side, side)
             self._maps = dict(zip(self.labels, maps[0].cpu().numpy()))
         return self._maps
