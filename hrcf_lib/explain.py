@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrcf_lib.labels import check_names
 from hrcf_lib.names import check_known
+from hrcf_lib.own_labels import reference_columns
 from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
 
 OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
@@ -201,24 +202,3 @@ def _of_best(s: Tensor, kept: Tensor, k: int) -> Tensor:
     k = min(k, int(kept[0].sum()))
     best = s.masked_fill(~kept.unsqueeze(-1), -torch.inf).topk(k, dim=1).indices  # (B, k, K)
     return torch.zeros_like(s).scatter(1, best, s.gather(1, best) / k)
-
-
-def reference_columns(model, labels) -> tuple[list[str], list[int]]:
-    """Reference vocabulary plus the user's labels, and the columns of the user's labels in it.
-
-    The text tower reads lower case, so a label that differs from a reference label in case only is that label. Raises
-    ``ValueError`` for two labels of the user's that do.
-    """
-    labels, names = check_names(labels), list(model.reference_labels)
-    column, own = {}, {}
-    for k, name in enumerate(names):
-        column.setdefault(name.casefold(), k)
-    for label in labels:
-        key = label.casefold()
-        if key in own:
-            raise ValueError(f"labels {own[key]!r} and {label!r} differ in case only; keep one of them")
-        own[key] = label
-        if key not in column:
-            column[key] = len(names)
-            names.append(label)
-    return names, [column[key] for key in own]

@@ -199,13 +199,14 @@ class _Scorer:
         self.model = model if device is None else model.to(devices.named(device))
         self.curve: Calibration | None = calibration.of(model) if model.reference_labels else None
         self.labels = labels
-        own, self.columns = own_labels.beside(model, labels)
+        names, columns = own_labels.reference_columns(model, labels)
         R = len(model.reference_labels)
-        parts = [label_embeddings(model, names) for names in (model.reference_labels, own) if names]
+        own_labels.check_lengths(model, names[R:])
+        parts = [label_embeddings(model, part) for part in (names[:R], names[R:]) if part]
         self.t = torch.cat(parts)  # (R + K of own, D)
         self.reference, self.own = self.t[:R], self.t[R:]
-        new = iter(range(R, len(self.t)))
-        self.at = torch.tensor([next(new) if c is None else c for c in self.columns], device=self.t.device)
+        self.columns = [k if k < R else None for k in columns]  # as ``alone.score_among`` takes them
+        self.at = torch.tensor(columns, device=self.t.device)  # (K,) of ``t``
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Scores and probabilities (B, K) on the CPU, regions (B, J, D). Raises as ``of``."""
