@@ -127,13 +127,12 @@ def classify(
     parts = []
     for numbers, pictures in _batches(items, scorer.model.vlp.side, batch, progress, skip_bad):
         s, p, regions = scorer(pictures)  # (B, K), (B, K) or None, (B, J, D)
-        order = s.argsort(dim=1, descending=True, stable=True)  # (B, K)
+        order, ranks = ranked(s)  # (B, K) each
         for b, i in enumerate(numbers):
-            rank = torch.empty_like(order[b]).scatter_(0, order[b], torch.arange(1, len(labels) + 1))  # (K,)
-            shown = rank <= top_k if limits is None else (rank <= top_k) | (p[b] >= limits)
+            shown = ranks[b] <= top_k if limits is None else (ranks[b] <= top_k) | (p[b] >= limits)  # (K,)
             ks = order[b][shown[order[b]]]
             part = {"image": _name(items[i], i), "label": [labels[k] for k in ks], "score": s[b, ks].tolist()}
-            part["rank"] = rank[ks].tolist()
+            part["rank"] = ranks[b, ks].tolist()
             if p is not None:
                 part["probability"] = p[b, ks].tolist()
             if limits is not None:
@@ -143,6 +142,15 @@ def classify(
                 part["map"] = list(scorer.maps(regions[[b]], ks))
             parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
+
+
+def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns from the highest score to the lowest, and the rank of each column, 1 is best: (..., K) -> two (..., K).
+
+    Of equal scores the one of the lower column comes first.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)  # (..., K)
+    return order, order.argsort(dim=-1) + 1
 
 
 def answers(found: pd.DataFrame) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from hrcf_lib.calibration import SETTINGS
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import read_image
 from hrcf_lib.method import Method
-from hrcf_lib.predict import _limits, _Scorer, load_model
+from hrcf_lib.predict import _limits, _Scorer, load_model, ranked
 from hrcf_lib.scores import REGIONS, regions_to_keep
 
 
@@ -114,9 +114,7 @@ class Rescorer:
         if "threshold" in found:
             yes = found["score" if p is None else "probability"] >= found["threshold"]
             found["answer"] = yes.map({True: "yes", False: "no"})
-        order = s.argsort(descending=True, stable=True)  # (K,)
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(1, len(s) + 1))  # (K,)
-        found.insert(2, "rank", rank.tolist())
+        found.insert(2, "rank", ranked(s)[1].tolist())
         first = "rank" if p is None else "probability"
         return found.sort_values(first, ascending=p is None, kind="stable", ignore_index=True)
 
