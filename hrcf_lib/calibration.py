@@ -280,9 +280,12 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
 _prints: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def fingerprint(model) -> str:
-    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name."""
-    now = state(model), tuple(model.reference_labels)
+def fingerprint(model, now: str | None = None) -> str:
+    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name.
+
+    ``now`` is ``label_cache.state(model)`` where it is known.
+    """
+    now = now or state(model), tuple(model.reference_labels)
     if _prints.get(model, (None,))[0] != now:
         settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
         digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
@@ -292,10 +295,13 @@ def fingerprint(model) -> str:
     return _prints[model][1]
 
 
-def of(model) -> Calibration | None:
-    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning."""
+def of(model, now: str | None = None) -> Calibration | None:
+    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning.
+
+    ``now`` as for ``fingerprint``.
+    """
     own = getattr(model, "calibration", None)
-    if own is not None and own.made_for and own.made_for != fingerprint(model):
+    if own is not None and own.made_for and own.made_for != fingerprint(model, now):
         warnings.warn(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
             "probabilities; make it anew (hrcf_lib.calibration)",

@@ -23,7 +23,7 @@ from hrcf_lib import alone, baselines, calibration, devices, explain, own_labels
 from hrcf_lib.calibration import Calibration
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.gallery import Gallery, gallery
-from hrcf_lib.label_cache import label_embeddings
+from hrcf_lib.label_cache import label_embeddings, state
 from hrcf_lib.labels import _join
 from hrcf_lib.method import FILES, OPTIONAL, Method
 from hrcf_lib.model import HRCF
@@ -205,12 +205,13 @@ class _Scorer:
 
     def __init__(self, model: Method, labels: list[str], device=None):
         self.model = model if device is None else model.to(devices.named(device))
-        self.curve: Calibration | None = calibration.of(model) if model.reference_labels else None
+        now = state(model)  # once: it goes through all weights
+        self.curve: Calibration | None = calibration.of(model, now) if model.reference_labels else None
         self.labels = labels
         names, columns = own_labels.reference_columns(model, labels)
         R = len(model.reference_labels)
         own_labels.check_lengths(model, names[R:])
-        parts = [label_embeddings(model, part) for part in (names[:R], names[R:]) if part]
+        parts = [label_embeddings(model, part, now) for part in (names[:R], names[R:]) if part]
         self.t = torch.cat(parts)  # (R + K of own, D)
         self.reference, self.own = self.t[:R], self.t[R:]
         self.columns = [k if k < R else None for k in columns]  # as ``alone.score_among`` takes them
