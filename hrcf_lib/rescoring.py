@@ -23,8 +23,9 @@ from hrcf_lib import explain, own_labels
 from hrcf_lib.calibration import SETTINGS
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import read_image
+from hrcf_lib.label_scorer import LabelScorer
 from hrcf_lib.method import Method
-from hrcf_lib.predict import _limits, _Scorer, load_model, ranked
+from hrcf_lib.predict import load_model, ranked
 from hrcf_lib.scores import REGIONS, regions_to_keep
 
 
@@ -48,7 +49,7 @@ class Rescorer:
         self.weighs = config.method in ("hrcf", "mkt", "ovml_vlp")  # a lambda
         self.lam, self.keep = config.lam, config.keep if config.rss and self.selects else REGIONS
         self.labels: list[str] = []
-        self.scorer: _Scorer | None = None
+        self.scorer: LabelScorer | None = None
         self.e_g = self.regions = self._maps = None
 
     @property
@@ -67,7 +68,7 @@ class Rescorer:
     def ask(self, labels) -> None:
         """Take a list of names. Raises as ``classify``, and then the last one stays."""
         labels = own_labels.read(labels)
-        self.scorer = _Scorer(self.model, labels)
+        self.scorer = LabelScorer(self.model, labels)
         self.labels, self._maps = labels, None
 
     def config(self, lam: float | None = None, keep: int | None = None) -> Config:
@@ -108,7 +109,7 @@ class Rescorer:
         if p is not None:
             found["probability"] = p.tolist()
             given = "calibrated" if threshold is None else float(threshold)
-            found["threshold"] = _limits(given, self.labels, self.scorer.curve).tolist()
+            found["threshold"] = self.scorer.limits(given).tolist()
         elif threshold is not None:
             found["threshold"] = float(threshold)
         if "threshold" in found:
