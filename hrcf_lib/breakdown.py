@@ -18,6 +18,12 @@ SIZES = {text.split()[0]: bounds for text, bounds in probe.SIZES.items()}  # sma
 SCENE = "scene"  # the row of labels whose box is the whole picture
 
 
+def check_scenes(scenes) -> None:
+    """Raise ``TypeError`` for data that do not know the boxes of what they show."""
+    if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
+        raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")
+
+
 def objects(scenes) -> tuple[Tensor, Tensor]:
     """Sizes (n, K) float32 and numbers (n,) int64 of the things that a MojiScenes split draws: 2 ms a scene.
 
@@ -25,8 +31,7 @@ def objects(scenes) -> tuple[Tensor, Tensor]:
     space; NaN where the label is not drawn as a thing, also for a scene label. What is drawn counts, annotated or not;
     the number counts things that are no label too. Raises ``TypeError`` for data without scenes.
     """
-    if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
-        raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")
+    check_scenes(scenes)
     column = {name: k for k, name in enumerate(scenes.labels.names)}
     sizes, numbers = torch.full((len(scenes), len(column)), torch.nan), []  # (n, K)
     for i in range(len(scenes)):

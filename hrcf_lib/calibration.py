@@ -32,7 +32,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.alone import score_alone
-from hrcf_lib.embeddings import Embedded, embed
+from hrcf_lib.embeddings import embed
+from hrcf_lib.evaluation import score_all
 from hrcf_lib.files import write_json
 from hrcf_lib.label_cache import state
 from hrcf_lib.own_labels import read_alike
@@ -136,7 +137,7 @@ def held_out(model, data, folds: int = 5, seed: int = 0, batch: int = 64) -> tup
     found = torch.empty(len(data), len(names))
     for fold in tqdm(order.chunk(folds), "folds", disable=None, leave=False):
         rest = torch.ones(len(names), dtype=torch.bool).index_fill(0, fold, False)
-        found[:, fold] = _in_batches(model, held, t[rest], t[fold], batch)
+        found[:, fold] = score_all(held, t[fold], _beside(model, t[rest]), batch)
     return found, data.labels[:, [column[name] for name in names]]
 
 
@@ -145,15 +146,12 @@ def beside_reference(model, data, names, batch: int = 64) -> Tensor:
     """Scores (n, K) of labels that are not in the model's reference vocabulary, each alone beside it."""
     held = embed(model.eval(), data)
     reference = model.label_embeddings(model.reference_labels)
-    return _in_batches(model, held, reference, model.label_embeddings(names), batch)
+    return score_all(held, model.label_embeddings(names), _beside(model, reference), batch)
 
 
-def _in_batches(model, held: Embedded, reference: Tensor, own: Tensor, batch: int) -> Tensor:
-    parts = []
-    for rows in torch.arange(len(held.e_g)).split(batch):
-        e_g, regions = held.e_g[rows].to(own.device), held.regions[rows].to(own.device).float()
-        parts.append(score_alone(model, e_g, regions, reference, own).cpu())
-    return torch.cat(parts)
+def _beside(model, reference: Tensor):
+    """A scorer for ``score_all``: each label alone beside ``reference`` (R, D)."""
+    return lambda e_g, regions, own: score_alone(model, e_g, regions, reference, own)
 
 
 def fit(scores: Tensor, labels: Tensor) -> Calibration:
@@ -282,9 +280,12 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
 _prints: WeakKeyDictionary = WeakKeyDictionary()
 
 
-def fingerprint(model) -> str:
-    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name."""
-    now = state(model), tuple(model.reference_labels)
+def fingerprint(model, now: str | None = None) -> str:
+    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name.
+
+    ``now`` is ``label_cache.state(model)`` where it is known.
+    """
+    now = now or state(model), tuple(model.reference_labels)
     if _prints.get(model, (None,))[0] != now:
         settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
         digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
@@ -294,10 +295,13 @@ def fingerprint(model) -> str:
     return _prints[model][1]
 
 
-def of(model) -> Calibration | None:
-    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning."""
+def of(model, now: str | None = None) -> Calibration | None:
+    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning.
+
+    ``now`` as for ``fingerprint``.
+    """
     own = getattr(model, "calibration", None)
-    if own is not None and own.made_for and own.made_for != fingerprint(model):
+    if own is not None and own.made_for and own.made_for != fingerprint(model, now):
         warnings.warn(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
             "probabilities; make it anew (hrcf_lib.calibration)",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hrcf_lib.labels import check_names
 from hrcf_lib.names import check_known
+from hrcf_lib.own_labels import reference_columns
 from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
 
 OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
@@ -79,10 +80,7 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
     ``ValueError`` for a level or a kind that is not there.
     """
-    check_regions(model)
-    kind = OWN[model.config.method] if kind is None else kind
-    check_known([kind], ["votes", "scores"], "unknown kind of map")
-    own_sides, part_of = _level(sides(model), level)
+    _way(model, level, kind)  # refused before the work
     vocabulary, columns = reference_columns(model, names)
     column = dict(zip(check_names(names), columns))
     with torch.no_grad():
@@ -95,29 +93,36 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
         found = []
         for part, own in zip(regions.split(1), asked, strict=True):
             ks = [column[name] for name in own]
-            if not ks:
-                found.append(torch.empty(0, model.vlp.side, model.vlp.side))
-            elif kind == "votes":
-                shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
-                found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
-            else:
-                s = region_scores(part[:, part_of], t[ks])  # (1, J, k)
-                found.append(score_map(s, own_sides, model.vlp.side)[0].cpu())
+            found.append(region_maps(model, part, t, ks, level, kind)[0].cpu())
         return found
 
     return make
 
 
 @torch.no_grad()
-def region_maps(model, regions: Tensor, t: Tensor, columns) -> Tensor:
-    r"""Maps (B, k, side, side) from regions (B, J, D) and all labels that are scored together, (K, D), of some columns.
+def region_maps(
+    model, regions: Tensor, t: Tensor, columns, level: int | None = None, kind: str | None = None
+) -> Tensor:
+    r"""Maps (B, k, side, side) in 0..1 of k columns of ``t``, from regions (B, J, D) that ``embed`` gave.
 
-    Of the kind and with the errors of ``maps_for``.
+    ``t`` (K, D) are all labels that are scored together; ``columns`` are numbers among them, as a list or a tensor.
+    ``level``, ``kind`` and errors as for ``maker``.
     """
+    kind, own_sides, part = _way(model, level, kind)
+    regions, side = regions[:, part], model.vlp.side
+    if not len(columns):
+        return regions.new_empty(len(regions), 0, side, side)
+    if kind == "votes":
+        return region_map(region_shares(regions, t)[..., columns], own_sides, side)  # softmax over all K
+    return score_map(region_scores(regions, t[columns]), own_sides, side)
+
+
+def _way(model, level: int | None, kind: str | None) -> tuple[str, list[int], slice]:
+    """The kind of map, sides of its levels, and which of the J regions form them. Raises as ``maker``."""
     check_regions(model)
-    if OWN[model.config.method] == "votes":
-        return region_map(region_shares(regions, t)[..., columns], sides(model), model.vlp.side)
-    return score_map(region_scores(regions, t[columns]), sides(model), model.vlp.side)
+    kind = OWN[model.config.method] if kind is None else kind
+    check_known([kind], ["votes", "scores"], "unknown kind of map")
+    return kind, *_level(sides(model), level)
 
 
 def check_regions(model) -> None:
@@ -197,24 +202,3 @@ def _of_best(s: Tensor, kept: Tensor, k: int) -> Tensor:
     k = min(k, int(kept[0].sum()))
     best = s.masked_fill(~kept.unsqueeze(-1), -torch.inf).topk(k, dim=1).indices  # (B, k, K)
     return torch.zeros_like(s).scatter(1, best, s.gather(1, best) / k)
-
-
-def reference_columns(model, labels) -> tuple[list[str], list[int]]:
-    """Reference vocabulary plus the user's labels, and the columns of the user's labels in it.
-
-    The text tower reads lower case, so a label that differs from a reference label in case only is that label. Raises
-    ``ValueError`` for two labels of the user's that do.
-    """
-    labels, names = check_names(labels), list(model.reference_labels)
-    column, own = {}, {}
-    for k, name in enumerate(names):
-        column.setdefault(name.casefold(), k)
-    for label in labels:
-        key = label.casefold()
-        if key in own:
-            raise ValueError(f"labels {own[key]!r} and {label!r} differ in case only; keep one of them")
-        own[key] = label
-        if key not in column:
-            column[key] = len(names)
-            names.append(label)
-    return names, [column[key] for key in own]

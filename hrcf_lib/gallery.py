@@ -16,35 +16,19 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from hrcf_lib import bars
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.figures import need
 
 LARGEST = 512  # pixels of a thumbnail's side
 MAP = 64  # pixels of a map's side: more than any map holds, which are 14 x 14 and coarser
-COLOURS = {"yes": "#029e73", "no": "#949494", "": "#0173b2"}  # of bars; seaborn's colorblind palette
 STYLE = """
-.ID {display: flex; flex-wrap: wrap; gap: 16px; font: 13px/1.35 system-ui, sans-serif; margin: 4px 0}
-.ID figure {position: relative; width: SIZEpx; margin: 0; padding: 0}
-.ID img {display: block; width: SIZEpx; height: SIZEpx; margin: 0; padding: 0; border-radius: 4px}
-.ID figcaption {margin: 4px 0 2px; opacity: .8; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-.ID ul {list-style: none; margin: 0; padding: 0}
-.ID li {margin: 0; padding: 1px 3px; border-radius: 3px}
-.ID li[tabindex] {cursor: pointer}
-.ID li[tabindex]:hover, .ID li[tabindex]:focus {background: rgba(128, 128, 128, .2); outline: none}
-.ID li[tabindex]:focus {box-shadow: inset 0 0 0 2px #0173b2}
-.ID .text {display: flex; justify-content: space-between; gap: 8px}
-.ID .name {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
-.ID .number {font-variant-numeric: tabular-nums; white-space: nowrap}
-.ID .yes .name {font-weight: 600}
-.ID .track {position: relative; height: 5px; border-radius: 2px; background: rgba(128, 128, 128, .25)}
-.ID .bar {height: 5px; border-radius: 2px}
-.ID .limit {position: absolute; top: -2px; width: 2px; height: 9px; background: currentColor}
-.ID .none {font-style: italic; margin: 0; padding: 1px 3px}
-.ID img.map {position: absolute; top: 0; left: 0; opacity: 0; pointer-events: none; transition: opacity .12s}
-.ID li:focus img.map {opacity: 1}
-.ID:has(li:hover) li:focus img.map {opacity: 0}
-.ID li:hover img.map, .ID li:hover:focus img.map {opacity: 1}
-"""  # ID stands for the class three times, so that JupyterLab's own rules for lists and pictures do not win
+$id {display: flex; flex-wrap: wrap; gap: 16px; font: 13px/1.35 system-ui, sans-serif; margin: 4px 0}
+$id figure {position: relative}
+$id img {border-radius: 4px}
+$id figcaption {margin: 4px 0 2px; opacity: .8; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
+$id .none {font-style: italic; margin: 0; padding: 1px 3px}
+"""  # beside that of ``bars``
 
 
 class Gallery:
@@ -95,8 +79,8 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
     key = f"hrcf-{secrets.token_hex(4)}"
     rest = f"<p>{limit} of {len(names)} pictures; gallery(..., limit={len(names)}) shows more.</p>"
     rest = rest if len(names) > limit else ""
-    style = STYLE.replace(".ID", 3 * f".{key}").replace("SIZE", str(size))
-    return Gallery(f'<style>{style}</style><div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
+    style = bars.style(key, "small", size, STYLE)
+    return Gallery(f'{style}<div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
 
 
 def _sources(images) -> dict:
@@ -118,7 +102,8 @@ def _card(rows: pd.DataFrame, source, size: int, scale: float) -> str:
     said = '<p class="none">none of these</p>' if none else ""
     alt = html.escape(f"{short}: {', '.join(_told(row) for row in rows.to_dict('records')[:3])}")
     caption = f'<figcaption title="{html.escape(name)}">{html.escape(short)}</figcaption>'
-    return f'<figure><img src="{_uri(thumbnail, "JPEG")}" alt="{alt}">{caption}{said}<ul>{lines}</ul></figure>'
+    shown = f'<img src="{_uri(thumbnail, "JPEG")}" alt="{alt}">'
+    return f'<figure>{shown}{caption}{said}<ul class="bars">{lines}</ul></figure>'
 
 
 def _told(row: dict) -> str:
@@ -133,19 +118,13 @@ def _line(row: dict, picture: str, scale: float) -> str:
     sure = _has(row, "probability")
     share = float(np.clip(row["probability"] if sure else row["score"] / scale, 0, 1))
     number = f"{row['probability']:.1%}" if sure else f"{row['score']:.3f}"
-    tick = '<span role="img" aria-label="yes">&#10003;</span> ' * (answer == "yes")
-    stroke = f'<div class="limit" style="left: calc({row["threshold"]:.2%} - 1px)"></div>' if answer else ""
-    name = html.escape(str(row["label"]))
-    seen = _has(row, "map")
-    alt = html.escape(f"map of where {row['label']} was seen in {picture}")
-    shown = f'<img class="map" src="{_uri(_coloured(row["map"]), "PNG")}" alt="{alt}">' if seen else ""
+    seen = ""
+    if _has(row, "map"):
+        alt = html.escape(f"map of where {row['label']} was seen in {picture}")
+        seen = f'<img class="map" src="{_uri(_coloured(row["map"]), "PNG")}" alt="{alt}">'
     hint = html.escape(f"{row['label']}: score {row['score']:.3f}") + (f", {answer}" if answer else "")
-    return (
-        f'<li class="{answer}" title="{hint}"{" tabindex=0" * seen}>'
-        f'<div class="text"><span class="name">{tick}{name}</span> <span class="number">{number}</span></div>'
-        f'<div class="track"><div class="bar" style="width: {share:.1%}; background: {COLOURS[answer]}"></div>'
-        f"{stroke}</div>{shown}</li>"
-    )
+    limit = row["threshold"] if answer else None
+    return bars.row(str(row["label"]), number, share, answer, limit, f'title="{hint}"', seen)
 
 
 def _has(row: dict, column: str) -> bool:

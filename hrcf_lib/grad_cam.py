@@ -25,9 +25,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hrcf_lib.explain import reference_columns
 from hrcf_lib.labels import check_names
 from hrcf_lib.names import check_known
+from hrcf_lib.own_labels import reference_columns
 
 
 def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batch: int = 64) -> Tensor:

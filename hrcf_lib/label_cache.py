@@ -35,12 +35,13 @@ def state(model) -> str:
 
 
 @torch.no_grad()
-def label_embeddings(model, names) -> Tensor:
+def label_embeddings(model, names, now: str | None = None) -> Tensor:
     r"""``model.label_embeddings(names)`` (K, D), from memory where nothing has changed; not to be written to.
 
-    Raises what ``label_embeddings`` raises.
+    ``now`` is ``state(model)`` where it is known, as that goes through all weights. Raises what ``label_embeddings``
+    raises.
     """
-    kept, now = _kept.setdefault(model, OrderedDict()), state(model)
+    kept, now = _kept.setdefault(model, OrderedDict()), now or state(model)
     for old in [old for old in kept if old[0] != now]:
         del kept[old]
     key = now, tuple(names)

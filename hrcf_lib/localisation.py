@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib import resampling
-from hrcf_lib.breakdown import SIZES
+from hrcf_lib.breakdown import SIZES, check_scenes
 from hrcf_lib.data import backgrounds
 from hrcf_lib.names import check_known
 
@@ -115,8 +115,7 @@ def measure(scenes, makers: dict[str, Callable], n: int | None = None, batch: in
         TypeError: data without scenes. ValueError: no maker, a number of scenes that the split does not have, or maps
             of another number or size than asked for, naming the maker.
     """
-    if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
-        raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")
+    check_scenes(scenes)
     n = len(scenes) if n is None else n
     if not makers or not 1 <= n <= len(scenes):
         raise ValueError(f"{len(makers)} map makers, {n} of {len(scenes)} scenes: give at least one, and 1 to that")

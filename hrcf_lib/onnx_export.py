@@ -33,10 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrcf_lib import __version__, baselines
-from hrcf_lib.explain import reference_columns
 from hrcf_lib.files import replacing_alone
 from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method
+from hrcf_lib.own_labels import reference_columns
 
 TOLERANCE = 1e-4  # largest difference of scores in -1..1; of larger scores this share of the largest
 TIE = 1e-6  # scores of two labels that differ by less, as a share of the largest, are equal in float32

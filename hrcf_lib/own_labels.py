@@ -38,13 +38,22 @@ def read(labels) -> list[str]:
         )
     else:
         names = check_names(labels)
-        places = [f"labels[{i}]" for i in range(len(names))]
+        places = _places(names)
+    _tell_apart(names, places)
+    return names
+
+
+def _tell_apart(names: list[str], places: list[str]) -> None:
+    """Raise ``ValueError`` for names that the text tower reads alike, saying where each stands."""
     told: dict[str, list[str]] = {}
     for name, place in zip(names, places):
         told.setdefault(read_alike(name), []).append(f"{name!r} ({place})")
     if twice := [" and ".join(same) for same in told.values() if len(same) > 1]:
         raise ValueError(f"read alike by the text tower: {_join(twice, '; ')}; keep one of each")
-    return names
+
+
+def _places(names: list[str]) -> list[str]:
+    return [f"labels[{i}]" for i in range(len(names))]
 
 
 def _of_file(path: Path) -> tuple[list[str], list[str]]:
@@ -72,20 +81,28 @@ def _of_file(path: Path) -> tuple[list[str], list[str]]:
     return [name for name, _ in rows], [place for _, place in rows]
 
 
-def beside(model, labels: list[str]) -> tuple[list[str], list[int | None]]:
-    r"""Those of ``labels`` that the model's reference vocabulary lacks, and of each label its column there, or None.
+def reference_columns(model, labels) -> tuple[list[str], list[int]]:
+    r"""The model's reference vocabulary and the labels that it lacks, and the column of each label in this list.
 
-    Raises ``ValueError`` naming all labels that are too long for the text tower: nothing is cut off silently.
+    A label that the text tower reads as it reads a reference label is that label. Raises ``ValueError`` as
+    ``labels.check_names``, and for two labels that are read alike.
     """
-    column = {read_alike(name): k for k, name in reversed(list(enumerate(model.reference_labels)))}
+    labels, names = check_names(labels), list(model.reference_labels)
+    _tell_apart(labels, _places(labels))
+    column = {read_alike(name): k for k, name in reversed(list(enumerate(names)))}  # the first of a kind
     columns = [column.get(read_alike(label)) for label in labels]
-    own = [label for label, c in zip(labels, columns) if c is None]
+    names += [label for label, k in zip(labels, columns) if k is None]
+    new = iter(range(len(model.reference_labels), len(names)))
+    return names, [next(new) if k is None else k for k in columns]
+
+
+def check_lengths(model, labels: list[str]) -> None:
+    """Raise ``ValueError`` naming all labels that are too long for the text tower: nothing is cut off silently."""
     faults = []
-    for label in own:
+    for label in labels:
         try:
             check_length(label, len(model.vlp.tokenizer.encode(label)) + 2, model.vlp.context_length)  # start and end
         except ValueError as error:
             faults.append(str(error))
     if faults:
         raise ValueError(_join(faults, "; ", most=3))
-    return own, columns

@@ -7,8 +7,6 @@ fixed reference vocabulary: it says how many of such answers are right, and does
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,22 +17,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib import alone, baselines, calibration, devices, explain, own_labels
-from hrcf_lib.calibration import Calibration
+from hrcf_lib import baselines, calibration, own_labels
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.gallery import Gallery, gallery
-from hrcf_lib.label_cache import label_embeddings
+from hrcf_lib.label_scorer import NO_PROBABILITY, LabelScorer
 from hrcf_lib.labels import _join
 from hrcf_lib.method import FILES, OPTIONAL, Method
 from hrcf_lib.model import HRCF
 from hrcf_lib.passes import read_ahead
 
 __all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds"]
-
-NO_PROBABILITY = (
-    "the model has no calibration, so no probabilities: `python -m hrcf_lib.calibration FOLDER` makes one for a saved "
-    "model, hrcf_lib.calibration.calibrate(model, data) for any"
-)
 
 
 @cache
@@ -120,20 +112,19 @@ def classify(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r}: give a whole number from 1")
     labels, items = own_labels.read(labels), find_images(images)
-    scorer = _Scorer(load_model(model), labels, device)
+    scorer = LabelScorer(load_model(model), labels, device)
     if explain:
         scorer.check_maps()
-    limits = _limits(threshold, labels, scorer.curve)  # (K,), or None
+    limits = scorer.limits(threshold)  # (K,), or None
     parts = []
     for numbers, pictures in _batches(items, scorer.model.vlp.side, batch, progress, skip_bad):
         s, p, regions = scorer(pictures)  # (B, K), (B, K) or None, (B, J, D)
-        order = s.argsort(dim=1, descending=True, stable=True)  # (B, K)
+        order, ranks = ranked(s)  # (B, K) each
         for b, i in enumerate(numbers):
-            rank = torch.empty_like(order[b]).scatter_(0, order[b], torch.arange(1, len(labels) + 1))  # (K,)
-            shown = rank <= top_k if limits is None else (rank <= top_k) | (p[b] >= limits)
+            shown = ranks[b] <= top_k if limits is None else (ranks[b] <= top_k) | (p[b] >= limits)  # (K,)
             ks = order[b][shown[order[b]]]
             part = {"image": _name(items[i], i), "label": [labels[k] for k in ks], "score": s[b, ks].tolist()}
-            part["rank"] = rank[ks].tolist()
+            part["rank"] = ranks[b, ks].tolist()
             if p is not None:
                 part["probability"] = p[b, ks].tolist()
             if limits is not None:
@@ -143,6 +134,15 @@ def classify(
                 part["map"] = list(scorer.maps(regions[[b]], ks))
             parts.append(pd.DataFrame(part))
     return pd.concat(parts, ignore_index=True)
+
+
+def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns from the highest score to the lowest, and the rank of each column, 1 is best: (..., K) -> two (..., K).
+
+    Of equal scores the one of the lower column comes first.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)  # (..., K)
+    return order, order.argsort(dim=-1) + 1
 
 
 def answers(found: pd.DataFrame) -> pd.DataFrame:
@@ -182,7 +182,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     column = {own_labels.read_alike(name): k for k, name in enumerate(labels)}
     if strange := [name for name in named if own_labels.read_alike(name) not in column]:
         raise ValueError(f"{strange[0]!r} is said to be in a picture and is not among the labels: add it there")
-    scorer = _Scorer(load_model(model), labels)
+    scorer = LabelScorer(load_model(model), labels)
     if scorer.curve is None:
         raise ValueError(NO_PROBABILITY)
     y = torch.full((len(items), len(labels)), -1.0)
@@ -190,71 +190,6 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
         y[i, [column[own_labels.read_alike(name)] for name in own]] = 1
     s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model.vlp.side, batch, False, False)])
     return calibration.own_thresholds(scorer.curve, s, y, labels, random)
-
-
-class _Scorer:
-    """A model with a list of labels: pictures -> scores, probabilities, maps."""
-
-    def __init__(self, model: Method, labels: list[str], device=None):
-        self.model = model if device is None else model.to(devices.named(device))
-        self.curve: Calibration | None = calibration.of(model) if model.reference_labels else None
-        self.labels = labels
-        own, self.columns = own_labels.beside(model, labels)
-        R = len(model.reference_labels)
-        parts = [label_embeddings(model, names) for names in (model.reference_labels, own) if names]
-        self.t = torch.cat(parts)  # (R + K of own, D)
-        self.reference, self.own = self.t[:R], self.t[R:]
-        new = iter(range(R, len(self.t)))
-        self.at = torch.tensor([next(new) if c is None else c for c in self.columns], device=self.t.device)
-
-    def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Scores and probabilities (B, K) on the CPU, regions (B, J, D). Raises as ``of``."""
-        e_g, regions = self.model.embed(pictures)
-        return *self.of(e_g, regions), regions
-
-    def of(self, e_g: Tensor, regions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores and probabilities (B, K) of what ``embed`` gave. Raises ``ValueError`` for scores that are NaN."""
-        s = self.model.score_embeddings(e_g, regions, self.t)[:, self.at].cpu()  # (B, K)
-        if not s.isfinite().all():
-            raise ValueError("scores are NaN or infinite: look at the pictures' pixels, or at the model's weights")
-        p = None if self.curve is None else self.curve.probability(self._alone(e_g, regions))  # (B, K)
-        return s, p
-
-    def alone(self, pictures: Tensor) -> Tensor:
-        """Scores (B, K) of each label alone beside the reference vocabulary, on the CPU."""
-        return self._alone(*self.model.embed(pictures))
-
-    def _alone(self, e_g: Tensor, regions: Tensor) -> Tensor:
-        return alone.score_among(self.model, e_g, regions, self.reference, self.own, self.columns).cpu()
-
-    def check_maps(self) -> None:
-        """Raise ``ValueError`` for a method that scores no regions one by one."""
-        explain.check_regions(self.model)
-
-    def maps(self, regions: Tensor, ks: Tensor):
-        """Of one picture's regions (1, J, D), maps (k, side, side) of labels ``ks``; as ``explain.maps_for``."""
-        return explain.region_maps(self.model, regions, self.t, self.at[ks.to(self.at.device)])[0].half().cpu().numpy()
-
-
-def _limits(threshold, labels: list[str], curve: Calibration | None) -> Tensor | None:
-    """The threshold of each label (K,). Raises ``ValueError`` for one that is none, or without a calibration."""
-    if threshold is None:
-        return None
-    if curve is None:
-        raise ValueError(f"threshold = {threshold!r}: {NO_PROBABILITY}")
-    if isinstance(threshold, str) and threshold == "calibrated":
-        return curve.of(labels)
-    own = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
-    for name, value in own.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            what = f"the threshold of {name!r}" if isinstance(threshold, Mapping) else "threshold"
-            raise ValueError(f"{what} is {value!r}: give a probability from 0 to 1, or threshold='calibrated'")
-    if not isinstance(threshold, Mapping):
-        return torch.full((len(labels),), float(threshold), dtype=torch.float64)
-    asked = set(map(own_labels.read_alike, labels))
-    if strange := [name for name in own if own_labels.read_alike(name) not in asked]:
-        raise ValueError(f"a threshold for {strange[0]!r}, which is not among the labels: add it, or drop this one")
-    return replace(curve, thresholds=curve.thresholds | dict(own)).of(labels)
 
 
 def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool):

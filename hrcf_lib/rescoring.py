@@ -23,9 +23,10 @@ from hrcf_lib import explain, own_labels
 from hrcf_lib.calibration import SETTINGS
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import read_image
+from hrcf_lib.label_scorer import LabelScorer
 from hrcf_lib.method import Method
-from hrcf_lib.predict import _limits, _Scorer, load_model
-from hrcf_lib.scores import REGIONS, region_scores, regions_to_keep
+from hrcf_lib.predict import load_model, ranked
+from hrcf_lib.scores import REGIONS, regions_to_keep
 
 
 class Rescorer:
@@ -48,7 +49,7 @@ class Rescorer:
         self.weighs = config.method in ("hrcf", "mkt", "ovml_vlp")  # a lambda
         self.lam, self.keep = config.lam, config.keep if config.rss and self.selects else REGIONS
         self.labels: list[str] = []
-        self.scorer: _Scorer | None = None
+        self.scorer: LabelScorer | None = None
         self.e_g = self.regions = self._maps = None
 
     @property
@@ -67,7 +68,7 @@ class Rescorer:
     def ask(self, labels) -> None:
         """Take a list of names. Raises as ``classify``, and then the last one stays."""
         labels = own_labels.read(labels)
-        self.scorer = _Scorer(self.model, labels)
+        self.scorer = LabelScorer(self.model, labels)
         self.labels, self._maps = labels, None
 
     def config(self, lam: float | None = None, keep: int | None = None) -> Config:
@@ -108,15 +109,13 @@ class Rescorer:
         if p is not None:
             found["probability"] = p.tolist()
             given = "calibrated" if threshold is None else float(threshold)
-            found["threshold"] = _limits(given, self.labels, self.scorer.curve).tolist()
+            found["threshold"] = self.scorer.limits(given).tolist()
         elif threshold is not None:
             found["threshold"] = float(threshold)
         if "threshold" in found:
             yes = found["score" if p is None else "probability"] >= found["threshold"]
             found["answer"] = yes.map({True: "yes", False: "no"})
-        order = s.argsort(descending=True, stable=True)  # (K,)
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(1, len(s) + 1))  # (K,)
-        found.insert(2, "rank", rank.tolist())
+        found.insert(2, "rank", ranked(s)[1].tolist())
         first = "rank" if p is None else "probability"
         return found.sort_values(first, ascending=p is None, kind="stable", ignore_index=True)
 
@@ -127,10 +126,6 @@ class Rescorer:
         All regions take part, whatever lambda and the number kept: they are computed once a picture and list.
         """
         if self._maps is None and self.model.config.method in explain.OWN:
-            sides, side, t, at = explain.sides(self.model), self.model.vlp.side, self.scorer.t, self.scorer.at
-            if explain.OWN[self.model.config.method] == "votes":
-                maps = explain.region_map(explain.region_shares(self.regions, t)[..., at], sides, side)
-            else:
-                maps = explain.score_map(region_scores(self.regions, t[at]), sides, side)
+            maps = explain.region_maps(self.model, self.regions, self.scorer.t, self.scorer.at)  # (1, K, side, side)
             self._maps = dict(zip(self.labels, maps[0].cpu().numpy()))
         return self._maps

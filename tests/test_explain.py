@@ -11,7 +11,6 @@ from hrcf_lib.explain import (
     level_maps,
     maker,
     maps_for,
-    reference_columns,
     region_map,
     region_shares,
     score_map,
@@ -112,16 +111,6 @@ def test_maps_for_labels_of_ones_own(model):
 def test_maps_without_hcg_are_the_patches():
     model = synthetic.model(hcg=False).eval()
     assert maps_for(model, torch.zeros(1, 3, 112, 112), ["cat", "dog"]).shape == (1, 2, 112, 112)
-
-
-def test_reference_columns(model):
-    assert reference_columns(model, ["sun", "dog", "a  b"]) == (["cat", "dog", "bus", "sun", "a b"], [3, 1, 4])
-    assert reference_columns(model, ["bus"]) == (["cat", "dog", "bus"], [2])
-    assert reference_columns(synthetic.model(), ["sun"]) == (["sun"], [0]), "not trained: no reference"
-    assert reference_columns(model, ["Sun", "DOG"]) == (["cat", "dog", "bus", "Sun"], [3, 1]), "case does not count"
-    for wrong in ([], [""], ["sun", "sun "], ["sun", "Sun"], "sun"):
-        with pytest.raises(ValueError):
-            reference_columns(model, wrong)
 
 
 def test_pictures_with_many_labels_keep_their_size():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hrcf_lib.explorer_page import page
 from hrcf_lib.gallery import MAP, gallery
 from hrcf_lib.predict import gallery as public
 
@@ -119,6 +120,20 @@ def test_colours_follow_the_page(found):
     names = set(re.findall(r"hrcf-[0-9a-f]{8}", style))
     assert len(names) == 1 and all(line.startswith(".hrcf-") for line in style.strip().splitlines())
     assert names.isdisjoint(re.findall(r"hrcf-[0-9a-f]{8}", gallery(found).html)), "two in a notebook do not mix"
+
+
+def test_rows_are_those_of_the_explorer_in_another_size(found):
+    small = gallery(found, size=96).html
+    row = found.assign(threshold=0.4).iloc[0].to_dict()
+    large = page(pd.DataFrame([row]), "probability", (0.0, 1.0), ("a", "data:,", ()), {row["label"]: "data:,"}, 1)
+    of = lambda html: re.findall(r'<div class="text">.*?<div class="track">.*?</div></div>', html)
+    assert of(large) == of(small)[:1] and "$" not in small + large
+    rules = [dict(re.findall(r"^\.hrcf-\S+ (\S.*?) \{(.*?)\}$", html, re.M)) for html in (small, large)]
+    assert rules[0][".bar"] == "height: 5px; border-radius: 2px" and rules[1][".bar"].startswith("height: 7px")
+    shared = [".text", ".name", ".map", "li:focus", "li:focus .map"]
+    assert all(rules[0][name] == rules[1][name] for name in shared)
+    assert small.count(" width: 96px") + small.count("{width: 96px") == 2
+    assert small.count("data-lm-suppress-shortcuts") == 6
 
 
 def test_a_page_of_its_own(found, tmp_path):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from hrcf_lib import baselines
-from hrcf_lib.explain import reference_columns
 from hrcf_lib.grad_cam import grad_cam, grid, last_norm, maker
+from hrcf_lib.own_labels import reference_columns
 
 SEEN = ("cat", "dog", "bus")
 LABELS = ["sun", "dog"]

@@ -199,7 +199,7 @@ def test_best_labels_are_compared_by_rank():
     ("labels", "embeddings", "message"),
     [
         ([], None, "labels is empty"),
-        (["dog", "Dog"], None, "differ in case only"),
+        (["dog", "Dog"], None, "read alike by the text tower"),
         (["dog", "cat"], torch.zeros(3, 128), r"embeddings \(3, 128\) of 2 labels: give \(2, 128\)"),
         (["dog", "cat"], torch.zeros(2, 64), r"embeddings \(2, 64\) of 2 labels: give \(2, 128\)"),
     ],

@@ -21,7 +21,7 @@ from hrcf_lib.calibration import Calibration, fingerprint
 from hrcf_lib.data.mojiscenes import MojiScenes
 from hrcf_lib.explain import maps_for
 from hrcf_lib.model import HRCF
-from hrcf_lib.predict import answers, classify, load_model, own_thresholds
+from hrcf_lib.predict import answers, classify, load_model, own_thresholds, ranked
 
 REFERENCE = ("cat", "dog", "bus", "sun", "tree", "boat")
 
@@ -206,6 +206,29 @@ def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content
         classify(folder, tmp_path / name, model)
     with pytest.raises(FileNotFoundError, match=r"no file none.txt of labels: .*write \['none.txt'\]"):
         classify(folder, "none.txt", model)
+
+
+def test_weights_are_gone_through_once_a_call(model, folder, monkeypatch):
+    own = synthetic.model().eval()
+    own.reference_labels = REFERENCE
+    own.calibration = Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(own))
+    calls, real = [], torch.nn.Module.named_parameters
+    counted = lambda module, *given, **kw: calls.append(module) or real(module, *given, **kw)
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", counted)
+    for labels in (["zebra", "dog"], ["moon"], ["zebra", "dog"]):
+        calls.clear()
+        assert "probability" in classify(folder, labels, own)
+        assert len([module for module in calls if module is own]) == 1, "for reference, own labels and calibration"
+    with torch.no_grad():
+        own.head.weight += 0.1
+    with pytest.warns(UserWarning, match="made for other weights"):
+        assert "probability" not in classify(folder, ["zebra"], own)
+
+
+def test_ranks_of_equal_scores():
+    order, ranks = ranked(torch.tensor([[0.5, 0.9, 0.5, -1.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert order.tolist() == [[1, 0, 2, 3], [3, 0, 1, 2]] and ranks.tolist() == [[2, 1, 3, 4], [2, 3, 4, 1]]
+    assert ranked(torch.tensor([0.1, 0.2]))[1].tolist() == [2, 1]
 
 
 def test_what_the_text_tower_reads_alike_is_one_label(model, folder):
