@@ -46,7 +46,7 @@ _MODULES = (
     *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
     *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
     *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
-    *("calibration", "grad_cam", "localisation", "map_figures", "onnx_export", "card"),
+    *("calibration", "grad_cam", "localisation", "map_figures", "onnx_export", "card", "own_data"),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 
