@@ -6,10 +6,14 @@ r"""One's own pictures: from a folder with a ``labels.csv`` to a fine-tuned mode
     classify("new photos", tuned.labels, "runs/photos/model", explain=True)
 
 A model that knows other labels already is the start, and keeps them: its reference vocabulary stays, the labels of the
-CSV join it. Nobody searched these pictures for the old labels, so the start itself says what it sees of them, as in
-Learning without Forgetting (Li and Hoiem, ECCV 2016): present from the threshold of its calibration on, absent below
-half of it, unknown between. Without these answers training gives every region's vote to some new label. n pictures,
-K labels of the CSV, R reference labels.
+CSV join it. Nobody searched these pictures for the old labels, so in training they are unknown, and every region learns
+to vote for some new label. What that undoes is won back afterwards: the model that is returned lies half way between
+the start and what was trained, weight by weight (WiSE-FT: Wortsman et al., CVPR 2022),
+
+$$\theta = \theta_{start} + s\,(\theta_{trained} - \theta_{start}), \qquad s = 1/2.$$
+
+Rate and s were chosen on validation labels and pictures; notebook 15 says what they bring. n pictures, K labels of the
+CSV.
 """
 
 import copy
@@ -41,7 +45,8 @@ from hrcf_lib.training import learns_text, train
 
 PASSES, STEPS = 5, 60  # least passes of the image side and, about, least steps, where ``passes`` is left open
 BATCH = 32  # pictures a step, at most
-WARM = 0.1  # share of the learning rate with which a trained model goes on
+WARM = 0.3  # share of the learning rate with which a trained model goes on
+SHARE = 0.5  # s: how far the model that is returned lies from the start (0) towards what was trained (1)
 
 
 @dataclass
@@ -56,21 +61,24 @@ class Tuned:
     folder: Path
 
 
-def tune(folder, out, start=None, held_out: float = 0.2, passes: int | None = None, seed: int = 0, cache=None) -> Tuned:
+def tune(
+    folder, out, start=None, held_out: float = 0.2, passes: int | None = None, seed=0, cache=None, skip_bad=False
+) -> Tuned:
     r"""Train a model on a labelled folder and save it in ``out/model``.
 
     Args:
         folder: with a ``labels.csv``, or a prepared table (``data.load``). Trained are the seen labels that have a
             picture; the others can still be asked for, as any name can.
         out: folder of results. The same call goes on where an interrupted one was, and ends at once if it was done.
-        start: a model or its folder; by default the HRCF that ships. It goes on with a tenth of its config's learning
-            rate: with all of it, some dozens of pictures undo more than they teach. A ``Config`` starts from scratch,
-            by its method.
+        start: a model or its folder; by default the HRCF that ships. It goes on with 0.3 of its config's learning rate
+            and is then averaged with the start (top of this file). A ``Config`` starts from scratch, by its method,
+            with all of the rate, and nothing is averaged.
         held_out: share of the pictures to measure and calibrate on, drawn at random; a label's last picture stays in
             training. 0: train on all.
         passes: of each side that the config trains, over the pictures; by default 5, or as many as make 60 steps.
         seed: of the held-out part and the order of training.
         cache: folder of frozen features, by default ``out/features``. Pictures are not augmented.
+        skip_bad: leave out pictures that are missing or cannot be read, with a warning, in place of an error.
 
     The model has a calibration if the held-out part shows labels 20 times or more. Raises ``ValueError`` for words that
     the text tower does not know, naming each label, a folder without a positive label, or an ``out`` that belongs to
@@ -81,7 +89,7 @@ def tune(folder, out, start=None, held_out: float = 0.2, passes: int | None = No
     if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
         raise ValueError(f"passes = {passes!r}: give a whole number from 1, or leave it out")
     out, model = Path(out), _copy_of(start)
-    dataset = load(folder, side=model.vlp.side)
+    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad)
     y = label_matrix(dataset)[:, dataset.labels.columns("seen")]  # (n, K)
     there = (y == 1).any(dim=0)  # (K,)
     if not there.any():
@@ -89,19 +97,20 @@ def tune(folder, out, start=None, held_out: float = 0.2, passes: int | None = No
     labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
     rows, held = parts(y, held_out, seed)
     config = _config(model, len(rows), passes, seed)
-    lr = config.lr if isinstance(start, Config) else WARM * config.lr
-    about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr}
+    scratch = isinstance(start, Config)
+    lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
+    about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
     found = extract(model.vlp, dataset, dataset.labels, cache or out / "features", precision=config.cache)
-    data = _beside(found, y[:, there], labels, model.reference_labels, old_answers(model, found))
+    data = _beside(found, y[:, there], labels, model.reference_labels)
     training, test = data.take(rows), data.take(held)
-    test.labels[:, len(labels) :] = 0  # only what the CSV says is measured
     _claim(out, about)
     shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
     score = lambda: mean_ap(model, test, shown) if shown else math.nan
-    before, model.calibration = score(), None
+    before, model.calibration, first = score(), None, copy.deepcopy(model.trainable_state())
     model.config = config.replace(lr=lr)
     history = train(model, training, out)
-    model.config = config  # whose rate is that of a whole training: who goes on from here takes a tenth of it again
+    model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
+    model.load_trainable(between(first, model.trainable_state(), share), out)
     model.calibration = _calibrated(model, test)
     table = pd.DataFrame({"mAP": [before, score()], "pictures": len(test), "labels": len(shown)}, ["before", "after"])
     files = [str(dataset.files[i]) for i in held]
@@ -113,14 +122,16 @@ def tune(folder, out, start=None, held_out: float = 0.2, passes: int | None = No
 def check_words(model: Method, names) -> list[str]:
     """The names themselves. Raises ``ValueError`` that names each one with a word that the text tower never saw or with
     too many words, and names that it reads alike."""
-    names, faults = own_labels.read(list(names)), []
+    names, faults = own_labels.read(list(names)), {}
     for name in names:
         try:
             model.label_embeddings([name])
         except ValueError as error:
-            faults.append(str(error))
+            faults[name] = str(error)
     if faults:
-        raise ValueError(_join(faults, "; ", most=3))
+        first, *others = faults
+        more = f"; nor can it read {_join(map(repr, others), most=50)}" if others else ""
+        raise ValueError(f"{faults[first]}{more}")
     return names
 
 
@@ -180,29 +191,17 @@ def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
     return model.config.replace(phases=phases or model.config.phases, seed=seed, **own)
 
 
-@torch.no_grad()
-def old_answers(model: Method, data) -> Tensor:
-    r"""What a calibrated model says of its R reference labels on each picture: (n, R) of -1, 0 (unsure) and +1.
-
-    All 0 without a calibration, which a warning says.
-    """
-    R = len(model.reference_labels)
-    curve = calibration.of(model) if R else None
-    if curve is None:
-        if R:
-            warnings.warn("the start has no calibration: what it says of its own labels is not used", stacklevel=3)
-        return torch.zeros(len(data), R, dtype=data.labels.dtype)
-    t, limits = model.label_embeddings(model.reference_labels), curve.of(model.reference_labels)  # (R, D), (R,)
-    p = curve.probability(score_all(embed(model, data), t, model.score_embeddings))  # (n, R)
-    return (p >= limits).to(data.labels.dtype) - (p < limits / 2).to(data.labels.dtype)
+def between(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights at ``share`` (0..1) of the way from ``first`` to ``last``, by name; counts are those of ``last``."""
+    return {name: torch.lerp(first[name].to(x), x, share) if x.is_floating_point() else x for name, x in last.items()}
 
 
-def _beside(found: FrozenFeatures, y: Tensor, labels, reference, answers: Tensor) -> FrozenFeatures:
-    """Features annotated with ``labels`` (n, K) and, by the start's ``answers`` (n, R), with its other labels."""
+def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatures:
+    """Features annotated with ``labels`` (n, K); the other labels of the ``reference`` are unknown."""
     own = set(map(own_labels.read_alike, labels))
-    old = [r for r, name in enumerate(reference) if own_labels.read_alike(name) not in own]
-    space = LabelSpace([*labels, *(reference[r] for r in old)])
-    return replace(found, labels=torch.cat([y, answers[:, old].to(y.dtype)], dim=1), space=space)
+    old = [name for name in reference if own_labels.read_alike(name) not in own]
+    unknown = y.new_zeros(len(y), len(old))
+    return replace(found, labels=torch.cat([y, unknown], dim=1), space=LabelSpace([*labels, *old]))
 
 
 def _claim(out: Path, about: dict) -> None:
