@@ -42,7 +42,7 @@ def start():
 
 def test_labels_are_those_of_the_csv_beside_what_the_start_knows(tmp_path, start):
     before = weights(start)
-    tuned = tune(folder(tmp_path / "p"), tmp_path / "out", start, held_out=0, passes=1)
+    tuned = tune(folder(tmp_path / "p"), tmp_path / "out", start, held_out=0, passes=2)
     assert tuned.labels == ("Cat", "bus", "owl", "sea")
     assert tuned.model.reference_labels == ("Cat", "bus", "owl", "sea", "dog", "tree")  # both cats are one label
     assert start.reference_labels == ("cat", "dog", "tree") and same(before, weights(start))
