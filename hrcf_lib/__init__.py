@@ -47,7 +47,7 @@ _MODULES = (
     *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
     *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
     *("calibration", "grad_cam", "localisation", "map_figures", "method_figures", "onnx_export", "card", "explorer"),
-    *("embeddings", "pretrain", "probe", "benchmark", "dry_run", "report"),
+    *("embeddings", "pretrain", "probe", "benchmark", "dry_run", "report", "own_data"),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -343,6 +343,21 @@ def test_export_and_load(tmp_path, split, noise):
     )
 
 
+def test_export_of_some_labels(tmp_path):
+    dataset = MojiScenes("test", 12, seed=2)
+    export(dataset, tmp_path)
+    own = dataset.labels.unseen[:20]
+    loaded = data.load(export(dataset, tmp_path, labels=own), side=SIDE)  # over the first one
+    named = {name for i in range(12) for name in dataset.annotated(dataset.scene(i))} & set(own)
+    assert named and set(loaded.labels.seen) == named and not loaded.labels.unseen
+    for i in range(12):
+        present = {n for n, v in zip(loaded.labels.names, loaded.label_vector(i)) if v == 1}
+        assert present == set(dataset.annotated(dataset.scene(i))) & named
+    with pytest.raises(ValueError, match="test has no label 'dragonfly'"):
+        export(dataset, tmp_path, labels=["dragonfly"])
+    assert (tmp_path / "labels.csv").is_file()  # the refusal left the folder as it was
+
+
 def test_an_interrupted_export_is_noticed(tmp_path, monkeypatch):
     out = export(MojiScenes("val", 2), tmp_path)
 

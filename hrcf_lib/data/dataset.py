@@ -234,11 +234,12 @@ def _read_labels(folder: Path) -> dict[str, list[str]]:
     """``labels.csv``: file -> label names, in file order."""
     path = folder / "labels.csv"
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: correct the path")
+        where = "" if folder.is_absolute() else f" in {Path.cwd()} (a notebook runs in its own folder)"
+        raise FileNotFoundError(f"no folder {folder}{where}: correct the path")
     if not path.is_file():
-        why = "an export writes it last, so this one was interrupted or is still running; run it again"
-        mend = why if (folder / "images").is_dir() else "write one with the columns file,labels"
-        raise FileNotFoundError(f"{folder} has no labels.csv: {mend}")
+        why = "; an export writes it last: if this is one, it was interrupted or is still running; run it again"
+        mend = "write one with the columns file,labels, a row a picture, labels joined by '|'"
+        raise FileNotFoundError(f"{folder} has no labels.csv: {mend}{why if (folder / 'images').is_dir() else ''}")
     table: dict[str, list[str]] = {}
     first: dict[str, int] = {}
     wrong = []

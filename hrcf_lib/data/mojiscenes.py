@@ -29,7 +29,8 @@ from torch.utils.data import Dataset
 
 from hrcf_lib.data import backgrounds, openmoji
 from hrcf_lib.files import replacing
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, check_names
+from hrcf_lib.names import check_known
 
 SPLITS = ("train", "val", "test", "test-line")
 GREY = np.full((3, 3), 1 / 3, np.float32)  # maps a colour to its grey value
@@ -311,14 +312,18 @@ class MojiScenes(Dataset):
         return text
 
 
-def export(dataset: MojiScenes, out: str | Path) -> Path:
+def export(dataset: MojiScenes, out: str | Path, labels=None) -> Path:
     """Write a split to disk in the common form that ``hrcf_lib.data.load`` reads; returns ``out``.
 
     ``images/*.png`` (lossless); ``labels.csv``: file, labels joined by ``|``, *as the split annotates them*;
     ``label_space.csv``: the columns, and which of them were annotated; ``boxes.csv``: everything that was drawn, with
     its box in pixels. ``labels.csv`` is written last: a folder that has one is complete. The pictures are CC BY-SA 4.0.
+
+    With ``labels`` (names) the folder is as somebody would make it who looked for these alone: ``labels.csv`` names no
+    other, and there is no ``label_space.csv``. Raises ``ValueError`` for a name that the split does not annotate.
     """
-    out = Path(out)
+    out, kept = Path(out), None if labels is None else set(check_names(labels))
+    check_known(kept or (), dataset.labels.names, f"{dataset.split} has no label")
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "labels.csv").unlink(missing_ok=True)  # of an earlier export: from here on the folder is incomplete
     rows, boxes = [], []
@@ -326,11 +331,14 @@ def export(dataset: MojiScenes, out: str | Path) -> Path:
         scene = dataset.scene(index)
         file = f"images/{index:06d}.png"
         Image.fromarray(scene.image).save(out / file)
-        rows.append((file, "|".join(dataset.annotated(scene))))
+        rows.append((file, "|".join(n for n in dataset.annotated(scene) if kept is None or n in kept)))
         boxes += [(file, name, *box) for name, box in zip(scene.names, scene.boxes.tolist(), strict=True)]
     space = [("seen", n, "yes") for n in dataset.labels.seen]
     space += [("unseen", n, "no" if dataset.split == "train" else "yes") for n in dataset.labels.unseen]
-    _write(out / "label_space.csv", space, ["part", "label", "annotated"])
+    if kept is None:
+        _write(out / "label_space.csv", space, ["part", "label", "annotated"])
+    else:
+        (out / "label_space.csv").unlink(missing_ok=True)
     _write(out / "boxes.csv", boxes, ["file", "label", "x0", "y0", "x1", "y1"])
     licence = f"{openmoji.CREDIT}\nhttps://creativecommons.org/licenses/by-sa/4.0/\n"
     (out / "LICENSE.txt").write_text(licence, encoding="utf-8")
