@@ -1,7 +1,8 @@
 r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients.
 
 Of HRCF a region's share is its vote of Eq. 13; of MKT, whose regions are the patches, the map is that of the patch
-scores s_jk. (Maps by gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
+scores s_jk; of a method with ``maps``, which weighs patches for each label by a softmax, it is these weights. (Maps by
+gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
 
     The softmax runs over the model's reference labels and the user's; only the user's columns come back. All regions
     take part: RSS leaves some out of the score, not out of the picture. Of HRCF these are votes (``region_map``), of
-    MKT patch scores (``score_map``). Raises ``ValueError`` as ``predict.classify``, and for any other method.
+    MKT patch scores (``score_map``), of a method with ``maps`` its attention, drawn as scores are. Raises
+    ``ValueError`` as ``predict.classify``, for any other method, and as ``maps``.
     """
     labels = check_names(labels)
     return torch.stack(maker(model, labels)(images, [labels] * len(images)))
@@ -75,13 +77,13 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
 
     The maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``: ``votes``
-    (``region_map``) or ``scores`` (``score_map``). Labels that are asked for are among ``names``, and all of these and
-    the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
-    ``ValueError`` for a level or a kind that is not there.
+    (``region_map``) or ``scores`` (``score_map``); a method with ``maps`` has ``attention`` alone. Labels that are
+    asked for are among ``names``, and all of these and the reference vocabulary are scored together. Their embeddings
+    are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level or a kind that is not there.
     """
-    check_regions(model)
-    kind = OWN[model.config.method] if kind is None else kind
-    check_known([kind], ["votes", "scores"], "unknown kind of map")
+    own_kind = kind_of(model)
+    kind = own_kind if kind is None else kind
+    check_known([kind], ["attention"] if own_kind == "attention" else ["votes", "scores"], "unknown kind of map")
     own_sides, part_of = _level(sides(model), level)
     vocabulary, columns = reference_columns(model, names)
     column = dict(zip(check_names(names), columns))
@@ -101,7 +103,7 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
                 shares = region_shares(part[:, part_of], t)[..., ks]  # (1, J, k)
                 found.append(region_map(shares, own_sides, model.vlp.side)[0].cpu())
             else:
-                s = region_scores(part[:, part_of], t[ks])  # (1, J, k)
+                s = _scores(model, part[:, part_of], t[ks], kind)  # (1, J, k)
                 found.append(score_map(s, own_sides, model.vlp.side)[0].cpu())
         return found
 
@@ -114,10 +116,22 @@ def region_maps(model, regions: Tensor, t: Tensor, columns) -> Tensor:
 
     Of the kind and with the errors of ``maps_for``.
     """
-    check_regions(model)
-    if OWN[model.config.method] == "votes":
+    if (kind := kind_of(model)) == "votes":
         return region_map(region_shares(regions, t)[..., columns], sides(model), model.vlp.side)
-    return score_map(region_scores(regions, t[columns]), sides(model), model.vlp.side)
+    return score_map(_scores(model, regions, t[columns], kind), sides(model), model.vlp.side)
+
+
+def _scores(model, regions: Tensor, t: Tensor, kind: str) -> Tensor:
+    """What a region is drawn with for each label: its score or its weight, (B, J, D), (K, ·) -> (B, J, K)."""
+    return model.maps(regions, t).transpose(1, 2) if kind == "attention" else region_scores(regions, t)
+
+
+def kind_of(model) -> str:
+    """``votes``, ``scores`` or ``attention``. Raises ``ValueError`` for a method without maps of its own."""
+    if hasattr(model, "maps"):
+        return "attention"
+    check_regions(model)
+    return OWN[model.config.method]
 
 
 def check_regions(model) -> None:

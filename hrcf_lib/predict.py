@@ -96,7 +96,8 @@ def classify(
             for all labels, or label -> probability for some and the calibration's for the others (``own_thresholds``).
             Labels with a yes are reported even if they are not among the ``top_k``; ``answers`` makes a row a picture
             of it, and says where it is none of these.
-        explain: adds a map for each row (HRCF and MKT): where the label was seen, as ``explain.maps_for``.
+        explain: adds a map for each row (HRCF, MKT and methods with ``maps``): where the label was seen, as
+            ``explain.maps_for``.
         device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays as it is.
         progress: show a bar (True), or none (False); by default where there is a terminal or a notebook.
         skip_bad: leave out pictures that cannot be read, with one warning that names them, in place of an error.
@@ -228,8 +229,8 @@ class _Scorer:
         return alone.score_among(self.model, e_g, regions, self.reference, self.own, self.columns).cpu()
 
     def check_maps(self) -> None:
-        """Raise ``ValueError`` for a method that scores no regions one by one."""
-        explain.check_regions(self.model)
+        """Raise ``ValueError`` for a method without maps of its own."""
+        explain.kind_of(self.model)
 
     def maps(self, regions: Tensor, ks: Tensor):
         """Of one picture's regions (1, J, D), maps (k, side, side) of labels ``ks``; as ``explain.maps_for``."""
