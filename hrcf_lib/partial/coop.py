@@ -30,8 +30,8 @@ class CoOpConfig(PartialConfig):
     trains = "prompts"
 
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
-    tau: float = 0.07  # temperature at the start
-    offset: float = 4.0  # what is taken off the logits, at the start
+    tau: float = 0.03  # temperature at the start
+    level: float = 0.65  # cosine of a probability of 1/2 at the start; it depends on the VLP
     prompt_lr: float = 1e-3
 
     def __post_init__(self):
@@ -56,7 +56,7 @@ class CoOp(Partial):
         """Prompt, temperature and offset."""
         c = self.config
         self.prompt = Contexts(self.vlp, c.prompt_vectors, std=c.context_std)
-        self.likeness = Likeness(c.tau, -c.offset)
+        self.likeness = Likeness(c.tau, -c.level / c.tau)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p of unit length (B, D), and no regions (B, 0, D)."""

@@ -43,6 +43,7 @@ from hrcf_lib.partial.parts import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.partial.settings import PartialConfig
 
 PART = 2**26  # tangents of a batch, 256 MiB in float32, from which on the backward pass computes them again
+SMALL = 0.5  # length of the rows of U and V at the start, at which tangents are nearly their arguments
 PREDICTIONS = ("sigmoid", "softmax")
 
 
@@ -56,9 +57,10 @@ class SemanticAwareConfig(PartialConfig):
     category_prompts: bool = True  # vectors of each category's own, or one context for all ("csp" of Table 4)
     prediction: str = "sigmoid"  # or "softmax", the letter of Eq. 9
     width: int = 16  # d of the low-rank fusion; the group's earlier code: 512 and 1024
+    sharpness: float = 20.0  # what cosines of positions and words are multiplied by in the softmax at the start
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
-    tau: float = 0.07  # temperature at the start
-    offset: float = 4.0  # what is taken off the logits, at the start
+    tau: float = 0.03  # temperature at the start
+    level: float = 0.65  # cosine of a probability of 1/2 at the start; it depends on the VLP
     lr: float = 1e-3  # of the fusion
     prompt_lr: float = 1e-3  # of the prompts, temperature and offset
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
@@ -81,14 +83,21 @@ class SemanticDecoupling(nn.Module):
         D: width of the map.
         words: entries of a word vector.
         d: rank of the fusion.
+        sharpness: at the start the softmax is of about this times cos(f_j, x_k), where words = D: U and V are the same
+            rows, at right angles to each other, P is the identity and w a constant.
     """
 
-    def __init__(self, D: int, words: int, d: int):
+    def __init__(self, D: int, words: int, d: int, sharpness: float = 20.0):
         super().__init__()
         self.image, self.word = nn.Linear(D, d, bias=False), nn.Linear(words, d, bias=False)  # U, V
         self.fuse, self.attend = nn.Linear(d, d, bias=False), nn.Linear(d, 1, bias=False)  # P, w
         for layer in (self.image, self.word):
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
+            nn.init.orthogonal_(layer.weight, SMALL)
+        if words == D:
+            with torch.no_grad():
+                self.word.weight.copy_(self.image.weight)
+        nn.init.eye_(self.fuse.weight)
+        nn.init.constant_(self.attend.weight, sharpness / (min(d, D) * SMALL**2))
 
     def masks(self, regions: Tensor, x: Tensor) -> Tensor:
         r"""(B, J, D), (K, words) -> a (B, K, J), which sums to 1 over J. All (B, K, J, d) tangents at once."""
@@ -120,10 +129,10 @@ class SemanticAware(Partial):
         self.prompt = Contexts(
             self.vlp, c.prompt_vectors, len(c.categories) if c.category_prompts else 1, c.context_std
         )
-        self.likeness = Likeness(c.tau, -c.offset)
+        self.likeness = Likeness(c.tau, -c.level / c.tau)
         learnt = ("prompt.", "likeness.") if c.prediction == "sigmoid" else ("prompt.", "likeness.log_scale")
         if c.decoupling:
-            self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width)
+            self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
             learnt += ("decoupling.",)
         self.trainable = {"images": (), "prompts": (), "both": learnt}
 
