@@ -44,7 +44,7 @@ def test_order_of_the_tables_and_open_labels(name):
 
 
 def test_coop_is_a_cosine_over_a_temperature_less_an_offset():
-    model = build("coop", tau=0.2, offset=3.0)
+    model = build("coop", tau=0.2, level=0.6)
     tokens = trunk(model)
     s = model.score_embeddings(*model.image_embeddings(tokens), model.label_embeddings(NAMES))
     e = model.vlp.teacher(tokens)
@@ -115,7 +115,7 @@ def test_dual_coop_in_parts_is_the_same_with_the_same_gradients(monkeypatch):
 @pytest.mark.parametrize("loss", ["asymmetric", "cross_entropy"])
 @pytest.mark.parametrize("name", ["coop", "dual_coop"])
 def test_training_changes_every_parameter_and_lowers_the_loss(name, loss):
-    model = build(name, loss=loss, phases=(("prompts", 8, 5),), prompt_lr=5e-3)
+    model = build(name, loss=loss, phases=(("prompts", 8, 5),), prompt_lr=5e-4)
     before, data = synthetic.weights(model), synthetic.features()
     history = train(model, data)
     own = [n for n, _ in model.named_parameters() if not n.startswith("vlp.")]

@@ -64,6 +64,20 @@ def test_the_fusion_is_that_of_the_released_code_offsets_and_all():
             assert_close(module(regions, x)[b, k], sum(a[j] * regions[b, j] for j in range(J)))
 
 
+@pytest.mark.parametrize("d", [16, 64])
+def test_attention_starts_near_the_cosines(d):
+    """Of all 64 directions about the softmax of 20 times the cosines, of 16 a rough sketch of it."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 64, generator=g)
+    regions = torch.cat([x + torch.randn(6, 64, generator=g), torch.randn(20, 64, generator=g)])[None]
+    found = SemanticDecoupling(64, 64, d, sharpness=20.0).masks(regions, x)[0].log()  # (K, J), up to a constant
+    expected = 20 * F.cosine_similarity(x[:, None], regions, dim=-1)
+    r = torch.corrcoef(torch.stack([(m - m.mean(dim=1, keepdim=True)).flatten() for m in (found, expected)]))[0, 1]
+    assert r > (0.98 if d == 64 else 0.6)
+    if d == 64:
+        assert found.argmax(dim=1).tolist() == list(range(6))
+
+
 def test_scores_are_cosines_of_category_features_and_own_prompts():
     model = scrambled(build())
     (e_g, regions), t = model.image_embeddings(trunk(model)), model.label_embeddings(SEEN)
@@ -143,7 +157,8 @@ def test_rows_of_the_table_train_all_that_they_have(decoupling, category_prompts
 def test_rates_of_the_two_sides():
     model = build(lr=1e-2, prompt_lr=1e-3)
     rates = {n: group["lr_scale"] * 1e-2 for group in model.groups("both") for n in group["names"]}
-    assert all(rates[n] == pytest.approx(1e-2 if n.startswith("decoupling.") else 1e-3) for n in rates)
+    expected = {"decoupling": 1e-2, "prompt": 1e-3, "likeness": 1e-3}
+    assert all(rates[n] == pytest.approx(expected[n.split(".")[0]]) for n in rates)
     assert {n.split(".")[0] for n in rates} == {"decoupling", "prompt", "likeness"}
 
 

@@ -3,8 +3,8 @@ r"""CoOp: one learnt prompt that all labels share, and the VLP's global embeddin
 $$t_k = \mathrm{TextTower}([v_1, \ldots, v_M, name_k, \text{.}]), \qquad s_k = \cos(e_p, t_k) / \tau - \beta$$
 
 **The paper** (Zhou et al., IJCV 2022) learns the M vectors for pictures of one class each, with a softmax over the
-classes at the VLP's own temperature and cross-entropy. It tries M = 4 and 16, contexts that all classes share and one
-of each class's own, the name at the end and in the middle, vectors that start from words and from normal numbers.
+classes at the VLP's own temperature and cross-entropy. It tries several M up to 16, contexts that all classes share and
+one of each class's own, the name at the end and in the middle, vectors that start from words and from normal numbers.
 **Released code** (KaiyangZhou/CoOp) starts from normal numbers of deviation 0.02 where no words are given, both
 embeddings are of unit length, and the temperature rests. Its prompt ends in "name.".
 
@@ -24,14 +24,15 @@ from hrcf_lib.partial.settings import PartialConfig
 
 @dataclass(frozen=True)
 class CoOpConfig(PartialConfig):
-    """Rate, temperature and offset were chosen on val; the paper's number of vectors."""
+    """The paper's number of vectors. The rate was chosen on val (any from 1e-4 to 1e-2 does), temperature and level are
+    where present and absent labels part there before training, which differs between VLPs."""
 
     method = "coop"
     trains = "prompts"
 
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
     tau: float = 0.03  # temperature at the start
-    level: float = 0.65  # cosine of a probability of 1/2 at the start; it depends on the VLP
+    level: float = 0.65  # cosine of a probability of 1/2 at the start: beta = level / tau
     prompt_lr: float = 1e-3
 
     def __post_init__(self):

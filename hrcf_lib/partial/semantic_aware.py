@@ -10,8 +10,8 @@ pooling, turns that into attention over positions by a softmax and sums the posi
 loss of known labels, exponents 1 and 2 and shift 0.05 (Eq. 10). Table 4 takes its two parts out one by one; what is
 left without both is called CoOp. The exact terms of Eqs. 2-6 are not at hand.
 **Released code**: none that we know of. That of the same group's earlier methods (SST and SARB, HCPLab-SYSU/HCP-MLR-PL)
-has the first line above, with P and w linear layers with offsets, a width of 512 (COCO) or 1024, U and V without
-offsets, and f as the backbone gives it.
+has the first line above, with P and w linear layers with offsets, U and V without, d of 1024 (SARB: 512), and f as the
+backbone gives it.
 
 **Eq. 9** is a softmax over the categories, while the text calls predictions independent and Eq. 10 is binary: under a
 softmax two present labels share what one could have. So a sigmoid is the default here, of a likeness whose temperature
@@ -22,9 +22,11 @@ probabilities, $\log p / (1 - p)$, so that everything behind them is the same.
 multiplied first, w . (P h) = (P^T w) . h, so that a pair of picture and label costs J d hyperbolic tangents and no
 (J, d, d) product; in training a sigmoid's loss asks for known pairs alone, and only these are computed. f_j are the
 ViT's patch tokens behind its last norm and projection, x_k is the text embedding of a fixed template, or GloVe with
-``glove``; for U and V both are brought to length sqrt(D), so that what goes into tanh is of order 1. The width d is
-small. Without ``decoupling`` f_k is e_p, without ``category_prompts`` all labels share the vectors: without both it is
-``partial.coop``, weight for weight.
+``glove``; for U and V both are brought to the square root of their width. With text embeddings U and V start alike,
+P as the identity and w as a constant: attention begins near a softmax of the VLP's own cosines, and d can be small (on
+300 pictures of val, before training, the mAP of seen labels was 26 with d = 16, and 19 with the mean of all positions).
+With ``glove`` U and V share no space and start apart. Without ``decoupling`` f_k is e_p, without ``category_prompts``
+all labels share the vectors: without both it is ``partial.coop``, weight for weight.
 """
 
 import math
@@ -49,19 +51,19 @@ PREDICTIONS = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class SemanticAwareConfig(PartialConfig):
-    """Vectors and loss as in the paper; width, rates, temperature and offset were chosen on val."""
+    """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's."""
 
     method = "semantic_aware"
 
     decoupling: bool = True  # a feature of each category's own, or e_p for all ("sd" of Table 4)
     category_prompts: bool = True  # vectors of each category's own, or one context for all ("csp" of Table 4)
     prediction: str = "sigmoid"  # or "softmax", the letter of Eq. 9
-    width: int = 16  # d of the low-rank fusion; the group's earlier code: 512 and 1024
+    width: int = 16  # d of the low-rank fusion; the group's earlier code: 1024, 512
     sharpness: float = 20.0  # what cosines of positions and words are multiplied by in the softmax at the start
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
     tau: float = 0.03  # temperature at the start
-    level: float = 0.65  # cosine of a probability of 1/2 at the start; it depends on the VLP
-    lr: float = 1e-3  # of the fusion
+    level: float = 0.65  # cosine of a probability of 1/2 at the start: beta = level / tau
+    lr: float = 3e-4  # of the fusion
     prompt_lr: float = 1e-3  # of the prompts, temperature and offset
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
     glove_missing: str = "error"  # or "skip": words of a label that the file lacks are left out of the label's mean
