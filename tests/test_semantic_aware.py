@@ -204,6 +204,14 @@ def test_large_batches_are_computed_again_with_the_same_gradients(monkeypatch):
         assert_close(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
 
 
+def test_an_exported_graph_computes_the_same_all_at_once(monkeypatch):
+    model = scrambled(build())
+    held, t = model.image_embeddings(trunk(model)), model.label_embeddings(SEEN)
+    plain = model.score_embeddings(*held, t)
+    monkeypatch.setattr(semantic_aware.scores, "exporting", lambda: True)
+    assert_close(model.score_embeddings(*held, t), plain, rtol=1e-4, atol=1e-4)
+
+
 # Word vectors and bad input -------------------------------------------------------------------------------------------
 
 
