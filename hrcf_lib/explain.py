@@ -1,7 +1,8 @@
 r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients.
 
 Of HRCF a region's share is its vote of Eq. 13; of MKT, whose regions are the patches, the map is that of the patch
-scores s_jk. (Maps by gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
+scores s_jk; of a method with ``maps``, which weighs patches for each label by a softmax, it is these weights. (Maps by
+gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
 """
 
 from collections.abc import Callable
@@ -66,7 +67,8 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
 
     The softmax runs over the model's reference labels and the user's; only the user's columns come back. All regions
     take part: RSS leaves some out of the score, not out of the picture. Of HRCF these are votes (``region_map``), of
-    MKT patch scores (``score_map``). Raises ``ValueError`` as ``predict.classify``, and for any other method.
+    MKT patch scores (``score_map``), of a method with ``maps`` its attention, drawn as scores are. Raises
+    ``ValueError`` as ``predict.classify``, for any other method, and as ``maps``.
     """
     labels = check_names(labels)
     return torch.stack(maker(model, labels)(images, [labels] * len(images)))
@@ -76,9 +78,9 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
 
     The maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``: ``votes``
-    (``region_map``) or ``scores`` (``score_map``). Labels that are asked for are among ``names``, and all of these and
-    the reference vocabulary are scored together. Their embeddings are computed here, once. Raises as ``maps_for``, and
-    ``ValueError`` for a level or a kind that is not there.
+    (``region_map``) or ``scores`` (``score_map``); a method with ``maps`` has ``attention`` alone. Labels that are
+    asked for are among ``names``, and all of these and the reference vocabulary are scored together. Their embeddings
+    are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level or a kind that is not there.
     """
     _way(model, level, kind)  # refused before the work
     vocabulary, columns = reference_columns(model, names)
@@ -114,15 +116,30 @@ def region_maps(
         return regions.new_empty(len(regions), 0, side, side)
     if kind == "votes":
         return region_map(region_shares(regions, t)[..., columns], own_sides, side)  # softmax over all K
+    if kind == "attention":
+        return score_map(model.maps(regions, t[columns]).transpose(1, 2), own_sides, side)  # (B, J, k)
     return score_map(region_scores(regions, t[columns]), own_sides, side)
 
 
 def _way(model, level: int | None, kind: str | None) -> tuple[str, list[int], slice]:
     """The kind of map, sides of its levels, and which of the J regions form them. Raises as ``maker``."""
-    check_regions(model)
-    kind = OWN[model.config.method] if kind is None else kind
-    check_known([kind], ["votes", "scores"], "unknown kind of map")
+    own = kind_of(model)
+    kind = own if kind is None else kind
+    check_known([kind], ["attention"] if own == "attention" else ["votes", "scores"], "unknown kind of map")
     return kind, *_level(sides(model), level)
+
+
+def has_maps(model) -> bool:
+    """Whether a method has maps of its own."""
+    return hasattr(model, "maps") or model.config.method in OWN
+
+
+def kind_of(model) -> str:
+    """``votes``, ``scores`` or ``attention``. Raises ``ValueError`` for a method without maps of its own."""
+    if hasattr(model, "maps"):
+        return "attention"
+    check_regions(model)
+    return OWN[model.config.method]
 
 
 def check_regions(model) -> None:

@@ -94,8 +94,8 @@ class LabelScorer:
         return replace(self.curve, thresholds=self.curve.thresholds | dict(own)).of(self.labels)
 
     def check_maps(self) -> None:
-        """Raise ``ValueError`` for a method that scores no regions one by one."""
-        explain.check_regions(self.model)
+        """Raise ``ValueError`` for a method without maps of its own."""
+        explain.kind_of(self.model)
 
     def maps(self, regions: Tensor, ks: Tensor):
         """Of one picture's regions (1, J, D), maps (k, side, side) of labels ``ks``; as ``explain.maps_for``."""

@@ -97,7 +97,7 @@ def controls(seed: int = 0) -> dict[str, Callable]:
     return {name: makers[name] for name in CONTROLS}
 
 
-def measure(scenes, makers: dict[str, Callable], n: int | None = None, batch: int = 16) -> pd.DataFrame:
+def measure(scenes, makers: dict[str, Callable], n: int | None = None, batch: int = 16, names=None) -> pd.DataFrame:
     r"""A row for each map maker and each thing in the first ``n`` scenes that is a label of the split, tidy.
 
     Args:
@@ -105,6 +105,7 @@ def measure(scenes, makers: dict[str, Callable], n: int | None = None, batch: in
         makers: title -> map maker, made for all labels of the split. Controls are measured only if they are among them.
         n: scenes, by default all.
         batch: scenes at a time.
+        names: labels whose things are measured, by default all of the split (a method may know of some alone).
 
     Returns:
         title; image, the number of the scene; label; part, seen or unseen; size, small, medium or large as in
@@ -112,30 +113,35 @@ def measure(scenes, makers: dict[str, Callable], n: int | None = None, batch: in
         had no difference at all.
 
     Raises:
-        TypeError: data without scenes. ValueError: no maker, a number of scenes that the split does not have, or maps
-            of another number or size than asked for, naming the maker.
+        TypeError: data without scenes. ValueError: no maker, a number of scenes that the split does not have, names
+            that are none of its labels, or maps of another number or size than asked for, naming the maker.
     """
     check_scenes(scenes)
     n = len(scenes) if n is None else n
     if not makers or not 1 <= n <= len(scenes):
         raise ValueError(f"{len(makers)} map makers, {n} of {len(scenes)} scenes: give at least one, and 1 to that")
+    space = scenes.labels
+    if names is not None:
+        check_known(names, list(space.names), "no label of this split:")
     rows = []
     for first in tqdm(range(0, n, batch), "scenes", disable=None, leave=False):
-        rows += _of_scenes([scenes.scene(i) for i in range(first, min(first + batch, n))], scenes.labels, makers)
+        rows += _of_scenes([scenes.scene(i) for i in range(first, min(first + batch, n))], space, makers, names)
     return pd.concat([pd.DataFrame(part) for part in rows], ignore_index=True)
 
 
-def things(scene, space) -> tuple[list[str], Tensor]:
-    """Names of what a scene shows and ``space`` has as a label, without the background, and their boxes (k, 4)."""
-    own = [i for i, name in enumerate(scene.names) if name in space.names and name not in backgrounds.SCENES]
+def things(scene, space, names=None) -> tuple[list[str], Tensor]:
+    """Names of what a scene shows and ``space`` has as a label, without the background, and their boxes (k, 4); or
+    those of them that are among ``names``."""
+    names = space.names if names is None else names
+    own = [i for i, name in enumerate(scene.names) if name in names and name not in backgrounds.SCENES]
     return [scene.names[i] for i in own], torch.from_numpy(scene.boxes)[own]
 
 
-def _of_scenes(scenes, space, makers) -> list[dict]:
+def _of_scenes(scenes, space, makers, names) -> list[dict]:
     """The columns of the frame, one dict a maker and scene."""
     side = scenes[0].image.shape[0]
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])  # (b, 3, side, side)
-    asked, boxes = zip(*(things(scene, space) for scene in scenes))
+    asked, boxes = zip(*(things(scene, space, names) for scene in scenes))
     found, seen = [], set(space.seen)
     for title, make in makers.items():
         maps = make(images, list(asked))

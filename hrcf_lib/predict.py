@@ -88,7 +88,8 @@ def classify(
             for all labels, or label -> probability for some and the calibration's for the others (``own_thresholds``).
             Labels with a yes are reported even if they are not among the ``top_k``; ``answers`` makes a row a picture
             of it, and says where it is none of these.
-        explain: adds a map for each row (HRCF and MKT): where the label was seen, as ``explain.maps_for``.
+        explain: adds a map for each row (HRCF, MKT and methods with ``maps``): where the label was seen, as
+            ``explain.maps_for``.
         device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays as it is.
         progress: show a bar (True), or none (False); by default where there is a terminal or a notebook.
         skip_bad: leave out pictures that cannot be read, with one warning that names them, in place of an error.

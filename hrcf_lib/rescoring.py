@@ -125,7 +125,7 @@ class Rescorer:
 
         All regions take part, whatever lambda and the number kept: they are computed once a picture and list.
         """
-        if self._maps is None and self.model.config.method in explain.OWN:
+        if self._maps is None and explain.has_maps(self.model):
             maps = explain.region_maps(self.model, self.regions, self.scorer.t, self.scorer.at)  # (1, K, side, side)
             self._maps = dict(zip(self.labels, maps[0].cpu().numpy()))
         return self._maps

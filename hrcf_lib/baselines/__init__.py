@@ -24,7 +24,10 @@ METHODS = {  # name (lower case, "_" between words) -> file here and class, or t
     "biam": ("biam", "BiAM"),
 }
 MISSING = {  # methods for missing labels, in ``hrcf_lib.partial``
+    "coop": ("coop", "CoOp"),
+    "dual_coop": ("dual_coop", "DualCoOp"),
     "asl": ("asl", "ASL"),
+    "semantic_aware": ("semantic_aware", "SemanticAware"),
 }
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 

@@ -5,7 +5,7 @@ They share VLP, data, budget and evaluation with ``baselines``, and are built li
 >>> from hrcf_lib import baselines, config
 >>> base = config.preset("mini_short", known=0.1)
 >>> base.known, baselines.names(missing_labels=True)[0]
-(0.1, 'asl')
+(0.1, 'coop')
 
 Which labels are known is said by ``Config.known`` and ``Config.single_positive`` (``data.partial``); any method, HRCF
 too, trains under them. Most methods here learn something of each label's own, so that they answer for the labels they
