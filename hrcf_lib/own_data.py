@@ -165,10 +165,8 @@ def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded 
     y = data.labels[:, [column[name] for name in names]]
     if not (y == 1).any():
         raise ValueError(f"no picture shows any of {_join(names)}: there is nothing to measure")
-    own, columns = own_labels.beside(model, names)
-    R = iter(range(len(model.reference_labels), len(model.reference_labels) + len(own)))
-    at = [next(R) if c is None else c for c in columns]
-    t = model.label_embeddings([*model.reference_labels, *own])
+    vocabulary, at = own_labels.reference_columns(model, names)
+    t = model.label_embeddings(vocabulary)
     held = embedded or embed(model.eval(), data)
     scores = score_all(held, t, model.eval().score_embeddings)[:, at]  # (n, K)
     return 100 * float(mean_average_precision(scores, y, empty="skip"))
