@@ -25,6 +25,7 @@ METHODS = {  # name (lower case, "_" between words) -> file here and class, or t
 }
 MISSING = {  # methods for missing labels, in ``hrcf_lib.partial``
     "asl": ("asl", "ASL"),
+    "trm_ml": ("trm_ml", "TRMML"),
 }
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 
