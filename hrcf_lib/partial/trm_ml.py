@@ -3,8 +3,8 @@ r"""TRM-ML: each category looks for its region and is matched with that; prototy
 $$A_c = \mathrm{softmax}_j \Big( \frac{W_q q_c \cdot W_k F_j}{\sqrt D} \Big), \quad
   v_c = W_v \sum_j A_{cj} F_j, \quad u_c = q_c + \mathrm{MLP}(q_c + v_c), \qquad
   s_c = \frac{\cos(v_c, t_c)}{\tau} + \beta_0,$$
-$$L = \alpha L_{asl}(s, \hat y) + \beta\, \mathrm{KL}\big( \sigma(s) \,\Vert\, \sigma(s^u) \big) + \gamma L_{con}, \qquad
-  s^u_c = \frac{\cos(u_c, t_c)}{\tau} + \beta_0$$
+$$L = \alpha L_{asl}(s, \hat y) + \beta\, \mathrm{KL}\big( \sigma(s) \,\Vert\, \sigma(s^u) \big) + \gamma L_{con},
+  \qquad s^u_c = \frac{\cos(u_c, t_c)}{\tau} + \beta_0$$
 
 with texts t_c, patches F_j, queries q_c, softmax $\sigma$ over the categories, and labels $\hat y$ of which the unknown
 ones are filled where prototypes are sure (``pseudo.py``, Eqs. 7-12).
