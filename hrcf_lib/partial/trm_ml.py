@@ -19,8 +19,8 @@ abstract, what summaries say of it, and the abstract of the authors' patent (CN 
 map a category, which sums the visual features up to the region; an MLP gives query features; regions teach these.
 **Released code**: none; its repository holds a notice.
 
-**We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_k and W_v
-at the identity, W_q at a multiple of it. One context of 16 vectors is shared by all texts (``parts.Contexts``), and a
+**We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_q and W_k
+at a multiple of the identity, W_v at the identity. One context of 16 vectors is shared by all texts (``parts.Contexts``), and a
 learnt offset $\beta_0$ joins the temperature (``parts.Likeness``). The distillation has the region for a teacher, which
 gets no gradient from it. alpha is the weight of ASL, beta that of distillation, gamma that of the contrastive loss. Eq.
 10 is printed with the same inequality twice: as meant, a label is present above an upper threshold and absent below a
@@ -274,7 +274,8 @@ class RegionAttention(nn.Module):
         for layer in self.children():
             nn.init.eye_(layer.weight)
         with torch.no_grad():
-            self.query.weight.mul_(sharpness * math.sqrt(D))
+            for layer in (self.query, self.key):
+                layer.weight.mul_(math.sqrt(sharpness * math.sqrt(D)))
 
     def forward(self, q: Tensor) -> Tensor:
         """Queries (K, D) -> W_k^T W_q q (K, D), whose products with F_j are W_q q . W_k F_j: no key is ever made."""
