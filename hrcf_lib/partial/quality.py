@@ -125,12 +125,12 @@ def over_epochs(model, data, truth: Tensor, folder: str | Path, pictures: int | 
         )
     looked_at = data if pictures is None else data.take(range(min(pictures, len(data))))
     steps = [Pass(p.batch).steps(len(data)) for p in model.config.phases for _ in range(p.epochs)]
-    ends, parts, done = torch.tensor(steps).cumsum(0).tolist(), [], 0
-    while done < ends[-1]:
-        ahead = next(end for end in ends if end > done) - done
-        done = len(train(model, data, folder, stop_after=ahead))
-        if done in ends:  # or a checkpoint from within an epoch was found: on to its end
+    ends, parts = torch.tensor(steps).cumsum(0).tolist(), []
+    before = len(train(model, data, folder, stop_after=0))  # steps of a checkpoint that is there already
+    for epoch, end in enumerate(ends, 1):
+        if end > before or epoch == len(ends):
+            train(model, data, folder, stop_after=end - before)
             own = measure(*filled(model, looked_at), truth[: len(looked_at)])
-            parts.append(own.assign(epoch=ends.index(done) + 1, step=done))
-    columns = ["epoch", "step", *COLUMNS]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+            parts.append(own.assign(epoch=epoch, step=end))
+            before = end
+    return pd.concat(parts, ignore_index=True)[["epoch", "step", *COLUMNS]]

@@ -20,13 +20,14 @@ map a category, which sums the visual features up to the region; an MLP gives qu
 **Released code**: none; its repository holds a notice.
 
 **We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_q and W_k
-at a multiple of the identity, W_v at the identity. One context of 16 vectors is shared by all texts (``parts.Contexts``), and a
-learnt offset $\beta_0$ joins the temperature (``parts.Likeness``). The distillation has the region for a teacher, which
-gets no gradient from it. alpha is the weight of ASL, beta that of distillation, gamma that of the contrastive loss. Eq.
-10 is printed with the same inequality twice: as meant, a label is present above an upper threshold and absent below a
-lower one. What ``Memory.thresholds``, ``Memory.update`` and ``estimate`` compute is ours too, as is ``contrast``. Only
-regions of labels *known* to be present enter the memory and the contrastive loss. Pseudo-labels start after
-``pseudo_after`` steps. Pictures without a known label take part where pseudo-labels are made or regions distilled.
+at a multiple of the identity, W_v at the identity. One context of 16 vectors is shared by all texts
+(``parts.Contexts``), and a learnt offset $\beta_0$ joins the temperature (``parts.Likeness``). The distillation has the
+region for a teacher, which gets no gradient from it. alpha is the weight of ASL, beta that of distillation, gamma that
+of the contrastive loss. Eq. 10 is printed with the same inequality twice: as meant, a label is present above an upper
+threshold and absent below a lower one. What ``Memory.thresholds``, ``Memory.update`` and ``estimate`` compute is ours
+too, as is ``contrast``. Only regions of labels *known* to be present enter the memory and the contrastive loss.
+Pseudo-labels start after ``pseudo_after`` steps. Pictures without a known label take part where pseudo-labels are made
+or regions distilled.
 
 Memory and thresholds are buffers: a checkpoint holds them. In data parallel each process puts its own pictures in, and
 the buffers of the first are handed to all before each step, so the memory knows the pictures of the first process
@@ -66,16 +67,16 @@ class TRMMLConfig(PartialConfig):
     prototypes: str = "both"  # that estimates and the contrastive loss compare with: "both", "visual" or "text"
     memory: int = 16  # M, regions of a label that are kept
     ema: float = 0.9  # of the thresholds' moving averages: the weight of what was there before
-    high: float = 1.0  # upper threshold: 1 is the moving average of labels known to be present
-    low: float = 0.0  # lower threshold: 0 is the moving average of all others
+    high: float = 2.0  # upper threshold, from 0, the moving average of other labels, to 1, that of present ones, and on
+    low: float = 0.0  # lower threshold, likewise
     pseudo_after: int = 125  # steps without pseudo-labels
     estimate_sharpness: float = 20.0  # kappa of the estimates
     contrastive_temperature: float = 0.1
     distillation_temperature: float = 1.0
     sharpness: float = 10.0  # what cosines of texts and patches are multiplied by in the attention at the start
-    tau: float = 0.05  # temperature at the start
+    tau: float = 0.1  # temperature at the start
     rare: float = 0.02  # at the start the probability of a label whose region is orthogonal to its text
-    lr: float = 1e-3  # of queries, attention and MLP
+    lr: float = 3e-3  # of queries, attention and MLP
     prompt_lr: float = 1e-2  # of context, temperature and offset
 
     def __post_init__(self):
