@@ -11,7 +11,7 @@ import hrcf_lib.partial
 from hrcf_lib import config as configs
 from hrcf_lib import figures as plain
 from hrcf_lib import results
-from hrcf_lib.partial import figures, tables
+from hrcf_lib.partial import figures, quality, tables
 
 
 def frame(seeds=(0, 1, 2), methods=("CoOp", "HRCF"), shares=(0.1, 0.5)) -> pd.DataFrame:
@@ -87,14 +87,18 @@ def test_our_numbers_and_printed_ones_are_in_panels_of_their_own():
 
 
 def test_pseudo_labels_over_epochs():
-    rng = np.random.default_rng(0)
-    columns = ("positive precision", "negative precision", "filled")
-    rows = [{"epoch": e, "known": p} | dict.fromkeys(columns, 50 + 10 * e) for e in (1, 2, 3) for p in (0.1, 0.5)]
-    figure = figures.pseudo_labels(pd.DataFrame(rows).sample(frac=1, random_state=int(rng.integers(9))))
-    for axis in figure.axes:
-        assert [line.get_ydata().tolist() for line in axis.lines] == [[60, 70, 80]] * 2
-    with pytest.raises(ValueError, match="pseudo_labels: the frame has no column 'filled'"):
-        figures.pseudo_labels(pd.DataFrame(rows).drop(columns="filled"))
+    about = [{"epoch": e, "known": p, "kind": kind} for e in (1, 2, 3) for p in (0.1, 0.5) for kind in quality.KINDS]
+    worth = lambda row: (0.1 * row["epoch"] + row["known"]) / (1 if row["kind"] == "present" else 2)
+    rows = [row | {"precision": worth(row), "share": worth(row) / 2, "chance": 0.02} for row in about]
+    figure = figures.pseudo_labels(pd.DataFrame(rows).sample(frac=1, random_state=3))
+    drawn = lambda axis: [line.get_ydata() for line in axis.lines if line.get_ls() == "-" or line.get_ls() == "--"]
+    np.testing.assert_allclose(drawn(figure.axes[0]), [[20, 30, 40], [60, 70, 80]])
+    np.testing.assert_allclose(drawn(figure.axes[3]), [[5, 7.5, 10], [15, 17.5, 20]])
+    assert [len(axis.lines) for axis in figure.axes] == [4, 4, 2, 2], (
+        "a dotted line for chance, where something is right"
+    )
+    with pytest.raises(ValueError, match="pseudo_labels: the frame has no column 'share'"):
+        figures.pseudo_labels(pd.DataFrame(rows).drop(columns="share"))
     plain.plt.close("all")
 
 

@@ -28,6 +28,7 @@ MISSING = {  # methods for missing labels, in ``hrcf_lib.partial``
     "dual_coop": ("dual_coop", "DualCoOp"),
     "asl": ("asl", "ASL"),
     "semantic_aware": ("semantic_aware", "SemanticAware"),
+    "trm_ml": ("trm_ml", "TRMML"),
 }
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 

@@ -53,21 +53,25 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
 
 
 def pseudo_labels(frame, width: float = PAGE):
-    r"""What pseudo-labels are worth, epoch by epoch: how many of them are right, and how much of the unknown they fill.
+    r"""What pseudo-labels are worth, epoch by epoch: how many are right, and how much of the unknown they fill.
 
-    ``frame``: rows of ``quality.over_epochs``: epoch, known (p), ``positive precision``, ``negative precision`` and
-    ``filled`` in percent. Returns the figure. Raises ``ValueError`` for a missing column or no rows.
+    ``frame``: rows of ``quality.over_epochs`` with a column ``known`` (p), and of several seeds if there are: epoch,
+    kind, precision, share and chance in 0..1. Dotted: what filling at random would have right. Returns the figure.
+    Raises ``ValueError`` for a missing column or no rows.
     """
-    titles = {"positive precision": "right, of those called present", "negative precision": "right, of those absent"}
-    titles |= {"filled": "unknown labels that got one"}
-    need(frame, ["epoch", "known", *titles], "pseudo_labels")
+    need(frame, ["known", "epoch", "kind", "precision", "share", "chance"], "pseudo_labels")
+    panels = {"right, of those called present": ("present", "precision")}
+    panels |= {"right, of those called absent": ("absent", "precision")}
+    panels |= {"unknown labels called present": ("present", "share"), "... called absent": ("absent", "share")}
     with printed():
-        figure, axes = plt.subplots(1, 3, figsize=(width, 0.34 * width), layout="constrained")
-        for axis, (column, title) in zip(axes, titles.items()):
-            for i, (p, part) in enumerate(frame.groupby("known")):
-                own = part.groupby("epoch")[column].agg(["mean", "min", "max"])
+        figure, axes = plt.subplots(1, 4, figsize=(width, 0.3 * width), layout="constrained")
+        for axis, (title, (kind, column)) in zip(axes, panels.items()):
+            for i, (p, part) in enumerate(frame[frame["kind"] == kind].groupby("known")):
+                own = 100 * part.groupby("epoch")[column].agg(["mean", "min", "max"])
                 axis.fill_between(own.index, own["min"], own["max"], color=COLOURS[i % 10], alpha=0.2, lw=0)
                 axis.plot(own.index, own["mean"], **_look(i), label=f"p = {p:g}")
+                if column == "precision":
+                    axis.axhline(100 * part["chance"].mean(), color=COLOURS[i % 10], ls=":", lw=0.8)
             axis.set(xlabel="epoch", title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0].set_ylabel("%")
