@@ -132,15 +132,16 @@ class SemanticAware(Partial):
             self.vlp, c.prompt_vectors, len(c.categories) if c.category_prompts else 1, c.context_std
         )
         self.likeness = Likeness(c.tau, -c.level / c.tau)
-        learnt = ("prompt.", "likeness.") if c.prediction == "sigmoid" else ("prompt.", "likeness.log_scale")
+        text = ("prompt.", "likeness.") if c.prediction == "sigmoid" else ("prompt.", "likeness.log_scale")
+        image = ("decoupling.",) if c.decoupling else ()
+        self.trainable = {"images": image, "prompts": text, "both": image + text}
         if c.decoupling:
             self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
-            learnt += ("decoupling.",)
-        self.trainable = {"images": (), "prompts": (), "both": learnt}
 
     def lr_scale(self, side: str, name: str) -> float:
-        """The fusion learns at ``lr``, all else at ``prompt_lr``."""
-        return 1.0 if name.startswith("decoupling.") else self.config.prompt_lr / self.config.lr
+        """Where both learn at once the fusion learns at ``lr``, all else at ``prompt_lr``."""
+        fused = side != "both" or name.startswith("decoupling.")
+        return 1.0 if fused else self.config.prompt_lr / self.config.lr
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p of unit length (B, D), and f_j (B, N^2, D) or none."""
