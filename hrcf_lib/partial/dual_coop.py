@@ -13,8 +13,8 @@ all labels, drawn with deviation 0.02; exponents 1 and 2; a ResNet-101 (50 epoch
 
 **We** take for f_j the ViT's patch tokens behind its last norm and projection, in which positions have already looked
 at each other; gamma and eta as released. Both prompts start from the same words, so that at first p is 1/2 everywhere:
-of drawn vectors the small text tower of MojiScenes makes nothing. AdamW, as for every method here. Any name can be asked. The softmax over positions
-is a map of where a label is seen (``maps``).
+of drawn vectors the small text tower of MojiScenes makes nothing. AdamW, as for every method here. Any name can be
+asked. The softmax over positions is a map of where a label is seen (``maps``).
 """
 
 from dataclasses import dataclass
