@@ -102,6 +102,9 @@ class Method(nn.Module):
         rank = ranking_loss(s, labels, self.config.ranking_reduction)  # Eq. 15
         return {"ranking": rank, "distillation": distillation_loss(e_g, teacher, self.config.distillation_reduction)}
 
+    def begin(self, data) -> None:
+        """What a method does with the training data once, before the first step of a run; here nothing."""
+
     def usable(self, labels: Tensor) -> Tensor:
         """Which pictures take part in training: (B, K) -> (B,) bool. Here those with a positive label, as in MKT."""
         return (labels == 1).any(dim=1)

@@ -15,6 +15,7 @@ from hrcf_lib import config as configs
 from hrcf_lib.data import partial
 from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.labels import LabelSpace
+from hrcf_lib.partial import parts
 from hrcf_lib.partial.settings import PartialConfig
 from hrcf_lib.passes import Pass
 
@@ -160,6 +161,63 @@ def test_training_lowers_the_loss(name):
     model = build(name, phases=tuple((p.trains, 25, 5) for p in model.config.phases))
     history = model.fit(features())
     assert history["classification"].tail(6).mean() < history["classification"].head(6).mean()
+
+
+# Temperature and offset before training -------------------------------------------------------------------------------
+
+
+def start_of(name, data, **changes):
+    """A method before and after ``begin``, and its loss of the known labels of all pictures at either time."""
+    model, losses = build(name, **changes), []
+    for _ in range(2):
+        s, y = parts.first_scores(model, data)
+        with torch.no_grad():
+            p = model.probabilities(model.spread(model.likeness(s)))
+            losses.append(float(model.classification(p, y)))
+        if len(losses) == 1:
+            before = synthetic.weights(model)
+            model.begin(data)
+    return model, before, losses
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"asl"}))
+def test_temperature_and_offset_are_fitted_to_the_known_labels_before_training(name):
+    model, before, losses = start_of(name, features(40))
+    assert losses[1] < losses[0]
+    after = synthetic.weights(model)
+    assert {n for n in after if not torch.equal(before[n], after[n])} == {"likeness.log_scale", "likeness.offset"}
+    for p in model.likeness.parameters():  # no smaller step is better either
+        for step in (-0.05, 0.05):
+            p.data += step
+            s, y = parts.first_scores(model, features(40))
+            with torch.no_grad():
+                loss = model.classification(model.probabilities(model.likeness(s)), y)
+            p.data -= step
+            assert loss > losses[1] - 1e-5
+
+
+def test_the_fit_sees_known_labels_alone_and_in_single_positives_takes_unknown_ones_for_absent():
+    data, other = features(), features()
+    offsets = [start_of("coop", d)[0].likeness.offset for d in (data, other)]
+    assert torch.equal(*offsets)
+    single = features()
+    single.labels[single.labels == -1] = 0
+    absent = dataclasses.replace(
+        single, labels=single.labels.where(single.labels == 1, -torch.ones_like(single.labels))
+    )
+    offsets = [start_of("coop", d)[0].likeness.offset for d in (single, absent)]
+    assert torch.equal(*offsets) and not build("coop").config.unknown == "negative"
+
+
+def test_a_fit_that_leads_nowhere_changes_nothing():
+    likeness = parts.Likeness(0.1, -2.0)
+    likeness.fit(torch.rand(4, 3), lambda s: s.sum() * torch.nan)
+    assert_close(likeness.log_scale.exp().item(), 10.0)
+    assert likeness.offset == -2 and likeness.offset.grad is None
+    before = build("asl")
+    weights = synthetic.weights(before)
+    before.begin(features())
+    assert synthetic.same(synthetic.weights(before), weights)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -28,7 +28,7 @@ class ASLConfig(PartialConfig):
     method = "asl"
     trains = "prompts"
 
-    prompt_lr: float = 1e-2  # ours
+    prompt_lr: float = 3e-2  # chosen on val
 
 
 class ASL(Partial):

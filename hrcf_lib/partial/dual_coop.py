@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hrcf_lib import scores
 from hrcf_lib.baselines.parts import patches
-from hrcf_lib.partial.parts import Contexts, Partial, cosines
+from hrcf_lib.partial.parts import Contexts, Likeness, Partial, cosines
 from hrcf_lib.partial.settings import PartialConfig
 
 PART = 2**26  # most scores of regions, 256 MiB in float32, of the labels that are worked on at a time
@@ -40,22 +40,25 @@ class DualCoOpConfig(PartialConfig):
     trains = "prompts"
 
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from (released: 0.02); 0: from words
+    negative_std: float = 0.02  # likewise, of the prompt for "absent"
     sharpness: float = 20.0  # gamma, what cosines are multiplied by in the softmax over positions
     scale: float = 5.0  # eta, what the pooled scores are multiplied by
-    prompt_lr: float = 1e-2
+    prompt_lr: float = 3e-3
 
 
 class DualCoOp(Partial):
     """What learns are the vectors of both prompts."""
 
     title, Config = "DualCoOp", DualCoOpConfig
-    trainable = {"images": (), "prompts": ("prompt.",)}
+    trainable = {"images": (), "prompts": ("prompt.", "likeness.")}
+    text = ("prompt.", "likeness.")
 
     def build(self) -> None:
         """Two prompts, drawn one after the other."""
         c = self.config
-        make = lambda: Contexts(self.vlp, c.prompt_vectors, std=c.context_std)
-        self.prompt = nn.ModuleDict({"positive": make(), "negative": make()})
+        make = lambda std: Contexts(self.vlp, c.prompt_vectors, std=std)
+        self.prompt = nn.ModuleDict({"positive": make(c.context_std), "negative": make(c.negative_std)})
+        self.likeness = Likeness(1 / (c.scale * c.sharpness), 0.0)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), which takes no part, and f_j (B, N^2, D)."""
@@ -76,7 +79,8 @@ class DualCoOp(Partial):
         several = part < len(label_embeddings) and torch.is_grad_enabled()
         parts = label_embeddings.split(part)
         pooled = lambda own: checkpoint(self._pooled, regions, own, use_reentrant=False)
-        return torch.cat([pooled(own) if several else self._pooled(regions, own) for own in parts], dim=1)
+        x = torch.cat([pooled(own) if several else self._pooled(regions, own) for own in parts], dim=1)  # (B, K)
+        return self.likeness(x)
 
     def maps(self, regions: Tensor, t: Tensor) -> Tensor:
         """Where it looks for each label: (B, J, D), (K, 2 D) -> a (B, K, J), which sums to 1 over J."""
@@ -84,6 +88,6 @@ class DualCoOp(Partial):
         return (self.config.sharpness * cosines(regions, positive)).softmax(dim=1).transpose(1, 2)
 
     def _pooled(self, regions: Tensor, t: Tensor) -> Tensor:
-        positive, negative = (self.config.sharpness * cosines(regions, own) for own in t.chunk(2, dim=1))  # (B, J, K)
-        a = positive.softmax(dim=1)  # (B, J, K)
-        return self.config.scale * (a * (positive - negative)).sum(dim=1)  # (B, K)  S+ - S-
+        positive, negative = (cosines(regions, own) for own in t.chunk(2, dim=1))  # (B, J, K)
+        a = (self.config.sharpness * positive).softmax(dim=1)  # (B, J, K)
+        return (a * (positive - negative)).sum(dim=1)  # (B, K)  (S+ - S-) / (gamma eta)

@@ -14,8 +14,11 @@ from hrcf_lib.labels import check_names
 from hrcf_lib.losses import asymmetric_loss
 from hrcf_lib.method import Method, finite
 from hrcf_lib.names import did_you_mean
+from hrcf_lib.passes import Pass
 from hrcf_lib.prompts import START, encode_after, keys_and_values
 from hrcf_lib.vlp import check_length
+
+FITTED = 256  # pictures that temperature and offset are fitted to before training
 
 
 class Partial(Method):
@@ -27,6 +30,25 @@ class Partial(Method):
 
     threshold = 0.0
     blocks = 0
+
+    def begin(self, data) -> None:
+        r"""Fit temperature and offset to the known labels of ``FITTED`` pictures before anything else learns.
+
+        Cosines of a VLP lie in a narrow band of its own. From a temperature and an offset that do not fit it every
+        label is far too likely or too rare, and the shared parameters then learn to move all scores at once and lose
+        what the VLP knows. What is minimised is the method's own classification loss, over two numbers. Where no absent
+        label is known (single positives), unknown ones count as absent here, and here alone.
+        """
+        if not isinstance(likeness := getattr(self, "likeness", None), Likeness):
+            return  # a method without, as ASL
+        x, y = first_scores(self, data)  # (n, K) x 2
+        if not (y == -1).any():
+            y = y.where(y != 0, -torch.ones_like(y))
+        likeness.fit(x, lambda s: self.classification(self.probabilities(self.spread(s)), y))
+
+    def spread(self, s: Tensor) -> Tensor:
+        """What becomes of the logits of ``likeness`` (B, K) before they are scores; here nothing."""
+        return s
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """Logits (B, K) -> probabilities (B, K)."""
@@ -149,6 +171,58 @@ class Likeness(nn.Module):
     def forward(self, cosines: Tensor) -> Tensor:
         """Cosines (B, K) -> logits (B, K)."""
         return cosines * self.log_scale.exp() + self.offset
+
+    def fit(self, cosines: Tensor, loss) -> None:
+        """Take temperature and offset at which ``loss`` of the logits is least (L-BFGS from where they are).
+
+        A fit that ends in numbers that are not finite, or in a loss that is no lower, changes nothing.
+        """
+        before = {name: p.detach().clone() for name, p in self.named_parameters()}
+        at = cosines.mean().item()  # logits are even at first there, where their sigmoids have gradients
+        optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            value = loss(self(cosines))
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            for p in self.parameters():
+                p.requires_grad_(True)
+            started = float(loss(self(cosines)))
+            with torch.no_grad():
+                self.offset.fill_(-at * self.log_scale.exp())
+            optimizer.step(closure)
+            ended = float(loss(self(cosines)))
+        self.zero_grad(set_to_none=True)
+        if not ended < started:
+            self.load_state_dict(before)
+
+
+@torch.no_grad()
+def first_scores(model, data, number: int = FITTED, batch: int = 64) -> tuple[Tensor, Tensor]:
+    r"""What ``model.likeness`` is asked about, and labels, of ``number`` pictures in the order of a pass: two (n, K)."""
+    asked, found, columns, labels = [], [], data.space.columns("seen"), []
+    t = model.label_embeddings(data.space.seen)
+    hook = model.likeness.register_forward_pre_hook(lambda _, args: asked.append(args[0].float()))
+    training = model.training
+    try:
+        model.eval()
+        for _, inputs, y in data.batches(Pass(batch, model.config.seed)):
+            trunk, _ = data.frozen(model.vlp, inputs, model.config.bf16)
+            with model.autocast():
+                e_g, regions = model.image_embeddings(trunk)
+            model.score_embeddings(e_g.float(), regions.float(), t)
+            found.append(torch.cat(asked, dim=1))  # of labels that were taken in parts
+            asked.clear()
+            labels.append(y[:, columns].to(t.device))
+            if sum(map(len, labels)) >= number:
+                break
+    finally:
+        hook.remove()
+        model.train(training)
+    return torch.cat(found)[:number], torch.cat(labels)[:number]
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -63,8 +63,8 @@ class SemanticAwareConfig(PartialConfig):
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
     tau: float = 0.03  # temperature at the start
     level: float = 0.65  # cosine of a probability of 1/2 at the start: beta = level / tau
-    lr: float = 3e-4  # of the fusion
-    prompt_lr: float = 1e-3  # of the prompts, temperature and offset
+    lr: float = 1e-3  # of the fusion
+    prompt_lr: float = 1e-4  # of the prompts, temperature and offset
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
     glove_missing: str = "error"  # or "skip": words of a label that the file lacks are left out of the label's mean
 
@@ -174,6 +174,10 @@ class SemanticAware(Partial):
         """
         t, x = label_embeddings.tensor_split([self.vlp.D], dim=1)  # (K, D), (K, words) or (K, 0)
         s = self.likeness(self._own(regions, t, x, asked) if self.config.decoupling else cosines(e_g, t))  # (B, K)
+        return self.spread(s)
+
+    def spread(self, s: Tensor) -> Tensor:
+        """Logits of independent labels (B, K), or with a softmax of those of Eq. 9."""
         return s if self.config.prediction == "sigmoid" else softmax_logits(s)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class TRMMLConfig(PartialConfig):
     prototypes: str = "both"  # that estimates and the contrastive loss compare with: "both", "visual" or "text"
     memory: int = 16  # M, regions of a label that are kept
     ema: float = 0.9  # of the thresholds' moving averages: the weight of what was there before
-    high: float = 2.0  # upper threshold, from 0, the moving average of other labels, to 1, that of present ones, and on
+    high: float = 4.0  # upper threshold, from 0, the moving average of other labels, to 1, that of present ones, and on
     low: float = 0.0  # lower threshold, likewise
     pseudo_after: int = 125  # steps without pseudo-labels
     estimate_sharpness: float = 20.0  # kappa of the estimates
@@ -76,8 +76,8 @@ class TRMMLConfig(PartialConfig):
     sharpness: float = 10.0  # what cosines of texts and patches are multiplied by in the attention at the start
     tau: float = 0.1  # temperature at the start
     rare: float = 0.02  # at the start the probability of a label whose region is orthogonal to its text
-    lr: float = 3e-3  # of queries, attention and MLP
-    prompt_lr: float = 1e-2  # of context, temperature and offset
+    lr: float = 1e-3  # of queries, attention and MLP
+    prompt_lr: float = 1e-3  # of context, temperature and offset
 
     def __post_init__(self):
         super().__post_init__()
