@@ -202,7 +202,7 @@ class Likeness(nn.Module):
 
 @torch.no_grad()
 def first_scores(model, data, number: int = FITTED, batch: int = 64) -> tuple[Tensor, Tensor]:
-    r"""What ``model.likeness`` is asked about, and labels, of ``number`` pictures in the order of a pass: two (n, K)."""
+    r"""What ``model.likeness`` is asked about, and labels, of ``number`` pictures of a pass: two (n, K)."""
     asked, found, columns, labels = [], [], data.space.columns("seen"), []
     t = model.label_embeddings(data.space.seen)
     hook = model.likeness.register_forward_pre_hook(lambda _, args: asked.append(args[0].float()))
