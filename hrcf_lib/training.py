@@ -110,9 +110,9 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
         if checkpoint.exists():
             history, done = _restore(checkpoint, about, model, optimizers)
         _agree(accelerator, done, checkpoint)
-    if not done:
-        model.begin(data)
     last = steps if stop_after is None else min(steps, done + stop_after)
+    if last and not done:
+        model.begin(data)
     model.train()
     step, wrapped, main = 0, None, accelerator.is_main_process
     with tqdm(total=steps, initial=done, desc="training", disable=None if main else True, leave=False) as progress:

@@ -1,6 +1,7 @@
 """Every method for missing labels, and HRCF beside them, through the same tests; then the setting itself."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -186,14 +187,13 @@ def test_temperature_and_offset_are_fitted_to_the_known_labels_before_training(n
     assert losses[1] < losses[0]
     after = synthetic.weights(model)
     assert {n for n in after if not torch.equal(before[n], after[n])} == {"likeness.log_scale", "likeness.offset"}
-    for p in model.likeness.parameters():  # no smaller step is better either
-        for step in (-0.05, 0.05):
-            p.data += step
-            s, y = parts.first_scores(model, features(40))
-            with torch.no_grad():
-                loss = model.classification(model.probabilities(model.likeness(s)), y)
-            p.data -= step
-            assert loss > losses[1] - 1e-5
+    s, y = parts.first_scores(model, features(40))
+    for p, step in itertools.product(model.likeness.parameters(), (-0.1, 0.1)):  # no neighbour is better
+        with torch.no_grad():
+            old = p.clone()
+            p.copy_((p + step).clamp(min=0) if p is model.likeness.log_scale else p + step)  # temperatures up to 1
+            assert float(model.classification(model.probabilities(model.likeness(s)), y)) > losses[1] - 1e-5
+            p.copy_(old)
 
 
 def test_the_fit_sees_known_labels_alone_and_in_single_positives_takes_unknown_ones_for_absent():
@@ -213,6 +213,7 @@ def test_a_fit_that_leads_nowhere_changes_nothing():
     likeness = parts.Likeness(0.1, -2.0)
     likeness.fit(torch.rand(4, 3), lambda s: s.sum() * torch.nan)
     assert_close(likeness.log_scale.exp().item(), 10.0)
+    likeness.fit(torch.rand(4, 3), lambda s: s.mean().square(), offset=False)
     assert likeness.offset == -2 and likeness.offset.grad is None
     before = build("asl")
     weights = synthetic.weights(before)

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from hrcf_lib.labels import check_names
@@ -44,7 +45,8 @@ class Partial(Method):
         x, y = first_scores(self, data)  # (n, K) x 2
         if not (y == -1).any():
             y = y.where(y != 0, -torch.ones_like(y))
-        likeness.fit(x, lambda s: self.classification(self.probabilities(self.spread(s)), y))
+        learnt = any("likeness.offset".startswith(part) for part in self.trainable[self.config.trains])
+        likeness.fit(x, lambda s: self.classification(self.probabilities(self.spread(s)), y), learnt)
 
     def spread(self, s: Tensor) -> Tensor:
         """What becomes of the logits of ``likeness`` (B, K) before they are scores; here nothing."""
@@ -172,32 +174,30 @@ class Likeness(nn.Module):
         """Cosines (B, K) -> logits (B, K)."""
         return cosines * self.log_scale.exp() + self.offset
 
-    def fit(self, cosines: Tensor, loss) -> None:
-        """Take temperature and offset at which ``loss`` of the logits is least (L-BFGS from where they are).
+    def fit(self, cosines: Tensor, loss, offset: bool = True) -> None:
+        """Take temperature and offset at which ``loss`` of the logits is least (SciPy's L-BFGS-B, float64).
 
-        A fit that ends in numbers that are not finite, or in a loss that is no lower, changes nothing.
+        The temperature stays within 0.001 and 1, beyond which training could not move anything, and without ``offset``
+        the offset stays as it is. Where the loss is not lower in the end nothing changes.
         """
-        before = {name: p.detach().clone() for name, p in self.named_parameters()}
-        at = cosines.mean().item()  # logits are even at first there, where their sigmoids have gradients
-        optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+        cosines, params = cosines.double(), [self.log_scale, self.offset]
 
-        def closure():
-            optimizer.zero_grad()
-            value = loss(self(cosines))
-            value.backward()
-            return value
+        def value(x):
+            x = torch.tensor(x, dtype=torch.float64, device=cosines.device, requires_grad=True)
+            found = loss(cosines * x[0].exp() + x[1])
+            found.backward()
+            return found.item(), x.grad.cpu().numpy()
 
+        now = [p.item() for p in params]
+        bounds = [(0.0, math.log(1000)), (-1000, 1000) if offset else (now[1], now[1])]
+        even = -cosines.mean().item() * math.exp(now[0])  # logits are even there at first, and sigmoids have gradients
         with torch.enable_grad():
-            for p in self.parameters():
-                p.requires_grad_(True)
-            started = float(loss(self(cosines)))
+            before = value(now)[0]
+            found = minimize(value, [now[0], even if offset else now[1]], jac=True, method="L-BFGS-B", bounds=bounds)
+        if found.fun < before:
             with torch.no_grad():
-                self.offset.fill_(-at * self.log_scale.exp())
-            optimizer.step(closure)
-            ended = float(loss(self(cosines)))
-        self.zero_grad(set_to_none=True)
-        if not ended < started:
-            self.load_state_dict(before)
+                for p, x in zip(params, found.x, strict=True):
+                    p.fill_(x)
 
 
 @torch.no_grad()
