@@ -4,6 +4,7 @@ B pictures, K labels, M context vectors, C width of the text tower, D embedding 
 """
 
 import math
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -19,6 +20,7 @@ from hrcf_lib.passes import Pass
 from hrcf_lib.prompts import START, encode_after, keys_and_values
 from hrcf_lib.vlp import check_length
 
+SCALES = (3.0, 10.0, 30.0)  # 1 / temperature, from which the fit starts
 FITTED = 256  # pictures that temperature and offset are fitted to before training
 
 
@@ -174,30 +176,27 @@ class Likeness(nn.Module):
         """Cosines (B, K) -> logits (B, K)."""
         return cosines * self.log_scale.exp() + self.offset
 
+    @torch.no_grad()
     def fit(self, cosines: Tensor, loss, offset: bool = True) -> None:
-        """Take temperature and offset at which ``loss`` of the logits is least (SciPy's L-BFGS-B, float64).
+        """Take temperature and offset at which ``loss`` of the logits is least (SciPy's Nelder-Mead, several starts).
 
-        The temperature stays within 0.001 and 1, beyond which training could not move anything, and without ``offset``
-        the offset stays as it is. Where the loss is not lower in the end nothing changes.
+        No gradient is asked for: at the start sigmoids may be saturated, and the asymmetric loss has a kink. The
+        temperature stays within 0.001 and 1, beyond which training could not move anything, and without ``offset`` the
+        offset stays as it is. Where the loss is not lower in the end nothing changes.
         """
-        cosines, params = cosines.double(), [self.log_scale, self.offset]
-
-        def value(x):
-            x = torch.tensor(x, dtype=torch.float64, device=cosines.device, requires_grad=True)
-            found = loss(cosines * x[0].exp() + x[1])
-            found.backward()
-            return found.item(), x.grad.cpu().numpy()
-
+        params = [self.log_scale, self.offset]
         now = [p.item() for p in params]
         bounds = [(0.0, math.log(1000)), (-1000, 1000) if offset else (now[1], now[1])]
-        even = -cosines.mean().item() * math.exp(now[0])  # logits are even there at first, and sigmoids have gradients
-        with torch.enable_grad():
-            before = value(now)[0]
-            found = minimize(value, [now[0], even if offset else now[1]], jac=True, method="L-BFGS-B", bounds=bounds)
-        if found.fun < before:
-            with torch.no_grad():
-                for p, x in zip(params, found.x, strict=True):
-                    p.fill_(x)
+        value = lambda x: loss(cosines * math.exp(x[0]) + x[1]).item()
+        even = lambda scale: -scale * cosines.mean().item() if offset else now[1]  # logits are spread around 0, then
+        starts = [(math.log(scale), even(scale)) for scale in SCALES]
+        corners = [[(a, b), (a + 0.5, b), (a, b - 1)] for a, b in starts]
+        search = partial(minimize, value, method="Nelder-Mead", bounds=bounds)
+        ends = [search(own[0], options={"initial_simplex": own}) for own in corners]
+        found = min(ends, key=lambda end: end.fun)
+        if found.fun < value(now):
+            for p, x in zip(params, found.x, strict=True):
+                p.fill_(x)
 
 
 @torch.no_grad()

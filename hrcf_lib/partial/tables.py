@@ -2,12 +2,37 @@
 
 import pandas as pd
 
+from hrcf_lib import baselines
 from hrcf_lib.config import Config
 from hrcf_lib.figures import need
 from hrcf_lib.names import check_known
 
 SHARES = tuple(p / 10 for p in range(1, 10))  # of the published tables
 AT = " @ "  # between a method's name and its p, in the name of a variant
+
+METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp": "dual_coop"}
+METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
+
+
+def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
+    r"""Title -> config of every method that is compared where labels are missing, in the experiment of ``base``.
+
+    ``categories`` are the names of the seen labels (``fit.categories``). With ``single`` positives no absent label is
+    known, and a sigmoid learns nothing of present ones alone: CoOp, DualCoOp and the semantic-aware method then take
+    unknown labels for absent, as ASL does in its first row. TRM-ML has pseudo-labels for that; HRCF's ranking loss has
+    no pair to rank.
+
+    >>> from hrcf_lib import config
+    >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
+    ['ASL, unknown absent', 'ASL', 'CoOp']
+    """
+    found = {}
+    for title, name in METHODS.items():
+        own = {} if name == "hrcf" else {"categories": tuple(categories)}
+        if title == "ASL, unknown absent" or single and title in ("CoOp", "DualCoOp", "Semantic-aware"):
+            own["unknown"] = "negative"
+        found[title] = baselines.configure(name, base.replace(single_positive=True) if single else base, **own)
+    return found
 
 
 def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:
