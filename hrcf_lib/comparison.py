@@ -50,8 +50,8 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
 
     ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
     stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
-    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only; mAP leaves out labels without positives.
-    Raises ``ValueError`` for a pair that was not run.
+    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only, and tasks
+    that both were asked; mAP leaves out labels without positives. Raises ``ValueError`` for a pair that was not run.
     """
     rows = []
     for pair in pairs:
@@ -60,8 +60,8 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
         seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
         ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
         for setting, split, task, metric in ours[0]:
-            if setting == at_a and metric in metrics:
-                there = (at_b, split, task, metric)
+            there = (at_b, split, task, metric)
+            if setting == at_a and metric in metrics and there in others[0]:
                 found = ([r[setting, split, task, metric] for r in ours], [r[there] for r in others])
                 at, low, high = (100 * x for x in resampling.paired_difference(*found, level=level))
                 row = {"variant": a, "setting": at_a, "against": b, "against_setting": at_b, "split": split}

@@ -5,12 +5,13 @@ import doctest
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import hrcf_lib.decisions
 import hrcf_lib.partial
+from hrcf_lib import comparison, results, studies
 from hrcf_lib import config as configs
 from hrcf_lib import figures as plain
-from hrcf_lib import results
 from hrcf_lib.partial import figures, quality, tables
 
 
@@ -33,6 +34,28 @@ def test_variants_differ_in_what_is_known_alone():
     assert [c.known for c in found.values()] == [0.1, 0.5]
     assert found["HRCF @ 0.5"].replace(known=1.0) == configs.mini()
     assert len(tables.variants({"a": configs.mini(), "b": configs.mini()})) == 18
+
+
+def test_methods_of_the_comparison_by_title():
+    base, names = configs.mini().replace(known=0.1), ["owl", "bus"]
+    found = tables.methods(base, names)
+    assert [c.method for c in found.values()] == ["asl", "asl", "coop", "dual_coop", "semantic_aware", "trm_ml", "hrcf"]
+    assert [getattr(c, "unknown", "") for c in found.values()] == ["negative", *["ignored"] * 5, ""]
+    assert all(c.known == 0.1 and getattr(c, "categories", ("owl", "bus")) == ("owl", "bus") for c in found.values())
+    single = tables.methods(configs.mini(), names, single=True)
+    assert all(c.single_positive for c in single.values())
+    assert {title for title, c in single.items() if getattr(c, "unknown", "") == "ignored"} == {"ASL", "TRM-ML"}
+
+
+def test_differences_are_of_tasks_that_both_methods_were_asked():
+    values = {(split, task): torch.rand(5) for split in ("test", "test-line") for task in ("ZSL", "seen")}
+    both = {("", *key, "mAP"): value for key, value in values.items()}
+    seen = {key: value + 0.1 for key, value in both.items() if key[2] == "seen"}
+    outcome = lambda resampled: studies.Outcome(pd.DataFrame(), resampled, {}, None)
+    outcomes = {("HRCF", 0): outcome(both), ("CoOp", 0): outcome(seen)}
+    frame = comparison.differences(outcomes, [("HRCF", "CoOp"), ("CoOp", "HRCF")], ("mAP",))
+    assert set(frame["task"]) == {"seen"} and len(frame) == 4
+    np.testing.assert_allclose(frame["difference"], [-10, -10, 10, 10], atol=1e-4)
 
 
 def test_a_row_says_method_and_share():

@@ -10,7 +10,8 @@ embeddings are of unit length, and the temperature rests. Its prompt ends in "na
 
 **We** take the shared context of 16 with the name at the end, and say yes or no to each label by itself: a sigmoid,
 with a temperature and an offset that are learnt (``parts.Likeness``), under the loss of known labels that all methods
-for missing labels here have. AdamW for their SGD, as for every method here. Any name can be asked.
+for missing labels here have. Both are fitted to known labels before the context learns (``parts.Partial.begin``).
+AdamW for their SGD, as for every method here. Any name can be asked.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from hrcf_lib.partial.settings import PartialConfig
 
 @dataclass(frozen=True)
 class CoOpConfig(PartialConfig):
-    """The paper's number of vectors. The rate was chosen on val (any from 1e-4 to 1e-2 does), temperature and level are
-    where present and absent labels part there before training, which differs between VLPs."""
+    """The paper's number of vectors. The rate was chosen on val, where 1e-4 does as well; temperature and level
+    are those of a model before training, which begins by fitting both."""
 
     method = "coop"
     trains = "prompts"

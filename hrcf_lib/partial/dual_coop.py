@@ -12,9 +12,11 @@ aggregation), compares the two scores of a label alone, and trains with the asym
 all labels, drawn with deviation 0.02; exponents 1 and 2; a ResNet-101 (50 epochs of SGD at 2e-3).
 
 **We** take for f_j the ViT's patch tokens behind its last norm and projection, in which positions have already looked
-at each other; gamma and eta as released. Both prompts start from the same words, so that at first p is 1/2 everywhere:
-of drawn vectors the small text tower of MojiScenes makes nothing. AdamW, as for every method here. Any name can be
-asked. The softmax over positions is a map of where a label is seen (``maps``).
+at each other; gamma as released, and gamma eta as the start of a temperature that is learnt, with an offset beside it
+(``parts.Likeness``): both are fitted to the known labels before prompts learn (``parts.Partial.begin``). The positive
+prompt starts from words, since of drawn vectors the small text tower of MojiScenes makes little; the negative one is
+drawn, as released: from the same words both would say the same. AdamW, as for every method here. Any name can be asked.
+The softmax over positions is a map of where a label is seen (``maps``).
 """
 
 from dataclasses import dataclass

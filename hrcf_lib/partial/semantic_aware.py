@@ -51,7 +51,8 @@ PREDICTIONS = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class SemanticAwareConfig(PartialConfig):
-    """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's."""
+    """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's, of a model
+    before training (``parts.Partial.begin``)."""
 
     method = "semantic_aware"
 

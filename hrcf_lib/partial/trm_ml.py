@@ -21,7 +21,8 @@ map a category, which sums the visual features up to the region; an MLP gives qu
 
 **We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_q and W_k
 at a multiple of the identity, W_v at the identity. One context of 16 vectors is shared by all texts
-(``parts.Contexts``), and a learnt offset $\beta_0$ joins the temperature (``parts.Likeness``). The distillation has the
+(``parts.Contexts``), and a learnt offset $\beta_0$ joins the temperature (``parts.Likeness``); both are fitted to the
+known labels before anything else learns (``parts.Partial.begin``). The distillation has the
 region for a teacher, which gets no gradient from it. alpha is the weight of ASL, beta that of distillation, gamma that
 of the contrastive loss. Eq. 10 is printed with the same inequality twice: as meant, a label is present above an upper
 threshold and absent below a lower one. What ``Memory.thresholds``, ``Memory.update`` and ``estimate`` compute is ours
@@ -74,8 +75,8 @@ class TRMMLConfig(PartialConfig):
     contrastive_temperature: float = 0.1
     distillation_temperature: float = 1.0
     sharpness: float = 10.0  # what cosines of texts and patches are multiplied by in the attention at the start
-    tau: float = 0.1  # temperature at the start
-    rare: float = 0.02  # at the start the probability of a label whose region is orthogonal to its text
+    tau: float = 0.1  # temperature before training, which begins by fitting it
+    rare: float = 0.02  # likewise the probability of a label whose region is orthogonal to its text
     lr: float = 1e-3  # of queries, attention and MLP
     prompt_lr: float = 1e-3  # of context, temperature and offset
 
