@@ -44,7 +44,7 @@ def test_methods_of_the_comparison_by_title():
     assert all(c.known == 0.1 and getattr(c, "categories", ("owl", "bus")) == ("owl", "bus") for c in found.values())
     single = tables.methods(configs.mini(), names, single=True)
     assert all(c.single_positive for c in single.values())
-    assert {title for title, c in single.items() if getattr(c, "unknown", "") == "ignored"} == {"ASL", "TRM-ML"}
+    assert {title for title, c in single.items() if getattr(c, "unknown", "") == "ignored"} == {"ASL"}
 
 
 def test_differences_are_of_tasks_that_both_methods_were_asked():

@@ -18,9 +18,8 @@ def methods(base: Config, categories, single: bool = False) -> dict[str, Config]
     r"""Title -> config of every method that is compared where labels are missing, in the experiment of ``base``.
 
     ``categories`` are the names of the seen labels (``fit.categories``). With ``single`` positives no absent label is
-    known, and a sigmoid learns nothing of present ones alone: CoOp, DualCoOp and the semantic-aware method then take
-    unknown labels for absent, as ASL does in its first row. TRM-ML has pseudo-labels for that; HRCF's ranking loss has
-    no pair to rank.
+    known, and a sigmoid learns nothing of present ones alone: methods then take unknown labels for absent, TRM-ML those
+    that have no pseudo-label, but for the row called ASL. HRCF's ranking loss has no pair to rank.
 
     >>> from hrcf_lib import config
     >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
@@ -29,7 +28,7 @@ def methods(base: Config, categories, single: bool = False) -> dict[str, Config]
     found = {}
     for title, name in METHODS.items():
         own = {} if name == "hrcf" else {"categories": tuple(categories)}
-        if title == "ASL, unknown absent" or single and title in ("CoOp", "DualCoOp", "Semantic-aware"):
+        if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
             own["unknown"] = "negative"
         found[title] = baselines.configure(name, base.replace(single_positive=True) if single else base, **own)
     return found
