@@ -48,6 +48,7 @@ _MODULES = (
     *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
     *("calibration", "grad_cam", "localisation", "map_figures", "method_figures", "onnx_export", "card", "explorer"),
     *("embeddings", "pretrain", "probe", "benchmark", "dry_run", "report", "own_data"),
+    *("decisions", "partial"),
 )
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -296,7 +296,8 @@ def test_unaugmented_pictures_train_as_their_features_do(name, dataset):
     for part in history.columns[first : history.columns.get_loc("seconds")]:
         near = 0.05 if part != "ranking" else 0.01 if name == "biam" else 2e-3  # Adam and batch norm of a few pictures
         np.testing.assert_allclose(history[part], other[part], atol=near)
-        np.testing.assert_allclose(history[part][0], other[part][0], atol=near / 10)
+        rounding = 2e-5  # of a loss, of features in float16: OVML-VLP's is 21
+        np.testing.assert_allclose(history[part][0], other[part][0], atol=near / 10, rtol=rounding)
     assert history.ranking.nunique() > 1
 
 
