@@ -190,7 +190,7 @@ def asymmetric_loss(
         - \sum_{k: y_{ik} = -1} m_{ik}^{\gamma_-} \log (1 - m_{ik}), \qquad m_{ik} = \max(p_{ik} - m, 0)
 
     The mean over the B images. With 0 for both gammas and the shift it is the binary cross-entropy of the known labels.
-    The powers are part of the gradient. Logarithms are those of at least 1e-8, as in the public code.
+    The powers are part of the gradient. Logarithms and powers are those of at least 1e-8.
 
     Args:
         p: (B, K), probabilities that a label is present, in [0, 1]. Half precision is computed in float32.
@@ -219,8 +219,9 @@ def asymmetric_loss(
     check_scores(p, labels, finite=True)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # (B, K)
     m = (p - shift).clamp(min=0)  # (B, K)
-    present = (1 - p) ** gamma_positive * p.clamp(min=1e-8).log()
-    absent = m**gamma_negative * (1 - m).clamp(min=1e-8).log()
+    # A power below 1 has an infinite slope at 0, which times 0 is no number, whether the entry takes part or not.
+    present = (1 - p).clamp(min=1e-8) ** gamma_positive * p.clamp(min=1e-8).log()
+    absent = m.clamp(min=1e-8) ** gamma_negative * (1 - m).clamp(min=1e-8).log()
     zero = p.new_zeros(())
     total = torch.where(labels == 1, present, zero).sum() + torch.where(labels == -1, absent, zero).sum()
     return -total / max(1, len(p))

@@ -33,8 +33,8 @@ from hrcf_lib.training import train
 
 RESAMPLED = "resampled.safetensors"
 DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
-DATA += ("cache",)
-YOUNGER = ("vocabulary_seed", "known", "single_positive", "mask_seed")  # fields of config that came later
+DATA += ("cache", "held_out")
+YOUNGER = ("vocabulary_seed", "known", "single_positive", "mask_seed", "held_out")  # fields of config that came later
 COMPLETE = {name: configs.DEFAULTS[name] for name in ("known", "single_positive", "mask_seed")}  # no label is hidden
 AS_TRAINED = {"": {}}  # the setting that changes nothing
 SCORING = {"lam", "keep", "rss", "rsa", "topk", "normalize_fusion", "similarity"}  # settings that leave texts alone
@@ -181,6 +181,11 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
     """A row for each setting of one run that is scored on val alone."""
     own = feats(config) if callable(feats) else feats
     own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
+    if partial.hides(config) and "val" not in own:
+        raise ValueError(
+            f"{config.dataset} has no val, and labels of its train are hidden: choices need complete labels, "
+            "set held_out, such as 0.2"
+        )
     val, tasks = fit.validation(own)
     tasks = tasks if fit.asks_unseen(config) else ("seen",)
     table = run(config, {"train": own["train"], "val": val}, folder, settings).table

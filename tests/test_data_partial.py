@@ -6,8 +6,10 @@ import torch
 from official_formats import save_json
 from test_data_common import SPACE, write
 
+from hrcf_lib import config as configs
 from hrcf_lib import data
 from hrcf_lib.data import partial
+from hrcf_lib.data.dataset import label_matrix
 from hrcf_lib.data.official import label_list
 
 
@@ -49,8 +51,10 @@ def test_single_positive_consumes_the_stream_as_published():
         expected[i, positives[:1]] = True
     known = partial.single_positive(y)
     assert np.array_equal(known, expected) and known.sum() == (y > 0).any(1).sum() < 40 and (y[known] == 1).all()
-    with pytest.raises(ValueError, match="starts from complete labels"):
-        partial.single_positive(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"column 2 of row 1 reads 0 \(1 such entries\).*starts from complete labels"):
+        partial.single_positive(np.array([[1, -1, 1], [-1, -1, 0]]))
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\): .* starts from a table"):
+        partial.single_positive(np.ones(2))
 
 
 def test_train_val():
@@ -93,7 +97,7 @@ def test_coles_order_of_coco(tmp_path, recwarn):
     out = data.coco.prepare(tmp_path / "coco", tmp_path / "out", images=False, annotated_only=True)
     train = data.load(out, split="train")
     assert list(train.ids) == ["9", "100", "10", "3"]
-    order = np.argsort(list(train.ids))
+    order = partial.official_order(train, "coco")
     hidden = partial.hide_all_but_one(train, order=order)
     y = np.stack([train.label_vector(train.ids[:].index(id)).numpy() for id in ("10", "100", "3", "9")])
     expected = partial.single_positive(y)
@@ -102,6 +106,69 @@ def test_coles_order_of_coco(tmp_path, recwarn):
     for wrong in ([0, 1, 2], [0, 1, 2, 2]):
         with pytest.raises(ValueError, match="order has to name each of the 4 pictures once"):
             partial.hide_all_but_one(train, order=wrong)
+
+
+def coco_like(tmp_path, n=40, **settings):
+    """The folder of prepared data sets, with a COCO of n training pictures, of which every tenth shows nothing."""
+    categories = [{"id": k, "name": name} for k, name in enumerate(label_list("coco80.txt"), 1)]
+    for split in ("train", "val"):
+        images = [{"id": 10_000 * (split == "val") + i, "file_name": f"{split}{i}.jpg"} for i in range(1, n + 1)]
+        rows = [
+            {"image_id": i["id"], "category_id": c}
+            for i in images
+            for c in range(1, 81)
+            if i["id"] % 10 and i["id"] * c % 7 < 3
+        ]
+        content = {"images": images, "annotations": rows, "categories": categories}
+        save_json(tmp_path / "coco" / f"instances_{split}2014.json", content)
+    data.coco.prepare(tmp_path / "coco", tmp_path / "data" / "coco", images=False, **settings)
+    return tmp_path / "data"
+
+
+def test_a_part_of_train_is_held_out_as_cole_does(tmp_path, recwarn):
+    folder = coco_like(tmp_path, annotated_only=True)
+    config = configs.coco_48_17().replace(dataset="coco", stream=False, single_positive=True)
+    assert data.splits(config, folder) == ["train", "test"]
+    config = config.replace(held_out=0.2)
+    assert data.splits(config, folder) == ["train", "test", "val"]
+    train, val, whole = (
+        data.open_split(c, split, folder)
+        for c, split in [(config, "train"), (config, "val"), (config.replace(held_out=0.0), "train")]
+    )
+    as_text = sorted(whole.ids[:])
+    rows = partial.train_val(36, 0.2)
+    assert (len(train), len(val)) == (29, 7)
+    assert sorted(val.ids[:]) == [as_text[i] for i in rows[1]] and sorted(train.ids[:]) == [as_text[i] for i in rows[0]]
+    assert (label_matrix(val) != 0).all(), "its labels are complete"
+    hidden = label_matrix(partial.hide_as(config, train))
+    texts = train.ids[:]
+    y = np.stack([train.label_vector(texts.index(i)).numpy() for i in sorted(texts)])
+    expected = partial.single_positive(y)
+    assert np.array_equal(hidden[[texts.index(i) for i in sorted(texts)]] == 1, expected)
+    assert not [w for w in recwarn if "official list are missing" in str(w.message) or "annotated" in str(w.message)]
+    assert len(data.open_split(config.replace(train_size=5, val_size=3), "train", folder)) == 5
+    mask = partial.known_mask(40, 80, 0.5)  # by official row, whatever is held out
+    half = label_matrix(partial.hide(train, 0.5)).numpy()
+    assert np.array_equal(half != 0, mask[train.rows])
+
+
+def test_coco_with_pictures_that_show_nothing_is_told_apart_from_coles_lists(tmp_path):
+    folder = coco_like(tmp_path)
+    config = configs.coco_48_17().replace(dataset="coco", stream=False, single_positive=True)
+    with pytest.warns(UserWarning, match="4 pictures of coco show no label .* prepare it with annotated_only=True"):
+        partial.hide_as(config, data.open_split(config, "train", folder))
+
+
+def test_what_cannot_be_held_out(tmp_path):
+    with pytest.raises(ValueError, match=r"held_out = 0.2 of mojiscenes, which has a val of its own: set it to 0"):
+        configs.mini().replace(held_out=0.2)
+    with pytest.raises(ValueError, match=r"held_out = 0.2 of a stream, which is not divided"):
+        configs.nus_wide().replace(held_out=0.2, stream=True)
+    write(tmp_path / "folder", splits=("train", "val", "test"))
+    config = configs.nus_wide().replace(dataset="folder", held_out=0.2)
+    for ask in (data.splits, lambda *a: data.open_split(a[0], "val", a[1])):
+        with pytest.raises(ValueError, match="held_out = 0.2 of folder, which has a val of its own"):
+            ask(config, tmp_path)
 
 
 def test_a_mask_falls_on_one_split(tmp_path):

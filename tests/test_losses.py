@@ -472,6 +472,14 @@ def test_unknown_labels_take_no_part_in_value_or_gradient():
     assert (grad[labels == 0] == 0).all() and (grad[labels == 1] < 0).all()
 
 
+@pytest.mark.parametrize("gammas", [(0.5, 0.5), (0.0, 0.5), (0.5, 2.0), (1.0, 2.0)])
+def test_asymmetric_loss_of_saturated_scores_has_a_gradient(gammas):
+    s = torch.tensor([[30.0, -30.0, 30.0, -30.0, 30.0, -30.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, 1, -1, -1, 0, 0]])
+    asymmetric_loss(s.sigmoid(), labels, *gammas).backward()
+    assert s.grad.isfinite().all() and (s.grad[0, 4:] == 0).all()
+
+
 def test_asymmetric_loss_is_differentiable_and_easy_absent_labels_are_free():
     p, labels = probabilities()
     assert torch.autograd.gradcheck(lambda p: asymmetric_loss(p, labels), p.requires_grad_())

@@ -176,7 +176,7 @@ def test_labels_in_parts_give_the_same_losses_gradients_and_memory(monkeypatch):
             assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
-def test_values_hidden_behind_zero_never_reach_it():
+def test_evaluation_teaches_nothing_and_a_change_of_what_is_known_shows():
     model = scrambled(build(pseudo_labels=True)).eval()
     e_g, regions, t, labels = inputs(model)
     before = synthetic.weights(model)
@@ -209,7 +209,8 @@ def test_switches_leave_no_parameter_that_nothing_trains(changes, gone):
         ({"prototypes": "none"}, "prototypes = 'none'"),
         ({"memory": 0}, "memory = 0 must be above 0"),
         ({"ema": 1.0}, "ema = 1.0 must be below 1"),
-        ({"high": 0.2, "low": 0.2}, "high = 0.2 must be above low = 0.2"),
+        ({"high": 1.0}, "high = 1.0 must be below 1"),
+        ({"low": 1.5}, "low = 1.5 must be below 1"),
     ],
 )
 def test_bad_settings(changes, message):
@@ -257,7 +258,7 @@ def test_moving_averages_and_thresholds_in_plain_form():
     memory, g = Memory(3, 2, 2, 0.8), torch.Generator().manual_seed(0)
     labels = [torch.tensor([[1, 0, -1], [1, -1, 0]]), torch.tensor([[0, 1, -1], [0, 0, 0]])]
     averages = [[None] * 3, [None] * 3]
-    high, low = memory.thresholds(1.0, 0.0)
+    high, low = memory.thresholds(0.0, 0.0)
     assert (high == torch.inf).all() and (low == -torch.inf).all()
     for y in labels:
         e = torch.rand(2, 3, generator=g)
@@ -270,10 +271,19 @@ def test_moving_averages_and_thresholds_in_plain_form():
     assert averages[PRESENT][2] is None and memory.steps == 2
     averages[PRESENT][2] = sum(averages[PRESENT][:2]) / 2  # without a known positive: as the others
     m, o = (torch.tensor(x) for x in averages)
-    high, low = memory.thresholds(0.9, 0.1)
-    own = o + 0.9 * (m - o)
+    high, low = memory.thresholds(0.4, 0.1)
+    own = m + 0.4 * (1 - m)
     assert_close(high, torch.stack([max(x, own.mean()) for x in own]))  # no label is below the mean of all
     assert_close(low, o + 0.1 * (m - o))
+
+
+def test_a_label_however_well_told_apart_can_get_a_positive_pseudo_label():
+    memory = Memory(3, 2, 2, 0.9)
+    memory.update(torch.tensor([[0.97, 0.3, 0.1], [0.01, 0.01, 0.01]]), torch.tensor([[1, 1, 1], [-1, 0, -1]]))
+    for weight in (0.0, 0.3, 0.9):
+        high, low = memory.thresholds(weight, 0.0)
+        assert (high < 1).all() and (low < high).all()
+        assert (pseudo.pseudo_labels(torch.ones(1, 3), high, low) == 1).all()
 
 
 @pytest.mark.parametrize("which", pseudo.WHICH)
@@ -342,7 +352,7 @@ def test_single_positives_give_thresholds_too():
     only[torch.arange(10), torch.arange(10) % 5] = 1
     data.labels = only
     model.fit(data)
-    high, low = model.memory.thresholds(1.0, 0.0)
+    high, low = model.memory.thresholds(0.0, 0.0)
     assert high.isfinite().all() and low.isfinite().all()
     made, given = quality.filled(model, data)
     assert (made != 0).sum() > (given != 0).sum()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hrcf_lib.data import coco, common, mojiscenes, nus_wide, open_images, voc
+from hrcf_lib.data import coco, common, mojiscenes, nus_wide, open_images, partial, voc
 from hrcf_lib.data import folder as own
 from hrcf_lib.data.dataset import load
 from hrcf_lib.names import check_known
@@ -44,10 +44,18 @@ def folder(config, data="data") -> Path:
 
 
 def splits(config, data="data") -> list[str]:
-    """Names of the splits of a config's data set."""
+    """Names of the splits of a config's data set, with val where pictures of train are held out for it.
+
+    Raises ``ValueError`` where pictures shall be held out and there is a val already.
+    """
     if config.dataset == "mojiscenes":
         return list(mojiscenes.SPLITS)
-    return list(common.read_about(folder(config, data))["splits"])
+    names = list(common.read_about(folder(config, data))["splits"])
+    if not config.held_out:
+        return names
+    if "val" in names:
+        raise ValueError(f"held_out = {config.held_out} of {config.dataset}, which has a val of its own: set it to 0")
+    return [*names, "val"]
 
 
 def open_split(config, split: str, data="data", side: int = 112):
@@ -55,7 +63,7 @@ def open_split(config, split: str, data="data", side: int = 112):
 
     Of ``train`` and ``val`` the config's number of pictures is drawn if it has one, seeded by ``data_seed``, in the
     order of the table; of MojiScenes the first, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
-    labels read 0 (unknown).
+    labels read 0 (unknown). With ``held_out`` train is divided first, as Cole et al. do (``partial.train_val``).
 
     Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.
     """
@@ -64,7 +72,14 @@ def open_split(config, split: str, data="data", side: int = 112):
         more = {"tag_noise": config.tag_noise} if split == "train" else {}
         more |= {"vocabulary_seed": config.vocabulary_seed}
         return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
-    table = load(folder(config, data), side=side, split=split, hide_unseen=split == "train")
+    divided = config.held_out and split in ("train", "val")
+    official = "train" if divided and "val" in splits(config, data) else split
+    table = load(folder(config, data), side=side, split=official, hide_unseen=split == "train")
+    if divided:
+        rows = partial.train_val(len(table), config.held_out)[split == "val"]
+        whole, rows = table, partial.official_order(table, config.dataset)[rows]
+        table = whole.take(np.sort(rows))
+        table.left_out = len(whole) - len(table)
     if size is None or size >= len(table):
         return table
     return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))

@@ -56,8 +56,14 @@ def single_positive(labels: np.ndarray, seed: int = SINGLE_SEED) -> np.ndarray:
     Raises ``ValueError`` for a table that is not of -1 and +1.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 2 or not np.isin(labels, (-1, 1)).all():
-        raise ValueError("the single-positive protocol starts from complete labels: a table (n, K) of -1 and +1")
+    if labels.ndim != 2:
+        raise ValueError(f"labels of shape {labels.shape}: the single-positive protocol starts from a table (n, K)")
+    if len(odd := np.argwhere(~np.isin(labels, (-1, 1)))):
+        i, k = odd[0]
+        raise ValueError(
+            f"column {k} of row {i} reads {labels[i, k]:g} ({len(odd)} such entries): the single-positive protocol "
+            "starts from complete labels, -1 and +1; prepare the data so (of VOC with difficult='absent')"
+        )
     generator, mask = np.random.RandomState(seed), np.zeros(labels.shape, bool)
     for i, y in enumerate(labels):
         positives, negatives = np.flatnonzero(y > 0), np.flatnonzero(y < 0)
@@ -167,8 +173,11 @@ def hide_as(config, dataset):
         return dataset
     seed = {} if config.mask_seed is None else {"seed": config.mask_seed}
     if config.single_positive:
-        order = np.argsort(list(dataset.ids)) if config.dataset == "coco" else None  # that of Cole's lists
-        found = hide_all_but_one(dataset, order=order, **seed)
+        found = hide_all_but_one(dataset, order=official_order(dataset, config.dataset), **seed)
+        empty = int((label_matrix(dataset) != 1).all(dim=1).sum())
+        if config.dataset == "coco" and empty:
+            say = f"{empty} pictures of coco show no label and take part in the draws, which differ from the published"
+            warnings.warn(f"{say} ones: prepare it with annotated_only=True", stacklevel=2)
     else:
         found = hide(dataset, config.known, **seed)
     names = dataset.labels.seen
@@ -179,6 +188,11 @@ def hide_as(config, dataset):
         say += f", {len(pictures)} of {len(found)} pictures have no known label"
         warnings.warn(f"{say}: nobody tells a method of these", stacklevel=2)
     return found
+
+
+def official_order(dataset, name: str) -> np.ndarray:
+    """Numbers of the pictures in the order of Cole's lists: as they come, but COCO's by their ids as text."""
+    return np.argsort(list(dataset.ids)) if name == "coco" else np.arange(len(dataset))
 
 
 def gaps(labels) -> tuple[list[int], list[int]]:
@@ -199,11 +213,18 @@ def _with_unseen(known: np.ndarray, dataset) -> np.ndarray:
 
 
 def _missing(dataset) -> int:
-    """Pictures of the official list that a prepared table lacks, apart from those that ``annotated_only`` left out."""
+    """Pictures of the official list that a prepared table lacks, apart from those left out by ``annotated_only`` or
+    ``held_out``.
+    """
     if not len(dataset) or not hasattr(dataset, "about"):
         return 0
     counts = dataset.about["splits"][dataset.splits[0]]
-    return counts["listed"] - counts["problems"].get("image without annotation", 0) - len(dataset)
+    return (
+        counts["listed"]
+        - counts["problems"].get("image without annotation", 0)
+        - len(dataset)
+        - getattr(dataset, "left_out", 0)
+    )
 
 
 def _official_rows(dataset) -> np.ndarray:

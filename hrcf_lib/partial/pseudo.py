@@ -77,18 +77,19 @@ class Memory(nn.Module):
     def thresholds(self, high: float, low: float) -> tuple[Tensor, Tensor]:
         r"""Above which an unknown label is present, and up to which it is absent: two (K,).
 
-        .. math:: \theta_c^+ = \max(x_c, \bar x), \quad x_c = o_c + w^+ (m_c - o_c), \qquad
+        .. math:: \theta_c^+ = \max(x_c, \bar x), \quad x_c = m_c + w^+ (1 - m_c), \qquad
             \theta_c^- = o_c + w^- (m_c - o_c)
 
-        of the moving averages m_c of present labels and o_c of others, with ``high`` and ``low`` for the weights: 1 and
-        0 give m_c and o_c themselves. The mean x of all labels is a floor: where a label's regions tell nothing yet,
-        m_c is hardly above o_c, and everything would pass. A label without an average has the mean of those that have
-        one; with none at all the thresholds are infinite and nothing passes them.
+        of the moving averages m_c of present labels and o_c of others, with ``high`` and ``low`` for the weights, both
+        in [0, 1): 0 and 0 give m_c and o_c themselves. As x_c goes from m_c towards 1, an estimate of 1 always passes.
+        The mean x of all labels is a floor: where a label's regions tell nothing yet, m_c is hardly above o_c, and
+        everything would pass. A label without an average has the mean of those that have one; with none at all the
+        thresholds are infinite and nothing passes them.
         """
         m, o = (_filled(level, known) for level, known in zip(self.level, self.known))  # (K,)
         if not self.known.any(dim=1).all():
             return torch.full_like(m, torch.inf), torch.full_like(m, -torch.inf)
-        x = o + high * (m - o)
+        x = m + high * (1 - m)
         return torch.maximum(x, x.mean()), o + low * (m - o)
 
 

@@ -68,8 +68,8 @@ class TRMMLConfig(PartialConfig):
     prototypes: str = "both"  # that estimates and the contrastive loss compare with: "both", "visual" or "text"
     memory: int = 16  # M, regions of a label that are kept
     ema: float = 0.9  # of the thresholds' moving averages: the weight of what was there before
-    high: float = 4.0  # upper threshold, from 0, the moving average of other labels, to 1, that of present ones, and on
-    low: float = 0.0  # lower threshold, likewise
+    high: float = 0.6  # upper threshold, from 0, the moving average of estimates of present labels, to 1, certainty
+    low: float = 0.0  # lower threshold, from 0, the moving average of other labels, to 1, that of present ones
     pseudo_after: int = 125  # steps without pseudo-labels
     estimate_sharpness: float = 20.0  # kappa of the estimates
     contrastive_temperature: float = 0.1
@@ -89,11 +89,9 @@ class TRMMLConfig(PartialConfig):
         for name in above:
             if not getattr(self, name):
                 raise ValueError(f"{name} = 0 must be above 0")
-        for name in ("ema", "rare"):
+        for name in ("ema", "rare", "high", "low"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be below 1")
-        if self.high <= self.low:
-            raise ValueError(f"high = {self.high} must be above low = {self.low}: they are thresholds of one estimate")
 
 
 class TRMML(Partial):
