@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import report_records as made
 
 from hrcf_lib import report, results
-from hrcf_lib.report import __main__, claims, costs, effects, export, tables
-from hrcf_lib.report.records import MINI, NUS, Missing, Records, printed
+from hrcf_lib.report import __main__, claims, costs, effects, export, missing_labels, tables
+from hrcf_lib.report.records import METRICS, MINI, NUS, Missing, Records, printed
 
 OURS, DIRECTION = f"ours ({MINI})", f"direction ({MINI})"
 
@@ -137,6 +137,33 @@ def test_the_report_runs_with_what_is_stored(monkeypatch):
     for frame in found.tables().values():
         assert not frame.columns.str.contains("ours.*NUS-WIDE").any(), "no such column without such records"
         assert not frame.isna().any().any()
+
+
+def test_missing_labels_beside_their_papers(tmp_path):
+    def row(variant, seed, value):
+        own = {"variant": variant, "setting": "", "seed": seed, "split": "test", "task": "seen"}
+        return own | dict.fromkeys(METRICS, value)
+
+    runs = [row("TRM-ML @ 0.1", seed, 20.0 + seed) for seed in (0, 1)] + [row("TRM-ML @ 0.5", 0, 30.0)]
+    runs += [row("DualCoOp @ 0.1", 0, 21.0), row("DualCoOp @ 0.1", 1, 22.5), row("ASL @ 0.1", 0, 5.0)]
+    difference = dict(zip(effects.COLUMNS, ("Semantic-aware: w/csp", "", "Semantic-aware", "", "test", "seen", "mAP")))
+    difference |= {"difference": 2.0, "low": 1.0, "high": 3.0}
+    kept = {"runs": pd.DataFrame(runs), "differences": pd.DataFrame([difference])}
+    results.record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
+    records = [Records(tmp_path)]
+    ours = missing_labels.over_known(records).set_index("method").filter(like="ours").iloc[:, 0]
+    assert (
+        ours["TRM-ML"] == "20.5 / 30.0 / –, 25.2 over 2" and ours["HRCF"] == "the record of notebook 13 has no 'HRCF'"
+    )
+    paper = missing_labels.over_known(records).set_index("method").filter(like="MS-COCO").iloc[:, 0]
+    assert paper["TRM-ML"] == "83.3 / 85.6 / 86.5, 85.4 over 9" and paper["ASL"] == ""
+    directions = missing_labels.directions(records).set_index("effect at p = 0.1")
+    assert directions.loc["decoupling", DIRECTION] == "opposite" and directions.loc["decoupling", OURS][:4] == "−2.0"
+    assert directions.loc["TRM-ML against DualCoOp", DIRECTION] == "opposite"
+    assert directions.loc["TRM-ML against DualCoOp", f"the paper ({missing_labels.DATA})"] == "+4.6"
+    assert directions.loc["prompts of each label's own", DIRECTION] == "not measured"
+    single = missing_labels.single_positive(records).set_index("method")
+    assert single.loc["HSPNet"].tolist() == ["74.8", ""] and single.loc["HRCF"].iloc[1] == "notebook 14 makes it"
 
 
 def test_folders_are_checked(tmp_path):

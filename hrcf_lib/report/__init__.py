@@ -1,4 +1,4 @@
-r"""The report: every table and figure of the HRCF paper beside ours, from stored records alone.
+r"""The report: every table and figure of the HRCF paper beside ours, from stored records alone; then missing labels.
 
 It trains and evaluates nothing. The paper's numbers come from ``papers/published``, ours from the notebooks' records.
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hrcf_lib import figures, results
-from hrcf_lib.report import claims, costs, effects, tables
+from hrcf_lib.report import claims, costs, effects, missing_labels, tables
 from hrcf_lib.report.records import MINI, NUS, Records
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
@@ -56,6 +56,9 @@ class Report:
             "Fig. 4": claims.figure4(s),
             "claims of figures and text": claims.claims(s),
             "coverage": claims.coverage(s),
+            "missing labels": missing_labels.over_known(s),
+            "missing labels, effects": missing_labels.directions(s),
+            "a single positive": missing_labels.single_positive(s),
             "effects": self.effect_table(),
         }
 

@@ -141,10 +141,13 @@ def direction(sign: int, low: float, high: float) -> str:
     return "open" if side == 0 else "agrees" if side == sign else "opposite"
 
 
-def measure(effect: Effect, records: Records) -> dict:
-    """Our difference with its interval, its direction, and what the interval is; in words why where there is none."""
+def measure(effect: Effect, records: Records, by_seed: bool | None = None) -> dict:
+    """Our difference with its interval, its direction, and what the interval is; in words why where there is none.
+
+    ``by_seed``: whether runs are compared seed by seed; by default where the record has no bootstrap.
+    """
     try:
-        by_seed = effect.record.startswith("04")  # has no bootstrap
+        by_seed = effect.record.startswith("04") if by_seed is None else by_seed
         difference, low, high, basis = (over_seeds if by_seed else stored)(effect, records)
         return {
             **{"difference": difference, "low": low, "high": high},

@@ -100,7 +100,8 @@ def names() -> dict[str, str]:
     """Number -> name of the notebooks that the report reads or refers to."""
     every = ("03_hierarchical_region_clues", "04_alternate_training", "05_main_results", "06_ablation_hcg_rsa_rss")
     every += ("07_ablation_prompts", "08_ablation_distillation", "09_hyperparameters", "10_parameters_and_speed")
-    return {name[:2]: name for name in (*every, "11_grad_cam")}
+    every += ("11_grad_cam", "13_partial_labels", "14_single_positive")
+    return {name[:2]: name for name in every}
 
 
 def printed(value: float, as_in: str) -> bool:
