@@ -50,9 +50,8 @@ CHOICES = {
     "distillation_reduction": ("mean", "sum"),
     "protocol": ("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
 }
-RANGES = dict.fromkeys(
-    ("lam", "layer_decay", "merge_lr", "tag_noise", "known", "held_out"), (0, 1)
-)  # the other numbers: 0 or more
+# Bounds of numbers; the others are 0 or more.
+RANGES = dict.fromkeys(("lam", "layer_decay", "merge_lr", "tag_noise", "known", "held_out"), (0, 1))
 RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors", "accumulate"), (1, math.inf))
 RANGES["keep"] = (1, 140)  # of the paper's 140 regions
 RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
@@ -119,8 +118,8 @@ class Config:
     workers: int | None = None  # processes that decode pictures; None: the cores, shared by the GPUs of a machine
     known: float = 1.0  # share of the training labels that are known (``data.partial``); the others read 0
     single_positive: bool = False  # of each training picture one positive label is known, and nothing else
-    held_out: float = 0.0  # share of the official training pictures that are val, labels complete; 0.2 in Cole et al.
     mask_seed: int | None = None  # which labels these are; None: the published seeds, 0 and 1200
+    held_out: float = 0.0  # share of the official training pictures that are val, labels complete; 0.2 in Cole et al.
     protocol: str = "per_class"  # of evaluation, by name (``protocols.PROTOCOLS``)
     ks: tuple[int, ...] = (3, 5)  # K of P/R/F1@K; (10, 20) on Open Images
     seed: int = 0  # weights and order of training pictures

@@ -57,11 +57,8 @@ def read(path: str | Path, names, missing: str = "error") -> Tensor:
     if faults:
         more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
         mend = "Name such labels by other words, or take another file"
-        mend += (
-            ""
-            if missing == "skip"
-            else "; missing='skip' (a method's glove_missing='skip') takes the mean of the words that are there"
-        )
+        if missing == "error":
+            mend += "; missing='skip' (a method's glove_missing='skip') takes the mean of the words that are there"
         raise ValueError("\n  ".join(["labels without word vectors:", *faults[:5], *more]) + f"\n{mend}.")
     means = [torch.tensor([known[word] for word in own if known[word]]).mean(dim=0) for own in parts.values()]
     return torch.stack(means)  # (K, width)

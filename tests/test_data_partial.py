@@ -86,16 +86,8 @@ def test_a_mask_stays_with_its_pictures_when_others_are_missing(tmp_path):
 
 def test_coles_order_of_coco(tmp_path, recwarn):
     """Annotated images only, by their ids as text: 10 comes before 9."""
-    ids = [9, 100, 20, 10, 3]
-    for split in ("train", "val"):
-        images = [{"id": 1000 * (split == "val") + i, "file_name": f"{split}{i}.jpg"} for i in ids]
-        rows = [{"image_id": i["id"], "category_id": c} for i in images if i["id"] % 1000 != 20 for c in range(1, 81)]
-        rows = [row for row in rows if (row["image_id"] * row["category_id"]) % 7 < 3]
-        categories = [{"id": k, "name": name} for k, name in enumerate(label_list("coco80.txt"), 1)]
-        content = {"images": images, "annotations": rows, "categories": categories}
-        save_json(tmp_path / "coco" / f"instances_{split}2014.json", content)
-    out = data.coco.prepare(tmp_path / "coco", tmp_path / "out", images=False, annotated_only=True)
-    train = data.load(out, split="train")
+    folder = coco_like(tmp_path, ids=[9, 100, 20, 10, 3], blank=[20], annotated_only=True)
+    train = data.load(folder / "coco", split="train")
     assert list(train.ids) == ["9", "100", "10", "3"]
     order = partial.official_order(train, "coco")
     hidden = partial.hide_all_but_one(train, order=order)
@@ -108,17 +100,14 @@ def test_coles_order_of_coco(tmp_path, recwarn):
             partial.hide_all_but_one(train, order=wrong)
 
 
-def coco_like(tmp_path, n=40, **settings):
-    """The folder of prepared data sets, with a COCO of n training pictures, of which every tenth shows nothing."""
+def coco_like(tmp_path, ids=range(1, 41), blank=range(10, 41, 10), **settings):
+    """The folder of prepared data sets, with a COCO of pictures ``ids`` in each split; ``blank`` ones show nothing."""
     categories = [{"id": k, "name": name} for k, name in enumerate(label_list("coco80.txt"), 1)]
     for split in ("train", "val"):
-        images = [{"id": 10_000 * (split == "val") + i, "file_name": f"{split}{i}.jpg"} for i in range(1, n + 1)]
-        rows = [
-            {"image_id": i["id"], "category_id": c}
-            for i in images
-            for c in range(1, 81)
-            if i["id"] % 10 and i["id"] * c % 7 < 3
-        ]
+        first = 10_000 * (split == "val")
+        images = [{"id": first + i, "file_name": f"{split}{i}.jpg"} for i in ids]
+        shown = [i for i in ids if i not in blank]
+        rows = [{"image_id": first + i, "category_id": c} for i in shown for c in range(1, 81) if i * c % 7 < 3]
         content = {"images": images, "annotations": rows, "categories": categories}
         save_json(tmp_path / "coco" / f"instances_{split}2014.json", content)
     data.coco.prepare(tmp_path / "coco", tmp_path / "data" / "coco", images=False, **settings)

@@ -231,6 +231,8 @@ def test_glove_of_another_width_and_a_word_that_is_missing(tmp_path):
     other = build(glove=str(path), category_prompts=False)
     with pytest.raises(ValueError, match="label 'fire truck': 'fire', 'truck' is not in"):
         other.label_embeddings(["cat", "fire truck"])
+    with pytest.raises(ValueError, match="label 'fire truck': 'fire', 'truck' is not in"):  # before any feature
+        build(glove=str(path), categories=["cat", "fire truck"])
 
 
 def test_a_name_that_it_was_not_built_for():

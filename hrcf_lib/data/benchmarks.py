@@ -72,14 +72,21 @@ def open_split(config, split: str, data="data", side: int = 112):
         more = {"tag_noise": config.tag_noise} if split == "train" else {}
         more |= {"vocabulary_seed": config.vocabulary_seed}
         return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
-    divided = config.held_out and split in ("train", "val")
-    official = "train" if divided and "val" in splits(config, data) else split
-    table = load(folder(config, data), side=side, split=official, hide_unseen=split == "train")
-    if divided:
-        rows = partial.train_val(len(table), config.held_out)[split == "val"]
-        whole, rows = table, partial.official_order(table, config.dataset)[rows]
-        table = whole.take(np.sort(rows))
-        table.left_out = len(whole) - len(table)
+    if config.held_out and split in ("train", "val"):
+        table = _divided(config, split, data, side)
+    else:
+        table = load(folder(config, data), side=side, split=split, hide_unseen=split == "train")
     if size is None or size >= len(table):
         return table
     return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))
+
+
+def _divided(config, split: str, data, side: int):
+    """The part of the official train that is train, or val, with ``held_out``. Raises as ``splits``."""
+    splits(config, data)  # refuses a data set that has a val
+    whole = load(folder(config, data), side=side, split="train", hide_unseen=split == "train")
+    train, val = partial.train_val(len(whole), config.held_out)
+    order = partial.official_order(whole, config.dataset)
+    part = whole.take(np.sort(order[train if split == "train" else val]))
+    part.left_out = len(whole) - len(part)
+    return part

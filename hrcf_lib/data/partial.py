@@ -174,8 +174,7 @@ def hide_as(config, dataset):
     seed = {} if config.mask_seed is None else {"seed": config.mask_seed}
     if config.single_positive:
         found = hide_all_but_one(dataset, order=official_order(dataset, config.dataset), **seed)
-        empty = int((label_matrix(dataset) != 1).all(dim=1).sum())
-        if config.dataset == "coco" and empty:
+        if config.dataset == "coco" and (empty := int((dataset.positives_per_picture() == 0).sum())):
             say = f"{empty} pictures of coco show no label and take part in the draws, which differ from the published"
             warnings.warn(f"{say} ones: prepare it with annotated_only=True", stacklevel=2)
     else:
@@ -219,12 +218,7 @@ def _missing(dataset) -> int:
     if not len(dataset) or not hasattr(dataset, "about"):
         return 0
     counts = dataset.about["splits"][dataset.splits[0]]
-    return (
-        counts["listed"]
-        - counts["problems"].get("image without annotation", 0)
-        - len(dataset)
-        - getattr(dataset, "left_out", 0)
-    )
+    return counts["listed"] - counts["problems"].get("image without annotation", 0) - len(dataset) - dataset.left_out
 
 
 def _official_rows(dataset) -> np.ndarray:

@@ -117,7 +117,10 @@ class CommonTable(ImageFolderTable):
         ids, splits: of each picture; ``rows`` is its row in the official list of its split.
         about: what ``about.json`` says of source, counts and problems.
         extras: further keys of ``label_space.json``, such as ``mids`` of Open Images, in the order of its columns.
+        left_out: pictures of the official train that ``held_out`` keeps for the other part.
     """
+
+    left_out = 0
 
     def __init__(self, folder, ids, files, splits, rows, known, table_labels, labels, side, hide_unseen, about, extras):
         super().__init__(folder, files, None, labels, None, side, pd.DataFrame(columns=["file", "problem"]), {})

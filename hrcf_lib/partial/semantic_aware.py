@@ -138,7 +138,7 @@ class SemanticAware(Partial):
         self.trainable = {"images": image, "prompts": text, "both": image + text}
         if c.decoupling:
             self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
-            if c.categories:
+            if c.glove and c.categories:
                 self.words(c.categories)  # words that the file lacks are told now, and not after features are computed
 
     def lr_scale(self, side: str, name: str) -> float:
