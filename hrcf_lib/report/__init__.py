@@ -76,10 +76,10 @@ class Report:
         """All effects as text: the paper's difference with its data, ours with the interval and what that is."""
         first = next(iter(self.effects.values()))
         shown = first[effects.KEYS].rename(columns={"item": "of the paper", "label": "effect"})
-        said = [f"{d:+.1f}".replace("-", "−") if not np.isnan(d) else "better" for d in first["paper"]]
+        said = [tables.signed(d) if not np.isnan(d) else "better" for d in first["paper"]]
         shown["the paper (data in brackets)"] = [f"{text} ({data})" for text, data in zip(said, first["data"])]
         for data, frame in self.effects.items():
-            shown[f"ours ({data})"] = [_ours(row) for row in frame.to_dict("records")]
+            shown[f"ours ({data})"] = [tables.measured(row) for row in frame.to_dict("records")]
             shown[f"direction ({data})"] = frame["direction"]
         return shown
 
@@ -92,10 +92,6 @@ class Report:
         label = frame["label"] + ", " + frame["task"] + " " + frame["metric"]
         drawn = frame.assign(label=label, verdict=frame["direction"], group=frame["item"])
         return figures.effects(drawn, width=width, xlabel=f"difference in percentage points, ours on {data}")
-
-
-def _ours(row: dict) -> str:
-    return row["basis"] if np.isnan(row["difference"]) else f"{tables.interval(row)} ({row['basis']})"
 
 
 def show(table: pd.DataFrame, title: str = "table"):

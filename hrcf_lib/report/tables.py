@@ -19,7 +19,7 @@ def beside(rows: list[dict], sources: list[Records], data: str = "NUS-WIDE") -> 
     for row in rows:
         cells = {"row": row["row"], "task": row["task"], f"the paper ({data}): {HEAD}": _numbers(row["paper"])}
         for records in sources:
-            cells[f"ours ({records.data}): {HEAD}"] = _scores(records, row)
+            cells[f"ours ({records.data}): {HEAD}"] = scores(records, row)
             if effect := row.get("effect"):
                 found = measure(effect, records)
                 measured = "" if np.isnan(found["difference"]) else f"{interval(found)}: "
@@ -34,12 +34,12 @@ def _numbers(values) -> str:
     return " / ".join("" if pd.isna(value) else f"{value:.1f}" for value in values)
 
 
-def _scores(records: Records, row: dict) -> str:
-    """Mean ± standard deviation over seeds of the three metrics, or why there is none."""
+def scores(records: Records, row: dict, metrics=METRICS) -> str:
+    """Mean ± standard deviation over seeds of each metric, or why there is none; ``row`` as in ``beside``."""
     among = [row["record"]] if isinstance(row["record"], str) else row["record"]
     name = next(filter(records.has, among), among[-1])
     try:
-        frame = records.scores(name, *row["ours"], row["task"])[list(METRICS)].astype(float)
+        frame = records.scores(name, *row["ours"], row["task"])[list(metrics)].astype(float)
     except Missing as why:
         return str(why)
     spread = [f" ± {s:.1f}" if s > 0 else "" for s in frame.std(ddof=1)]
@@ -52,10 +52,24 @@ def interval(found: dict) -> str:
     >>> interval({"difference": -0.84, "low": -1.2, "high": -0.5})
     '−0.8 [−1.2, −0.5]'
     """
-    text = f"{found['difference']:+.1f}"
+    text = signed(found["difference"])
     if np.isfinite(found["low"]):
-        text += f" [{found['low']:+.1f}, {found['high']:+.1f}]"
-    return text.replace("-", "−")
+        text += f" [{signed(found['low'])}, {signed(found['high'])}]"
+    return text
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign.
+
+    >>> signed(-0.84)
+    '−0.8'
+    """
+    return f"{difference:+.1f}".replace("-", "−")
+
+
+def measured(found: dict) -> str:
+    """What ``measure`` found, with the basis of its interval; or the basis alone, which says why there is none."""
+    return found["basis"] if np.isnan(found["difference"]) else f"{interval(found)} ({found['basis']})"
 
 
 def _effects(item: str, metric: str = "mAP") -> dict:
