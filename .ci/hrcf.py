@@ -154,7 +154,7 @@ def demo(out: Path, rest: list[str]) -> int:
     result = out / QUICKSTART.name
     start, clock = time.time(), time.monotonic()
     code = call(
-        *("-m", "hrcf_lib.notebook", QUICKSTART.relative_to(ROOT), result, *rest),
+        *("-m", "hrcf_lib.studies.notebooks", QUICKSTART.relative_to(ROOT), result, *rest),
     )
     took = f"{time.monotonic() - clock:.0f} s"
     if code:

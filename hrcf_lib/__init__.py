@@ -3,6 +3,7 @@ r"""HRCF: open-vocabulary multi-label classification with hierarchical region cl
 >>> from hrcf_lib import classify  # doctest: +SKIP
 >>> classify("pictures/", ["zebra", "bus", "beach"])  # doctest: +SKIP
 
+The modules beside this file are the paper; ``README.md`` here says which equation is where, and what the packages are.
 Symbols, the same in code, comments and notebooks:
 
 ========  ================================================================================
@@ -20,45 +21,41 @@ Symbols, the same in code, comments and notebooks:
 ``lam``   lambda of Eq. 14, weight of the region score
 ========  ================================================================================
 
-Annotations are -1 (absent), 0 (unknown), +1 (present). The names below are imported when first used.
+Annotations are -1 (absent), 0 (unknown), +1 (present).
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+from hrcf_lib.engine import moved
+
+if TYPE_CHECKING:
+    from hrcf_lib.apply.predict import classify
+    from hrcf_lib.config import Config
+    from hrcf_lib.evaluation import evaluate
+    from hrcf_lib.labels import LabelSpace
+    from hrcf_lib.model import HRCF
+    from hrcf_lib.training import train
 
 __version__ = "0.1.0"
+__all__ = ["HRCF", "Config", "LabelSpace", "classify", "evaluate", "train"]
 
-_PUBLIC = {
-    "Config": "config",
-    "HRCF": "model",
-    "LabelSpace": "labels",
-    "classify": "predict",
-    "default_model": "predict",
-    "distillation_loss": "losses",
-    "evaluate": "evaluation",
-    "extract": "features",
-    "FrozenFeatures": "features",
-    "mean_average_precision": "metrics",
-    "precision_recall_f1_at_k": "metrics",
-    "ranking_loss": "losses",
-    "train": "training",
-}
-_MODULES = (
-    *("config", "labels", "vlp", "regions", "prompts", "scores", "model", "losses", "metrics", "features", "training"),
-    *("pictures", "devices", "protocols", "evaluation", "fit", "results", "explain", "predict", "figures", "notebook"),
-    *("studies", "comparison", "resampling", "data", "batch", "method", "baselines", "breakdown", "published"),
-    *("calibration", "grad_cam", "localisation", "map_figures", "method_figures", "onnx_export", "card", "explorer"),
-    *("embeddings", "pretrain", "probe", "benchmark", "dry_run", "report", "own_data"),
-    *("decisions", "partial"),
-)
-__all__ = [*_PUBLIC, *_MODULES]
+# Imported when first used: a part such as ``hrcf_lib.data.mojiscenes`` comes without the rest.
+_HOME = {"classify": "apply.predict", "Config": "config", "HRCF": "model", "LabelSpace": "labels"}
+_HOME |= {"evaluate": "evaluation", "train": "training"}
+
+moved.watch()
 
 
-def __getattr__(name):
-    if name in _PUBLIC:
-        return getattr(import_module(f"hrcf_lib.{_PUBLIC[name]}"), name)
-    if name in _MODULES:
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"hrcf_lib.{_HOME[name]}"), name)
+    if name.startswith("__"):
+        raise AttributeError(name)
+    try:
         return import_module(f"hrcf_lib.{name}")
-    raise AttributeError(f"module 'hrcf_lib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    except ModuleNotFoundError as error:
+        raise AttributeError(str(error)) from None
 
 
 def __dir__():

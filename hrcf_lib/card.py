@@ -17,7 +17,7 @@ from pandas.api.types import is_numeric_dtype
 
 import hrcf_lib
 from hrcf_lib import protocols
-from hrcf_lib.files import replacing
+from hrcf_lib.engine.files import replacing
 
 FILE = "README.md"
 MARK = "<!-- written by save_pretrained of hrcf; without this line the file is yours and is not written again -->"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral, Real
 
-from hrcf_lib.names import check_known
+from hrcf_lib.engine.messages import check_known
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ TRAINABLE = {
     "prompts": ("prompt.",),  # Eq. 21: text side, image side fixed
     "both": ("block.", "ln_post.", "gather.", "head.", "prompt."),  # at once, which alternate training is held against
 }
-SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.baselines``)
+SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.methods.registry``)
 
 CHOICES = {
     "dataset": ("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder"),

@@ -8,20 +8,17 @@ columns of GZSL scores, because softmax, ranking and norms run over the labels b
 import warnings
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib import protocols, scores
-from hrcf_lib.devices import process
-from hrcf_lib.embeddings import Embedded
-from hrcf_lib.features import FrozenFeatures, check_depth
-from hrcf_lib.names import check_known
-from hrcf_lib.passes import Pass
-from hrcf_lib.zero_shot import PROMPTS, SIMILARITIES, prompted
+from hrcf_lib import protocols
+from hrcf_lib.data.feeds.embeddings import Embedded
+from hrcf_lib.data.feeds.features import check_depth
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.engine.devices import process
 
 
 @torch.no_grad()
@@ -35,7 +32,7 @@ def score_all(embedded: Embedded, label_embeddings: Tensor, scorer, batch: int =
     return torch.cat(parts)
 
 
-def measure(values: Tensor, labels: Tensor, ks=(3, 5), protocol="per_class", task="GZSL") -> dict:
+def metrics_row(values: Tensor, labels: Tensor, ks=(3, 5), protocol="per_class", task="GZSL") -> dict:
     """A row of metrics in percent from scores and annotation (n, K), with the protocol, and images and labels in mAP.
 
     ``protocol`` is a name of ``protocols.PROTOCOLS`` (or a ``Protocol``); ``PROTOCOL`` says what the default computes.
@@ -76,7 +73,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
     """
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     _warn_of_leaks(model, data.space)
-    views = {task: _view(data.space, task) for task in tasks}
+    views = {task: label_view(data.space, task) for task in tasks}
     model.eval()
     scorers = {name: model.score_embeddings if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():
@@ -87,7 +84,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
         values = lambda name, task: streamed[name, task]
     else:
         values = lambda name, task: score_all(embedded, t[task], scorers[name])
-    return {name: _rows(data, tasks, partial(values, name), model.config.ks, protocol) for name in scorers}
+    return {name: table_rows(data, tasks, partial(values, name), model.config.ks, protocol) for name in scorers}
 
 
 def _warn_of_leaks(model, space) -> None:
@@ -144,7 +141,7 @@ def gather_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
     return out
 
 
-def _view(space, task: str):
+def label_view(space, task: str):
     """The label view of a task. Raises ``ValueError`` if the label space has no labels for it."""
     view = space.view(task)
     if not view.names:
@@ -152,102 +149,9 @@ def _view(space, task: str):
     return view
 
 
-def _rows(data, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
+def table_rows(data, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
     """A row a task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names."""
     rows = {}
     for task in tasks:
-        rows[task] = measure(values(task), data.labels[:, _view(data.space, task).columns], ks, protocol, task)
+        rows[task] = metrics_row(values(task), data.labels[:, label_view(data.space, task).columns], ks, protocol, task)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
-
-
-def uniform_weights(config):
-    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels whatever it shows."""
-
-    def scorer(e_g, regions, t):
-        if config.rss:
-            regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
-        s_region = regions.sum(dim=1) @ t.T / len(t)  # (B, K) = sum_j s_jk / K
-        return scores.fuse(scores.global_scores(e_g, t), s_region, config.lam, config.normalize_fusion)
-
-    return scorer
-
-
-def random_selection(config, seed: int = 0):
-    """Control for RSS: as many regions, drawn at random for each picture."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def scorer(e_g, regions, t):
-        values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
-        return _of_best(e_g, regions, t, values, config)
-
-    return scorer
-
-
-def _of_best(e_g, regions, t, values, config) -> Tensor:
-    """Scores from as many regions as RSS keeps, those of highest ``values`` (B, J)."""
-    kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
-    return scores.score(e_g, kept, t, config, select=False)
-
-
-def without_rss(config):
-    """All regions are scored, as in training."""
-    return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False)
-
-
-RULES = {  # other measures of what a region is worth, each under its own name; (B, J, D), (K, D) -> (B, J)
-    "largest score": lambda e, t: scores.region_scores(e, t).amax(dim=-1),
-    "least entropy": lambda e, t: torch.special.entr(scores.region_scores(e, t).softmax(dim=-1)).sum(dim=-1).neg(),
-    "norm": lambda e, t: e.norm(dim=-1),
-}
-
-
-def select_by(rule: str):
-    """RSS by a measure of ``RULES`` in place of Eq. 16: a function config -> scorer."""
-    check_known([rule], list(RULES), "no rule of selection")
-
-    return lambda config: lambda e_g, regions, t: _of_best(e_g, regions, t, RULES[rule](regions, t), config)
-
-
-CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}
-
-
-# The plain VLP ------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def zero_shot(
-    vlp, data, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
-) -> pd.DataFrame:
-    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``zero_shot.PROMPTS``. A row a task."""
-    return _zero_shot(vlp, data, prompt, [score], tasks, ks, protocol, teacher_embeddings(vlp, data))[score]
-
-
-@torch.no_grad()
-def teacher_embeddings(vlp, data) -> Tensor:
-    """e_p (n, D) of all pictures on the CPU; of frozen features they are at hand."""
-    if isinstance(data, FrozenFeatures):
-        return data.teacher
-    order = Pass(64)
-    show = tqdm(data.batches(order), "plain VLP", order.steps(len(data)), disable=None, leave=False)
-    return torch.cat([data.frozen(vlp, inputs)[1].cpu() for _, inputs, _ in show])
-
-
-def _zero_shot(vlp, data, prompt, kinds, tasks, ks, protocol, e_p) -> dict[str, pd.DataFrame]:
-    """The table of each kind of score; texts are encoded once a task."""
-    t = {task: prompted(vlp, _view(data.space, task).names, prompt).cpu() for task in tasks}
-    return {
-        kind: _rows(data, tasks, lambda task, kind=kind: SIMILARITIES[kind](e_p, t[task]), ks, protocol)
-        for kind in kinds
-    }
-
-
-@torch.no_grad()
-def best_zero_shot(vlp, data, tasks=("ZSL", "GZSL"), protocol="per_class") -> tuple[str, str, pd.DataFrame]:
-    """Prompt and score of highest mean mAP over the tasks on ``data`` (give it val), and the whole search."""
-    search, e_p = {}, teacher_embeddings(vlp, data)
-    for prompt in PROMPTS:
-        for score, table in _zero_shot(vlp, data, prompt, SIMILARITIES, tasks, (), protocol, e_p).items():
-            search[prompt, score] = {f"mAP {task}": table.loc[task, "mAP"] for task in table.index}
-    frame = pd.DataFrame(search).T
-    prompt, score = frame.mean(axis=1).idxmax()
-    return prompt, score, frame.rename_axis(["prompt", "score"]).astype(np.float64)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hrcf_lib.engine.messages import list_some
+
 TASKS = ("ZSL", "GZSL", "seen")
 
 
@@ -43,17 +45,19 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         raise ValueError(f"{what} is empty; give at least one name")
     wrong = [f"{what}[{i}] is {name!r}, not a string" for i, name in enumerate(names) if not isinstance(name, str)]
     if wrong:
-        raise ValueError(_join(wrong) + "; give every label as text")
+        raise ValueError(list_some(wrong) + "; give every label as text")
     clean = [" ".join(name.split()) for name in names]
     wrong = [f"{what}[{i}] is blank ({names[i]!r})" for i, name in enumerate(clean) if not name]
     if wrong:
-        raise ValueError(_join(wrong) + "; name the label or drop the item")
+        raise ValueError(list_some(wrong) + "; name the label or drop the item")
     places: dict[str, list[int]] = {}
     for i, name in enumerate(clean):
         places.setdefault(name, []).append(i)
-    wrong = [f"{name!r} occurs {len(at)} times in {what}, at {_join(at)}" for name, at in places.items() if len(at) > 1]
+    wrong = [
+        f"{name!r} occurs {len(at)} times in {what}, at {list_some(at)}" for name, at in places.items() if len(at) > 1
+    ]
     if wrong:
-        raise ValueError(_join(wrong, "; ") + "; keep one of each, or tell them apart as in 'crane (bird)'")
+        raise ValueError(list_some(wrong, "; ") + "; keep one of each, or tell them apart as in 'crane (bird)'")
     return clean
 
 
@@ -97,7 +101,7 @@ class LabelSpace:
         at = {name: i for i, name in enumerate(seen)}
         both = [f"{name!r} is both seen[{at[name]}] and unseen[{j}]" for j, name in enumerate(unseen) if name in at]
         if both:
-            raise ValueError(_join(both) + "; drop one of the two, or tell them apart as in 'crane (bird)'")
+            raise ValueError(list_some(both) + "; drop one of the two, or tell them apart as in 'crane (bird)'")
         object.__setattr__(self, "seen", seen)  # frozen: the cleaned names replace the given ones once, here
         object.__setattr__(self, "unseen", unseen)
 
@@ -121,7 +125,7 @@ class LabelSpace:
         K = len(self.names)
         slices = {"ZSL": slice(self.n_seen, K), "GZSL": slice(0, K), "seen": slice(0, self.n_seen)}
         if task not in slices:
-            raise ValueError(f"unknown task {task!r}; use one of {_join(TASKS)}")
+            raise ValueError(f"unknown task {task!r}; use one of {list_some(TASKS)}")
         return slices[task]
 
     def view(self, task: str) -> LabelView:
@@ -165,10 +169,3 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
         i, k = odd.nonzero()[0].tolist()
         value = (s if table == "scores" else y)[i, k].item()
         raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {mend}")
-
-
-def _join(items: Iterable, separator: str = ", ", most: int = 5) -> str:
-    """List at most five items, and count the rest."""
-    items = [str(item) for item in items]
-    rest = f"{separator}and {len(items) - most} more" if len(items) > most else ""
-    return separator.join(items[:most]) + rest

@@ -19,10 +19,12 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from hrcf_lib import card, devices, vlp, weights
+from hrcf_lib import card, vlp
 from hrcf_lib import config as configs
+from hrcf_lib.engine import devices
+from hrcf_lib.engine import files as files_module
+from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.losses import distillation_loss, ranking_loss
-from hrcf_lib.schedules import learning_rate
 
 FILES = ("config.json", "model.safetensors")  # what ``from_pretrained`` reads; a model card lies beside them
 OPTIONAL = ("calibration.json",)  # what it reads too, of a model that has one
@@ -47,8 +49,10 @@ class Method(nn.Module):
     title = "Method"  # what tables call it
     Config = configs.Config  # whose ``method`` is what ``baselines.build`` calls it
     trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE
-    text: tuple[str, ...] = ("prompt.",)  # beginnings of the names of parameters that ``label_embeddings`` depends on
-    open = True  # scores any labels; False: those it was trained on, which are ``config.categories``
+    text_prefixes: tuple[str, ...] = (
+        "prompt.",
+    )  # beginnings of the names of parameters that ``label_embeddings`` depends on
+    open_vocabulary = True  # scores any labels; False: those it was trained on, which are ``config.categories``
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
@@ -64,15 +68,17 @@ class Method(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.vlp = vlp.load(config.vlp, config.vlp_weights, pretrained)
-            if not 0 <= self.blocks <= self.vlp.depth:
-                raise ValueError(f"blocks = {self.blocks} of a ViT with {self.vlp.depth}: choose from 0 to that")
-            self.vlp.free = self.blocks
+            if not 0 <= self.trained_blocks <= self.vlp.depth:
+                raise ValueError(
+                    f"blocks = {self.trained_blocks} of a ViT with {self.vlp.depth}: choose from 0 to that"
+                )
+            self.vlp.trained_blocks = self.trained_blocks
             self.build()
 
     # What a method says -----------------------------------------------------------------------------------------------
 
     @property
-    def blocks(self) -> int:
+    def trained_blocks(self) -> int:
         """How many last blocks of the ViT it trains; pictures come to ``image_embeddings`` as tokens before them."""
         return 1
 
@@ -216,7 +222,7 @@ class Method(nn.Module):
     def load_trainable(self, state: dict[str, Tensor], source) -> None:
         """Load what ``trainable_state`` gave. Raises ``ValueError`` listing names and shapes that do not fit."""
         frozen = {n: v for n, v in self.state_dict().items() if n.startswith("vlp.")}
-        weights.fit(self, state | frozen, source)
+        files_module.load_into(self, state | frozen, source)
 
     def save_pretrained(self, folder: str | Path, metrics=None, training=None, licence: str | None = None) -> Path:
         r"""Write ``model.safetensors`` (trainable parts), ``config.json`` (config, hash of the VLP, seen labels), and a
@@ -227,16 +233,16 @@ class Method(nn.Module):
         folder, which is made if need be. Raises ``ValueError`` for metrics without a protocol, before anything is
         written.
         """
-        from hrcf_lib import calibration  # which stands above all methods
+        from hrcf_lib.apply import calibration  # which stands above all methods
 
         about_it = card.card(self, metrics, training, licence)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights.write(self.trainable_state(), folder / "model.safetensors")
+        files_module.write_tensors(self.trainable_state(), folder / "model.safetensors")
         about = {"config": self.config.to_dict(), "vlp_hash": self.vlp.hash, "reference_labels": self.reference_labels}
         about = {"method": self.config.method} | about
         (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
-        calibration.write(self.calibration, folder)
+        calibration.write_calibration(self.calibration, folder)
         card.write(about_it, folder)
         return folder
 
@@ -247,7 +253,7 @@ class Method(nn.Module):
         ``folder`` may also name a repository ``owner/name`` of the Hugging Face hub. Raises ``FileNotFoundError`` that
         says what is missing, ``ValueError`` if method, config, weights or VLP do not fit, and what ``vlp.load`` raises.
         """
-        from hrcf_lib import calibration  # which stands above all methods
+        from hrcf_lib.apply import calibration  # which stands above all methods
 
         about = read_about(folder := find_folder(folder))
         if about["method"] != cls.Config.method:
@@ -265,9 +271,9 @@ class Method(nn.Module):
                 f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "
                 f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights)"
             )
-        model.load_trainable(weights.read(folder / "model.safetensors"), folder / "model.safetensors")
+        model.load_trainable(files_module.read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
         model.reference_labels = tuple(seen)
-        model.calibration = calibration.read(folder)
+        model.calibration = calibration.read_calibration(folder)
         return model.eval()
 
 
@@ -292,7 +298,7 @@ def find_folder(source: str | Path) -> Path:
     folder = Path(source)
     if not folder.exists() and REPOSITORY.fullmatch(str(source)):
         try:
-            cached_only = not weights.online()
+            cached_only = not vlp.online()
             files = [*FILES, *OPTIONAL]
             folder = Path(snapshot_download(str(source), allow_patterns=files, local_files_only=cached_only))
         except Exception as error:  # no such repository, no access, no network: every kind of its own

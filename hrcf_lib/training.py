@@ -23,14 +23,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib import weights
 from hrcf_lib.config import SIDES, Config
-from hrcf_lib.devices import process
-from hrcf_lib.embeddings import rest
-from hrcf_lib.features import check_depth
+from hrcf_lib.data.feeds.embeddings import rest
+from hrcf_lib.data.feeds.features import check_depth
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.engine import files
+from hrcf_lib.engine.devices import process
+from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.names import check_known
-from hrcf_lib.passes import Pass
 
 
 def only(model, side: str) -> None:
@@ -187,12 +187,12 @@ def _dice(seed: int, step: int, accelerator):
 
 def learns_text(model, side: str) -> bool:
     """Whether label embeddings change while ``side`` learns."""
-    return any(part.startswith(model.text) for part in model.trainable[side])
+    return any(part.startswith(model.text_prefixes) for part in model.trainable[side])
 
 
 def learns_images(model, side: str) -> bool:
     """Whether the image side changes while ``side`` learns."""
-    return any(not part.startswith(model.text) for part in model.trainable[side])
+    return any(not part.startswith(model.text_prefixes) for part in model.trainable[side])
 
 
 def _label_embeddings(model, data) -> Tensor:
@@ -303,7 +303,7 @@ def _about(model, data) -> dict:
 def _save(path: Path, about: dict, model, optimizers, history, step: int) -> None:
     state = {"about": about, "step": step, "history": history, "model": model.trainable_state()}
     state["optimizers"] = {side: o.state_dict() for side, o in optimizers.items()}
-    weights.save_checkpoint(state, path)
+    files.save_checkpoint(state, path)
 
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:

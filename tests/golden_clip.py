@@ -7,8 +7,8 @@ import numpy as np
 import open_clip
 import torch
 
-from hrcf_lib.towers import VLP
-from hrcf_lib.weights import fit
+from hrcf_lib.engine.files import load_into
+from hrcf_lib.vlp import VLP
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = json.loads((FOLDER / "mkt_prompt_text_names.json").read_text(encoding="utf-8"))
@@ -37,5 +37,5 @@ def state() -> dict[str, torch.Tensor]:
 def vlp() -> VLP:
     """The frozen towers, for pictures that are normalised already (mean 0, deviation 1)."""
     model = open_clip.CLIP(**CONFIG)
-    fit(model, state(), "golden")
+    load_into(model, state(), "golden")
     return VLP("golden", model, open_clip.SimpleTokenizer(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).freeze()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hrcf_lib.data import writer
-from hrcf_lib.data.official import label_list
+from hrcf_lib.data import table_writer
+from hrcf_lib.data.official.checks import label_list
 
 
 def jpeg(path: Path, seed: int = 0, size=(32, 24), mode="RGB") -> Path:
@@ -41,7 +41,7 @@ def deep(path: Path) -> Path:
 @contextmanager
 def stopped_before(monkeypatch, split: str):
     """What is prepared inside ends with KeyboardInterrupt when it comes to ``split``."""
-    begin = writer.Table.split
+    begin = table_writer.Table.split
 
     def stop(self, name, *arguments):
         if name == split:
@@ -49,7 +49,7 @@ def stopped_before(monkeypatch, split: str):
         return begin(self, name, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(writer.Table, "split", stop)
+        patch.setattr(table_writer.Table, "split", stop)
         yield
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hrcf_lib import results
+from hrcf_lib.studies import records
 
 METRICS = ("P@3", "R@3", "F1@3", "P@5", "R@5", "F1@5", "mAP", "mAP skip")
 BETTER, WORSE, OPEN = (2.0, 1.0, 3.0), (-2.0, -3.0, -1.0), (0.5, -0.5, 1.5)  # difference, low, high
@@ -76,7 +76,7 @@ def write(folder: Path, preset: str = "mini", base: float = 30.0, names=tuple(VA
             kinds = ["fixed", "tuning", "learnable", "hybrid"]
             numbers = {"prompt": kinds, "trainable_parameters": 1, "seconds_per_epoch": [0.0, 9.5, 7.5, 8.5]}
             tables["prompts"] = pd.DataFrame(numbers)
-        results.record(name, {"preset": preset}, tables, 1.0, "p", folder, config={"name": preset})
+        records.record(name, {"preset": preset}, tables, 1.0, "p", folder, config={"name": preset})
 
 
 METHODS = ("Pre-CLIP", "CLIP-FT", "MKT", "OVML-VLP", "BiAM", "HRCF")
@@ -106,7 +106,7 @@ def write_main(
         "frozen blocks": pd.DataFrame({"method": ["MKT", "HRCF"], "trained blocks": [2, 1]}),
     }
     kept = {title: table for title, table in tables.items() if title not in without}
-    results.record("05_main_results", {"preset": preset}, kept, 1.0, "p", folder, config={"name": preset})
+    records.record("05_main_results", {"preset": preset}, kept, 1.0, "p", folder, config={"name": preset})
 
 
 def write_trained(folder: Path, differences=(1.0, 2.0, 3.0), preset: str = "mini") -> None:
@@ -118,4 +118,4 @@ def write_trained(folder: Path, differences=(1.0, 2.0, 3.0), preset: str = "mini
         for task in ("ZSL", "GZSL")
     ]
     tables = {"all": pd.DataFrame(rows)}
-    results.record("04_alternate_training", {"preset": preset}, tables, 1.0, "p", folder, config={"name": preset})
+    records.record("04_alternate_training", {"preset": preset}, tables, 1.0, "p", folder, config={"name": preset})

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hrcf_lib import config as configs
-from hrcf_lib.features import FrozenFeatures
+from hrcf_lib.data.feeds.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
 

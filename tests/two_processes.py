@@ -10,13 +10,14 @@ from pathlib import Path
 import synthetic
 import torch
 
-from hrcf_lib import baselines, training
+from hrcf_lib import methods, training
 from hrcf_lib.config import Config
 from hrcf_lib.data import load
-from hrcf_lib.devices import process
+from hrcf_lib.data.feeds.features import FrozenFeatures
+from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
+from hrcf_lib.engine.devices import process
 from hrcf_lib.evaluation import evaluate, gather_rows
-from hrcf_lib.features import FrozenFeatures
-from hrcf_lib.pictures import Pictures, StreamedPictures
+from hrcf_lib.methods import registry
 from hrcf_lib.training import train
 
 RAND = "rand-m9-mstd0.5-inc1"
@@ -43,7 +44,7 @@ def sources(model, table) -> dict:
 
 def config_of(name: str) -> Config:
     if name == "mkt":
-        return baselines.configure("mkt", synthetic.config())
+        return methods.configure("mkt", synthetic.config())
     changes = {"merge_starts_at_zero": False}  # at zero, the first gradients of the other convolution are rounding
     if name == "accumulated":
         changes |= {"accumulate": 3}
@@ -55,7 +56,7 @@ def config_of(name: str) -> Config:
 
 def run(name: str, table, folder=None, **more):
     """Model and history of one training run by name."""
-    model = baselines.of(config_of(name), pretrained=False)
+    model = registry.for_config(config_of(name), pretrained=False)
     return model, train(model, sources(model, table)[name], folder, **more)
 
 
@@ -105,7 +106,7 @@ def notebook(data: str, out: Path) -> None:
     """What a user's notebook does."""
     from accelerate import notebook_launcher
 
-    from hrcf_lib.fit import fit
+    from hrcf_lib.studies.one_run import run as fit
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hrcf_lib.data import coco, common, mojiscenes, nus_wide, open_images, partial, voc
-from hrcf_lib.data import folder as own
-from hrcf_lib.data.dataset import load
-from hrcf_lib.names import check_known
+from hrcf_lib.data import hide_labels, table_format
+from hrcf_lib.data.labelled_folder import load
+from hrcf_lib.data.mojiscenes import scenes
+from hrcf_lib.data.official import coco, nus_wide, open_images, own_folder, voc
+from hrcf_lib.engine.messages import check_known
 
 PREPARE = {
     "nus_wide": nus_wide.prepare,
@@ -18,7 +19,7 @@ PREPARE = {
     "coco_48_17": lambda source, out, **more: coco.prepare(source, out, labels="48/17", **more),
     "coco": lambda source, out, **more: coco.prepare(source, out, labels="80", **more),
     "voc": voc.prepare,
-    "folder": own.prepare,
+    "folder": own_folder.prepare,
 }
 
 
@@ -49,8 +50,8 @@ def splits(config, data="data") -> list[str]:
     Raises ``ValueError`` where pictures shall be held out and there is a val already.
     """
     if config.dataset == "mojiscenes":
-        return list(mojiscenes.SPLITS)
-    names = list(common.read_about(folder(config, data))["splits"])
+        return list(scenes.SPLITS)
+    names = list(table_format.read_about(folder(config, data))["splits"])
     if not config.held_out:
         return names
     if "val" in names:
@@ -71,7 +72,7 @@ def open_split(config, split: str, data="data", side: int = 112):
     if config.dataset == "mojiscenes":
         more = {"tag_noise": config.tag_noise} if split == "train" else {}
         more |= {"vocabulary_seed": config.vocabulary_seed}
-        return mojiscenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
+        return scenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
     if config.held_out and split in ("train", "val"):
         table = _divided(config, split, data, side)
     else:
@@ -85,8 +86,8 @@ def _divided(config, split: str, data, side: int):
     """The part of the official train that is train, or val, with ``held_out``. Raises as ``splits``."""
     splits(config, data)  # refuses a data set that has a val
     whole = load(folder(config, data), side=side, split="train", hide_unseen=split == "train")
-    train, val = partial.train_val(len(whole), config.held_out)
-    order = partial.official_order(whole, config.dataset)
+    train, val = hide_labels.train_val(len(whole), config.held_out)
+    order = hide_labels.official_order(whole, config.dataset)
     part = whole.take(np.sort(order[train if split == "train" else val]))
     part.left_out = len(whole) - len(part)
     return part

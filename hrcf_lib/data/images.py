@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.labels import _join
+from hrcf_lib.engine.messages import list_some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what a search in a folder finds
 MAX_PIXELS = 100_000_000  # larger pictures are refused: decoded, this many take 300 MB
@@ -58,7 +58,7 @@ def find_images(source) -> list[Path | Image.Image]:
             found.append(path)
             missing += [path] * (not path.exists())
     if missing:
-        raise FileNotFoundError(f"no such file or folder: {_join(missing)}; correct the path")
+        raise FileNotFoundError(f"no such file or folder: {list_some(missing)}; correct the path")
     return found
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hrcf_lib.data import common
-from hrcf_lib.data.dataset import ImageFolderTable
+from hrcf_lib.data import table_format
+from hrcf_lib.data.labelled_folder import ImageFolderTable
+from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.names import check_known
 
 BATCH = 4096  # rows held in memory at most while a table is read
 
@@ -208,9 +208,9 @@ def read(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, im
     import pyarrow.parquet as pq
 
     out = Path(out).expanduser()
-    about = common.read_about(out)
-    space, extras = common.read_label_space(out)
-    paths = common.shards(out, split)
+    about = table_format.read_about(out)
+    space, extras = table_format.read_label_space(out)
+    paths = table_format.shards(out, split)
     root = images if images is not None else about["images"]
     if root is not None and not Path(root).expanduser().is_dir():
         raise FileNotFoundError(f"no folder {root} with the pictures of {out}: pass load(..., images=<folder>)")

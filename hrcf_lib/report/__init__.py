@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hrcf_lib import figures, results
+from hrcf_lib import figures
 from hrcf_lib.report import claims, costs, effects, missing_labels, tables
 from hrcf_lib.report.records import MINI, NUS, Records
+from hrcf_lib.studies import records as results
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
 

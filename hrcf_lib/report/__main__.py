@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from hrcf_lib import report, results
+from hrcf_lib import report
 from hrcf_lib.report.export import export
+from hrcf_lib.studies import records
 
 
 def main(words=None) -> None:
@@ -14,7 +15,7 @@ def main(words=None) -> None:
         description=report.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stored = results.REPOSITORY / "notebooks" / "records"
+    stored = records.REPOSITORY / "notebooks" / "records"
     parser.add_argument("--records", type=Path, default=stored, help="folder of records; default: the repository's")
     parser.add_argument("--nus-wide", default="", metavar="FOLDER", help="records of preset nus_wide")
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="default: runs/report.html")

@@ -6,10 +6,10 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from hrcf_lib import results
 from hrcf_lib.report import costs, tables
 from hrcf_lib.report.effects import Effect, chosen, measure, planned
 from hrcf_lib.report.records import Missing, Records, names
+from hrcf_lib.studies import records as results
 
 SETTINGS = {"lam": "λ", "keep": "regions kept", "M": "prompt vectors M"}
 FIGURES = {  # item of the paper -> what it shows, notebook

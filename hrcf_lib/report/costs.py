@@ -2,10 +2,10 @@ r"""What HRCF costs, beside the paper: trained parameters, the time of an epoch 
 
 import pandas as pd
 
-from hrcf_lib import results
 from hrcf_lib.config import TRAINABLE
 from hrcf_lib.report.effects import PROMPTS
 from hrcf_lib.report.records import Missing, Records, names, printed
+from hrcf_lib.studies import records as results
 
 COUNTED = "ours (ViT-B/16, counted)"
 OTHER = "notebook 05 makes it"  # ours of another method

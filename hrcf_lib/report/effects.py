@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from hrcf_lib import results
 from hrcf_lib.report.records import Missing, Records, names
+from hrcf_lib.studies import records as results
 
 DIRECTIONS = ("agrees", "opposite", "open", "not measured")
 NONE = "no direction"  # the paper's difference is within the rounding of what it prints

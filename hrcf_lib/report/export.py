@@ -4,8 +4,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from hrcf_lib import results
-from hrcf_lib.files import replacing
+from hrcf_lib.engine.files import replacing
+from hrcf_lib.studies import records as results
 
 TITLE = "HRCF: every result beside the paper's"
 STYLE = """
@@ -34,7 +34,7 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     library has no repository around it, ``NotADirectoryError`` for a folder that does not exist; and as
     ``run_notebook``.
     """
-    from hrcf_lib.notebook import run_notebook  # papermill is needed here alone
+    from hrcf_lib.studies.notebooks import run_notebook  # papermill is needed here alone
 
     notebook = results.REPOSITORY / "notebooks" / "12_report.ipynb"
     records = Path(records or results.REPOSITORY / "notebooks" / "records")

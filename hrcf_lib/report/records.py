@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hrcf_lib import results
+from hrcf_lib.studies import records
 
 MINI, NUS = "MojiScenes mini", "NUS-WIDE"  # what a column of ours is measured on
 PRESETS = {MINI: ("mini", "mini_short"), NUS: ("nus_wide",)}
@@ -50,7 +50,7 @@ class Records:
         paths = [
             p for p in sorted(self.folder.rglob(f"{name}.json")) if "smoke" not in p.relative_to(self.folder).parts
         ]
-        found = {path: results.read(name, path.parent) for path in paths}
+        found = {path: records.read_record(name, path.parent) for path in paths}
         fitting = [path for path, record in found.items() if self._fits(preset(record))]
         if len(fitting) > 1:  # of a batch: the run with the notebook's own parameters stands for those by seed
             fitting = [path for path in fitting if STORED in path.parts] or fitting

@@ -3,9 +3,9 @@ r"""The paper's tables row by row: what it prints, ours beside it, and what the 
 import numpy as np
 import pandas as pd
 
-from hrcf_lib import results
 from hrcf_lib.report.effects import PROMPTS, STEPS, measure, planned
 from hrcf_lib.report.records import METRICS, Missing, Records, names
+from hrcf_lib.studies import records as results
 
 HEAD = " / ".join(METRICS)
 

@@ -1,0 +1,379 @@
+r"""Probabilities from scores: what share of labels with such a score are really in the picture?
+
+A label's score *alone inside the reference vocabulary* (``alone.py``) goes through a rising curve,
+
+$$P(y_k = 1) = \sigma(f(S_k(R \cup \{k\}))), \qquad f \text{ piecewise linear, increasing}$$
+
+so that the probability depends on picture, label and reference vocabulary and on no other label of the user's. Its
+knots are the shares of positives in bins of scores, made monotone by isotonic regression (Zadrozny and Elkan, 2002).
+It is fitted once on labels that were held out of the vocabulary: the seen labels are dealt into folds, and each fold is
+scored beside the others. The probability is one for things as frequent as those that it was fitted on; for other
+frequencies there is ``at_prevalence`` (Saerens et al., 2002). n pictures, K labels, R reference labels.
+
+::
+
+    python -m hrcf_lib.apply.calibration runs/mini/model --data data    # writes calibration.json into the folder
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.isotonic import isotonic_regression
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hrcf_lib.apply.alone import score_alone
+from hrcf_lib.apply.label_cache import state
+from hrcf_lib.apply.vocabulary import read_alike
+from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.engine.files import write_json
+from hrcf_lib.evaluation import score_all
+
+FILE = "calibration.json"  # in a folder of ``save_pretrained``
+SETTINGS = ("hcg", "keep", "lam", "normalize_fusion", "rsa", "rss", "similarity", "topk")  # of a config, for scores
+KNOTS, EACH = 20, 20  # most knots of the curve; answers of the rarer kind, yes or no, for each
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A rising curve from scores to probabilities and what to act on: a threshold for all labels, others for some."""
+
+    scores: tuple[float, ...]  # knots, increasing
+    logits: tuple[float, ...]  # f there, increasing; beyond the ends the last pieces go on
+    threshold: float  # probability from which the answer is yes, in 0..1
+    prevalence: float  # share of positives among the answers that it was fitted on, in 0..1
+    thresholds: dict[str, float] = field(default_factory=dict)  # label -> its own, instead
+    made_for: str = ""  # ``fingerprint`` of the model
+    about: dict = field(default_factory=dict)  # what it was fitted on
+
+    def __post_init__(self):
+        x, f = tuple(map(float, self.scores)), tuple(map(float, self.logits))
+        rising = all(a < b for a, b in zip(x, x[1:])) and all(a <= b for a, b in zip(f, f[1:]))
+        if not x or len(x) != len(f) or not rising or not all(map(math.isfinite, x + f)):
+            raise ValueError(f"scores {x} and logits {f} are no rising curve: fit it anew")
+        for name, value in {"threshold": self.threshold, "prevalence": self.prevalence, **self.thresholds}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} = {value!r} is no probability: give a number from 0 to 1")
+        object.__setattr__(self, "scores", x)
+        object.__setattr__(self, "logits", f)
+
+    def logit(self, scores: Tensor) -> Tensor:
+        """f of scores of ``score_among``, any shape, in float64."""
+        x, f = torch.tensor(self.scores, dtype=torch.float64), torch.tensor(self.logits, dtype=torch.float64)
+        s = scores.detach().cpu().double()
+        if len(x) == 1:
+            return torch.full_like(s, float(f))
+        i = torch.searchsorted(x, s.contiguous()).clamp(1, len(x) - 1)  # the piece, or the one next to it
+        slope = (f[i] - f[i - 1]) / (x[i] - x[i - 1])
+        return f[i - 1] + slope * (s - x[i - 1])
+
+    def probability(self, scores: Tensor) -> Tensor:
+        """Scores of ``score_among``, any shape -> probabilities in 0..1, float64 on the CPU."""
+        return torch.sigmoid(self.logit(scores))
+
+    def for_model(self, labels) -> Tensor:
+        """The threshold of each label (K,), its own or that for all; names that are read alike are one label."""
+        own = {read_alike(name): value for name, value in self.thresholds.items()}
+        return torch.tensor([own.get(read_alike(name), self.threshold) for name in labels], dtype=torch.float64)
+
+    def at_prevalence(self, prevalence: float) -> "Calibration":
+        r"""The same curve where labels are as frequent as ``prevalence``: all odds times one factor. It says yes where
+        it did before. Raises ``ValueError`` for a number that is not between 0 and 1."""
+        if not 0 < prevalence < 1:
+            raise ValueError(f"prevalence = {prevalence!r}: give the share of pictures with a label, between 0 and 1")
+        by = _logit(prevalence) - _logit(self.prevalence)
+        moved = lambda p: p if p in (0, 1) else 1 / (1 + math.exp(-_logit(p) - by))
+        return replace(
+            self,
+            logits=tuple(f + by for f in self.logits),
+            threshold=moved(self.threshold),
+            thresholds={name: moved(p) for name, p in self.thresholds.items()},
+            prevalence=prevalence,
+        )
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+# -- fitting -----------------------------------------------------------------------------------------------------------
+
+
+def calibrate(model, data, folds: int = 5, seed: int = 0) -> Calibration:
+    r"""The curve of a model from ``data`` that it was not trained on, such as ``fit.source(model, "val")``.
+
+    To use and keep it: ``model.calibration = calibrate(model, data)``, then ``save_pretrained``. Raises as ``held_out``
+    and ``fit``.
+    """
+    s, y = held_out(model, data, folds, seed)
+    about = {"pictures": len(data), "labels": s.shape[1], "folds": folds, "seed": seed, "answers": int((y != 0).sum())}
+    return replace(fit_curve(s, y), made_for=fingerprint(model), about=about)
+
+
+@torch.no_grad()
+def held_out(model, data, folds: int = 5, seed: int = 0, batch: int = 64) -> tuple[Tensor, Tensor]:
+    r"""Scores (n, K) of the reference labels, each alone beside those of the other folds, and their annotation (n, K).
+
+    Without reference labels these are the seen labels of ``data``. Raises ``ValueError`` for fewer labels than folds,
+    fewer than two folds, or reference labels that ``data`` does not have.
+    """
+    names = list(model.reference_labels or data.space.seen)
+    column = {name: k for k, name in enumerate(data.space.names)}
+    if strange := [name for name in names if name not in column]:
+        raise ValueError(f"the data have no label {strange[0]!r} of the reference vocabulary: give data of its labels")
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"folds = {folds} of {len(names)} seen labels: choose a number from 2 to that")
+    t, held = model.label_embeddings(names), embed(model.eval(), data)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    found = torch.empty(len(data), len(names))
+    for fold in tqdm(order.chunk(folds), "folds", disable=None, leave=False):
+        rest = torch.ones(len(names), dtype=torch.bool).index_fill(0, fold, False)
+        found[:, fold] = score_all(held, t[fold], _beside(model, t[rest]), batch)
+    return found, data.labels[:, [column[name] for name in names]]
+
+
+@torch.no_grad()
+def beside_reference(model, data, names, batch: int = 64) -> Tensor:
+    """Scores (n, K) of labels that are not in the model's reference vocabulary, each alone beside it."""
+    held = embed(model.eval(), data)
+    reference = model.label_embeddings(model.reference_labels)
+    return score_all(held, model.label_embeddings(names), _beside(model, reference), batch)
+
+
+def _beside(model, reference: Tensor):
+    """A scorer for ``score_all``: each label alone beside ``reference`` (R, D)."""
+    return lambda e_g, regions, own: score_alone(model, e_g, regions, reference, own)
+
+
+def fit_curve(scores: Tensor, labels: Tensor) -> Calibration:
+    r"""The curve that fits scores to annotation (any shape; entries labelled 0 take no part), and the threshold of
+    highest F1 over all of them together.
+
+    Each bin holds an equal part of positives and negatives together, both kinds weighing the same. Raises
+    ``ValueError`` if there is no positive or no negative, or for scores that are not finite.
+    """
+    known = labels != 0
+    s, y = scores[known].double().numpy(), (labels[known] == 1).numpy()
+    if not np.isfinite(s).all():
+        raise ValueError("scores are NaN or infinite: look at the pictures, or at the weights")
+    if y.all() or not y.any():
+        raise ValueError(f"{y.sum()} positives among {len(y)} answers: a curve needs both kinds; give more pictures")
+    order = np.argsort(s, kind="stable")
+    s, y = s[order], y[order]
+    bins = int(np.clip(min(y.sum(), (~y).sum()) // EACH, 2, KNOTS))
+    weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())  # so that both ends are resolved
+    part = np.minimum((np.cumsum(weight) - weight / 2) * bins, bins - 1).astype(int)  # the bin of each answer
+    part = part[np.searchsorted(s, s, side="right") - 1]  # equal scores are in one bin
+    answers, hits, total = (np.bincount(part, w, bins) for w in (None, y, s))
+    answers, hits, total = (v[answers > 0] for v in (answers, hits, total))
+    share = isotonic_regression((hits + 0.5) / (answers + 1), sample_weight=answers)
+    pooled = np.cumsum(np.diff(share, prepend=share[0]) > 0)  # bins that isotonic regression made one
+    answers, hits, total = (np.bincount(pooled, v) for v in (answers, hits, total))
+    share = (hits + 0.5) / (answers + 1)  # in 0..1, without the ends
+    made = Calibration(total / answers, np.log(share / (1 - share)), 0.5, float(y.mean()))
+    best = best_threshold(made.probability(torch.from_numpy(s)), torch.from_numpy(y))
+    return replace(made, threshold=best)
+
+
+def best_threshold(probabilities: Tensor, truth: Tensor) -> float:
+    """The probability from which yes has the highest F1: (m,), (m,) bool -> float, half way to the next lower one.
+
+    Without a positive it is just above the highest probability. Ties go to the higher threshold.
+    """
+    order = probabilities.sort(descending=True, stable=True)
+    p, y = order.values.double(), truth[order.indices].double()
+    if not y.any():
+        return float(min(1.0, p.max() + 1e-6)) if len(p) else 0.5
+    hits, said = y.cumsum(0), torch.arange(1, len(y) + 1)
+    f1 = 2 * hits / (said + y.sum())
+    f1[:-1][p[:-1] == p[1:]] = -1  # a threshold cannot part equal probabilities
+    at = int(f1.argmax())
+    below = float(p[at + 1]) if at + 1 < len(p) else 0.0
+    return (float(p[at]) + below) / 2
+
+
+def own_thresholds(calibration: Calibration, scores: Tensor, labels: Tensor, names, random: bool = False) -> dict:
+    r"""Label -> its own threshold, for each label with a positive and a negative among a handful of examples.
+
+    The examples move a label's logits by $b_k$, found together with a normal prior of deviation 1 (a label is as the
+    others until examples say otherwise), and the threshold by as much the other way. Examples that were picked say
+    nothing of how frequent a label is, which is taken out as in case-control studies (Prentice and Pyke, 1979); with
+    ``random`` they came as they come, and do.
+
+    ``scores`` (n, K) are those of ``score_among``, ``labels`` (n, K) -1/0/+1. To keep them:
+    ``dataclasses.replace(calibration, thresholds=...)``.
+    """
+    found = {}
+    for k, name in enumerate(names):
+        known = labels[:, k] != 0
+        y = (labels[known, k] == 1).double()
+        if 0 < y.sum() < len(y) and 0 < calibration.threshold < 1:
+            f = calibration.logit(scores[known, k])
+            picked = 0.0 if random else _logit(float(y.mean())) - _logit(calibration.prevalence)
+            found[name] = 1 / (1 + math.exp(_offset(f + picked, y) - _logit(calibration.threshold)))
+    return found
+
+
+def _offset(f: Tensor, y: Tensor, steps: int = 30) -> float:
+    """b of highest posterior where P(y = 1) = sigma(f + b) and b ~ N(0, 1), by Newton's method."""
+    b = 0.0
+    for _ in range(steps):
+        p = torch.sigmoid(f + b)
+        b += float(((y - p).sum() - b) / ((p * (1 - p)).sum() + 1))
+    return b
+
+
+# -- is it right? ------------------------------------------------------------------------------------------------------
+
+
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
+    r"""What a reliability diagram shows: ``bins`` parts that promise equally many positives, the least probable first.
+
+    With parts of equally many answers nearly all would be where no label is. Columns: ``said`` (mean probability),
+    ``true`` (share of positives), ``answers``, ``gap`` (said minus true); entries labelled 0 take no part.
+    """
+    known = labels != 0
+    order = probabilities[known].argsort(stable=True)
+    p, y = probabilities[known].double()[order], (labels[known] == 1).double()[order]
+    part = ((p.cumsum(0) - p / 2) * bins / p.sum()).long().clamp(0, bins - 1)
+    rows = [(float(p[part == i].mean()), float(y[part == i].mean()), int((part == i).sum())) for i in part.unique()]
+    frame = pd.DataFrame(rows, columns=["said", "true", "answers"])
+    return frame.assign(gap=frame["said"] - frame["true"])
+
+
+def calibration_error(frame: pd.DataFrame, of: str = "answers") -> float:
+    r"""Mean absolute gap of a ``reliability`` table, in 0..1: the expected calibration error over all ``answers``, most
+    of which are a no that is easily said, or over the ``positives`` that were promised."""
+    weights = frame["answers"] * (frame["said"] if of == "positives" else 1)
+    return float((frame["gap"].abs() * weights).sum() / weights.sum())
+
+
+def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
+    """Errors and usefulness on other answers: prevalence, ECE (two kinds), Brier score and its skill, F1 of yes."""
+    p, y = calibration.probability(scores), labels.double()
+    p, y = p[y != 0], (y[y != 0] == 1).double()
+    table, share, yes = reliability(p, y * 2 - 1), float(y.mean()), p >= calibration.threshold
+    brier = float((p - y).square().mean())
+    return {
+        "answers": len(y),
+        "prevalence": share,
+        "mean probability": float(p.mean()),
+        "ECE": calibration_error(table),
+        "ECE of positives": calibration_error(table, "positives"),
+        "Brier": brier,
+        "skill": 1 - brier / max(share * (1 - share), 1e-12),  # 0: no better than always saying the prevalence
+        "F1": float(2 * y[yes].sum() / max(1.0, float(yes.sum() + y.sum()))),
+    }
+
+
+# -- with a model, and on disk -----------------------------------------------------------------------------------------
+
+_prints: WeakKeyDictionary = WeakKeyDictionary()
+
+
+def fingerprint(model, now: str | None = None) -> str:
+    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name.
+
+    ``now`` is ``label_cache.state(model)`` where it is known.
+    """
+    now = now or state(model), tuple(model.reference_labels)
+    if _prints.get(model, (None,))[0] != now:
+        settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
+        digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
+        for name, x in sorted(model.trainable_state().items()):
+            digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        _prints[model] = now, digest.hexdigest()[:16]
+    return _prints[model][1]
+
+
+def for_model(model, now: str | None = None) -> Calibration | None:
+    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning.
+
+    ``now`` as for ``fingerprint``.
+    """
+    own = getattr(model, "calibration", None)
+    if own is not None and own.made_for and own.made_for != fingerprint(model, now):
+        warnings.warn(
+            "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
+            "probabilities; make it anew (hrcf_lib.apply.calibration)",
+            stacklevel=3,
+        )
+        return None
+    return own
+
+
+def write_calibration(calibration: Calibration | None, folder: str | Path) -> None:
+    """``calibration.json`` of a saved model; without a calibration one of before is removed."""
+    path = Path(folder) / FILE
+    path.unlink(missing_ok=True) if calibration is None else write_json(path, asdict(calibration))
+
+
+def read_calibration(folder: str | Path) -> Calibration | None:
+    """What ``write`` wrote, or None. Raises ``ValueError`` for a file that is damaged."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, AttributeError) as error:
+        mend = f"python -m hrcf_lib.apply.calibration {folder} makes it anew, without it there are no probabilities"
+        raise ValueError(f"{path} is no calibration ({error}); {mend}") from error
+
+
+def _forget_damaged(folder: Path) -> None:
+    """A damaged file goes, as it would keep the model from loading; a good one stays until there is another."""
+    try:
+        read_calibration(folder)
+    except ValueError:
+        (folder / FILE).unlink()
+
+
+def main(words=None) -> None:
+    """The command line: fits on val, or on pictures of training where there is none, and says how right it is."""
+    from hrcf_lib.data import benchmarks
+    from hrcf_lib.data.feeds import sources
+    from hrcf_lib.engine import devices
+    from hrcf_lib.methods import registry
+
+    parser = argparse.ArgumentParser(prog="python -m hrcf_lib.apply.calibration", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of a saved model")
+    parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
+    parser.add_argument("--cache", help="folder of frozen features")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--prevalence", type=float, help="how frequent a label is where the model will be used")
+    parser.add_argument("--test", action="store_true", help="also say how right it is on unseen labels of test splits")
+    given = parser.parse_args(words)
+    try:
+        _forget_damaged(given.folder)
+        model = registry.load(given.folder).to(devices.best())
+        splits = benchmarks.splits(model.config, given.data)
+        if "val" not in splits:
+            parser.exit(2, f"{model.config.dataset} has no split val to calibrate on: use calibrate(model, data)\n")
+        source = lambda split: sources.source(model, split, given.data, given.cache)
+        made = calibrate(model, source("val"), given.folds)
+        made = replace(made, about={"dataset": model.config.dataset, "split": "val"} | made.about)
+        made = made.at_prevalence(given.prevalence) if given.prevalence else made
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    write_calibration(made, given.folder)
+    print(f"{given.folder / FILE}: prevalence {made.prevalence:.4f}, threshold {made.threshold:.3f}")
+    for split in [s for s in splits if s.startswith("test")] if given.test else []:
+        data = source(split)
+        if data.space.unseen:
+            s = beside_reference(model, data, data.space.unseen)
+            y = data.labels[:, data.space.columns("ZSL")]
+            print(f"\nunseen labels of {split}:", {k: round(v, 4) for k, v in summary(made, s, y).items()})
+            print(reliability(made.probability(s), y).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+r"""One's own pictures: from a folder with a ``labels.csv`` to a fine-tuned model on disk, in one call.
+
+::
+
+    tuned = tune("photos", "runs/photos")  # photos/labels.csv: file,labels (``data.dataset``)
+    classify("new photos", tuned.labels, "runs/photos/model", explain=True)
+
+A model that knows other labels already is the start, and keeps them: its reference vocabulary stays, the labels of the
+CSV join it. Nobody searched these pictures for the old labels, so in training they are unknown, and every region learns
+to vote for some new label. What that undoes is won back afterwards: the model that is returned lies half way between
+the start and what was trained, weight by weight (WiSE-FT: Wortsman et al., CVPR 2022),
+
+$$\theta = \theta_{start} + s\,(\theta_{trained} - \theta_{start}), \qquad s = 1/2.$$
+
+Rate and s were chosen on validation labels and pictures; notebook 15 says what they bring. n pictures, K labels of the
+CSV.
+"""
+
+import copy
+import json
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import rmtree
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hrcf_lib.apply import calibration
+from hrcf_lib.apply import vocabulary as own_labels
+from hrcf_lib.apply.predict import load_model
+from hrcf_lib.config import Config
+from hrcf_lib.data import load
+from hrcf_lib.data.feeds.embeddings import Embedded, embed
+from hrcf_lib.data.feeds.features import FrozenFeatures, extract
+from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.engine import devices
+from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.messages import list_some
+from hrcf_lib.evaluation import score_all
+from hrcf_lib.labels import LabelSpace
+from hrcf_lib.method import Method
+from hrcf_lib.methods import registry
+from hrcf_lib.metrics import mean_average_precision
+from hrcf_lib.training import learns_text, train
+
+PASSES, STEPS = 5, 60  # least passes of the image side and, about, least steps, where ``passes`` is left open
+BATCH = 32  # pictures a step, at most
+WARM = 0.3  # share of the learning rate with which a trained model goes on
+SHARE = 0.5  # s: how far the model that is returned lies from the start (0) towards what was trained (1)
+
+
+@dataclass
+class Tuned:
+    """What ``tune`` made. ``folder`` holds it too: ``model/``, ``tuned.json``, the checkpoint, frozen features."""
+
+    model: Method  # in evaluation mode
+    labels: tuple[str, ...]  # those that were trained: each has a picture in the CSV
+    table: pd.DataFrame  # rows before and after: mAP in percent on the held-out part; NaN where it shows no label
+    history: pd.DataFrame  # a row a step (``training.train``)
+    held_out: list[str]  # files that training did not see
+    folder: Path
+
+
+def tune(
+    folder, out, start=None, held_out: float = 0.2, passes: int | None = None, seed=0, cache=None, skip_bad=False
+) -> Tuned:
+    r"""Train a model on a labelled folder and save it in ``out/model``.
+
+    Args:
+        folder: with a ``labels.csv``, or a prepared table (``data.load``). Trained are the seen labels that have a
+            picture; the others can still be asked for, as any name can.
+        out: folder of results. The same call goes on where an interrupted one was, and ends at once if it was done.
+        start: a model or its folder; by default the HRCF that ships. It goes on with 0.3 of its config's learning rate
+            and is then averaged with the start (top of this file). A ``Config`` starts from scratch, by its method,
+            with all of the rate, and nothing is averaged.
+        held_out: share of the pictures to measure and calibrate on, drawn at random; a label's last picture stays in
+            training. 0: train on all.
+        passes: of each side that the config trains, over the pictures; by default 5, or as many as make 60 steps.
+        seed: of the held-out part and the order of training.
+        cache: folder of frozen features, by default ``out/features``. Pictures are not augmented.
+        skip_bad: leave out pictures that are missing or cannot be read, with a warning, in place of an error.
+
+    The model has a calibration if the held-out part shows labels 20 times or more. Raises ``ValueError`` for words that
+    the text tower does not know, naming each label, a folder without a positive label, or an ``out`` that belongs to
+    another run; and what ``load``, ``load_model`` and ``train`` raise. ``out/model`` is whole or not there.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
+    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
+        raise ValueError(f"passes = {passes!r}: give a whole number from 1, or leave it out")
+    out, model = Path(out), _copy_of(start)
+    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad)
+    y = label_matrix(dataset)[:, dataset.labels.columns("seen")]  # (n, K)
+    there = (y == 1).any(dim=0)  # (K,)
+    if not there.any():
+        raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
+    labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
+    rows, held = parts(y, held_out, seed)
+    config = _config(model, len(rows), passes, seed)
+    scratch = isinstance(start, Config)
+    lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
+    about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
+    found = extract(model.vlp, dataset, dataset.labels, cache or out / "features", precision=config.cache)
+    data = _beside(found, y[:, there], labels, model.reference_labels)
+    training, test = data.take(rows), data.take(held)
+    _claim(out, about)
+    shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
+    score = lambda: mean_ap(model, test, shown) if shown else math.nan
+    before, model.calibration, first = score(), None, copy.deepcopy(model.trainable_state())
+    model.config = config.replace(lr=lr)
+    history = train(model, training, out)
+    model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
+    model.load_trainable(between(first, model.trainable_state(), share), out)
+    model.calibration = _calibrated(model, test)
+    table = pd.DataFrame({"mAP": [before, score()], "pictures": len(test), "labels": len(shown)}, ["before", "after"])
+    files = [str(dataset.files[i]) for i in held]
+    _save(model, out / "model")
+    write_json(out / "tuned.json", about | {"labels": labels, "held out": files, "mAP": table["mAP"].tolist()}, str)
+    return Tuned(model, tuple(labels), table, history, files, out)
+
+
+def check_words(model: Method, names) -> list[str]:
+    """The names themselves. Raises ``ValueError`` that names each one with a word that the text tower never saw or with
+    too many words, and names that it reads alike."""
+    names, faults = own_labels.read_labels(list(names)), {}
+    for name in names:
+        try:
+            model.label_embeddings([name])
+        except ValueError as error:
+            faults[name] = str(error)
+    if faults:
+        first, *others = faults
+        more = f"; nor can it read {list_some(map(repr, others), most=50)}" if others else ""
+        raise ValueError(f"{faults[first]}{more}")
+    return names
+
+
+def parts(labels: Tensor, held_out: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    r"""Rows to train on and rows to hold out, both in order, of annotations (n, K).
+
+    Rows are drawn at random, and passed over if they hold the last positive of a label: fewer than
+    ``round(held_out * n)`` are found where labels are rare.
+    """
+    present = labels == 1  # (n, K)
+    left, held = present.sum(dim=0), []
+    for row in torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist():
+        if len(held) < round(held_out * len(labels)) and (left[present[row]] > 1).all():
+            left = left - present[row].long()
+            held.append(row)
+    return np.setdiff1d(np.arange(len(labels)), held), np.sort(np.array(held, np.int64))
+
+
+@torch.no_grad()
+def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded | None = None) -> float:
+    r"""mAP in percent over ``names`` (by default all of ``data``), scored as ``classify`` scores them: together with
+    the model's reference vocabulary. A label without a positive is left out (protocol ``empty="skip"``). With
+    ``embedded`` (from ``embed``) the image side does not run again.
+
+    Raises ``ValueError`` for a name that ``data`` does not annotate, or if none has a positive.
+    """
+    names = list(data.space.names if names is None else names)
+    column = {name: k for k, name in enumerate(data.space.names)}
+    if strange := [name for name in names if name not in column]:
+        raise ValueError(f"{strange[0]!r} is not among the labels of the data: leave it out")
+    y = data.labels[:, [column[name] for name in names]]
+    if not (y == 1).any():
+        raise ValueError(f"no picture shows any of {list_some(names)}: there is nothing to measure")
+    vocabulary, at = own_labels.reference_columns(model, names)
+    t = model.label_embeddings(vocabulary)
+    held = embedded or embed(model.eval(), data)
+    scores = score_all(held, t, model.eval().score_embeddings)[:, at]  # (n, K)
+    return 100 * float(mean_average_precision(scores, y, empty="skip"))
+
+
+def _copy_of(start) -> Method:
+    """A model of its own to train: the start stays as it is."""
+    model = registry.for_config(start) if isinstance(start, Config) else copy.deepcopy(load_model(start))
+    return model.to(devices.best()).eval()
+
+
+def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
+    """The model's config with the length of training for n pictures, which are not augmented."""
+    batch = min(BATCH, n)
+    each = passes or max(PASSES, math.ceil(STEPS / math.ceil(n / batch)))
+    sides = dict.fromkeys(phase.trains for phase in model.config.phases)  # each once
+    phases = tuple((side, each, batch) for side in sides if not learns_text(model, side))
+    own = {"dataset": "folder", "vocabulary_seed": 0, "train_size": None, "val_size": None, "test_size": None}
+    own |= {"augment": "none", "views": 0, "stream": False, "tag_noise": 0.0, "data_seed": 0}
+    return model.config.replace(phases=phases or model.config.phases, seed=seed, **own)
+
+
+def between(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights at ``share`` (0..1) of the way from ``first`` to ``last``, by name; counts are those of ``last``."""
+    return {name: torch.lerp(first[name].to(x), x, share) if x.is_floating_point() else x for name, x in last.items()}
+
+
+def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatures:
+    """Features annotated with ``labels`` (n, K); the other labels of the ``reference`` are unknown."""
+    own = set(map(own_labels.read_alike, labels))
+    old = [name for name in reference if own_labels.read_alike(name) not in own]
+    unknown = y.new_zeros(len(y), len(old))
+    return replace(found, labels=torch.cat([y, unknown], dim=1), space=LabelSpace([*labels, *old]))
+
+
+def _claim(out: Path, about: dict) -> None:
+    """Note whose run ``out`` is. Raises ``ValueError`` if it is another's."""
+    path = out / "tuned.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about
+    differ = [
+        f"{name}: there {there.get(name)}, here {value}" for name, value in about.items() if there.get(name) != value
+    ]
+    if differ:
+        raise ValueError(f"{out} belongs to another run ({'; '.join(differ)}): remove it or choose another folder")
+    if not path.is_file():
+        write_json(path, about)
+
+
+def _calibrated(model: Method, held: FrozenFeatures):
+    """A calibration from the held-out part, or None with a warning where it says too little."""
+    positives = int((held.labels == 1).sum())
+    if positives >= calibration.EACH:
+        return calibration.calibrate(model, held)
+    if len(held):
+        warnings.warn(
+            f"the {len(held)} held-out pictures show labels {positives} times, {calibration.EACH} are the least for "
+            "probabilities: the model has none; give more pictures, or a larger held_out",
+            stacklevel=3,
+        )
+    return None
+
+
+def _save(model: Method, folder: Path) -> None:
+    """``save_pretrained``, whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    rmtree(folder, ignore_errors=True)
+    part.rename(folder)

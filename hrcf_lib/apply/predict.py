@@ -1,0 +1,245 @@
+r"""Labels for your own pictures and your own list of names, in one call.
+
+Two kinds of answer. ``score`` is the method's own, the paper's ranking score: it ranks the labels of a picture against
+each other, and changes with the list. ``probability`` (``calibration.py``) is of each label alone beside the model's
+fixed reference vocabulary: it says how many of such answers are right, and does not change with the list.
+"""
+
+import os
+import warnings
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hrcf_lib.apply import calibration, vocabulary
+from hrcf_lib.apply.gallery import Gallery, gallery
+from hrcf_lib.apply.label_scorer import NO_PROBABILITY, LabelScorer
+from hrcf_lib.data.feeds.order import read_ahead
+from hrcf_lib.data.images import find_images, read_image
+from hrcf_lib.engine.messages import list_some
+from hrcf_lib.method import FILES, OPTIONAL, Method
+from hrcf_lib.methods import registry
+from hrcf_lib.model import HRCF
+
+__all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds"]
+
+
+@cache
+def default_model() -> HRCF:
+    """The HRCF that ships: trained on MojiScenes with the mini VLP, so it knows OpenMoji drawings and nothing else."""
+    return HRCF.from_pretrained(str(files("hrcf_lib") / "assets" / "hrcf-mini-trained"))
+
+
+def load_model(model: Method | str | Path | None = None) -> Method:
+    r"""A model, in evaluation mode: the default one for None, a folder of ``save_pretrained``, or a model itself.
+
+    A folder (or ``owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
+    changes. Raises ``TypeError`` for anything else, and what ``baselines.load`` raises of a folder.
+    """
+    if model is None:
+        return default_model().eval()
+    if isinstance(model, Method):
+        return model.eval()
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, or the folder of one")
+    folder = Path(model).expanduser()
+    there = [path for file in (*FILES, *OPTIONAL) if (path := folder / file).is_file()]
+    return _loaded(str(folder if there else model), tuple(path.stat().st_mtime_ns for path in there)).eval()
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: str, changed: tuple) -> Method:
+    return registry.load(folder)
+
+
+@torch.no_grad()
+def classify(
+    images,
+    labels,
+    model: Method | str | Path | None = None,
+    top_k: int = 5,
+    batch: int = 32,
+    *,
+    threshold=None,
+    explain: bool = False,
+    device: str | None = None,
+    progress: bool | None = None,
+    skip_bad: bool = False,
+) -> pd.DataFrame:
+    r"""The best labels of each picture.
+
+    Args:
+        images: a path, a PIL image, a list of either, or a folder.
+        labels: names, any number from 1, or a file of them: a ``Path``, or a string that ends in ``.txt`` (a name a
+            line) or ``.csv`` (a column ``label``). They are scored inside the model's reference vocabulary (its seen
+            labels): softmax, region selection and norms run over reference and own labels together, so that a single
+            label does not always score 1; only your columns come back. Their embeddings are kept until the model
+            changes.
+        model: an ``HRCF`` or another ``Method``, or its folder; by default the HRCF that ships (``default_model``). It
+            is left in evaluation mode.
+        top_k: labels to report for each picture; fewer come back if there are fewer labels.
+        batch: pictures at a time; a thread reads the next ones meanwhile.
+        threshold: adds yes or no: ``"calibrated"`` for the thresholds of the model's calibration, a probability in 0..1
+            for all labels, or label -> probability for some and the calibration's for the others (``own_thresholds``).
+            Labels with a yes are reported even if they are not among the ``top_k``; ``answers`` makes a row a picture
+            of it, and says where it is none of these.
+        explain: adds a map for each row (HRCF, MKT and methods with ``maps``): where the label was seen, as
+            ``explain.maps_for``.
+        device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays as it is.
+        progress: show a bar (True), or none (False); by default where there is a terminal or a notebook.
+        skip_bad: leave out pictures that cannot be read, with one warning that names them, in place of an error.
+
+    Returns:
+        a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (the
+        model's own, comparable within a picture; of HRCF Eq. 14, in -1..1), rank (1 is best, by score). Then, as far as
+        there is one: probability (of a calibrated model, in 0..1, the same whatever other labels are asked for),
+        threshold and answer ("yes" or "no"), map (an array (side, side) in 0..1, float16, of the centre square of the
+        picture that the model looks at). Maps are values of a column, not ``attrs``, because a column is what filters,
+        merges and ``concat`` keep; drop it before ``to_csv``.
+
+    Raises:
+        ValueError: empty, blank or duplicate names (as the text tower reads them: case does not count), a name that
+            the text tower does not know or that is too long for it, ``top_k`` below 1, a picture that cannot be read or
+            is enormous, naming it, a threshold without a calibration, maps of another method, a device that is not
+            there, or a model that cannot be read. FileNotFoundError: a picture, folder or file of labels that does not
+            exist. Of an animated picture the first frame is taken, with a warning.
+    """
+    for name, value in (("top_k", top_k), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {value!r}: give a whole number from 1")
+    labels, items = vocabulary.read_labels(labels), find_images(images)
+    scorer = LabelScorer(load_model(model), labels, device)
+    if explain:
+        scorer.check_maps()
+    limits = scorer.limits(threshold)  # (K,), or None
+    parts = []
+    for numbers, pictures in _batches(items, scorer.model.vlp.side, batch, progress, skip_bad):
+        s, p, regions = scorer(pictures)  # (B, K), (B, K) or None, (B, J, D)
+        order, ranks = ranked(s)  # (B, K) each
+        for b, i in enumerate(numbers):
+            shown = ranks[b] <= top_k if limits is None else (ranks[b] <= top_k) | (p[b] >= limits)  # (K,)
+            ks = order[b][shown[order[b]]]
+            part = {"image": _name(items[i], i), "label": [labels[k] for k in ks], "score": s[b, ks].tolist()}
+            part["rank"] = ranks[b, ks].tolist()
+            if p is not None:
+                part["probability"] = p[b, ks].tolist()
+            if limits is not None:
+                part["threshold"] = limits[ks].tolist()
+                part["answer"] = ["yes" if yes else "no" for yes in p[b, ks] >= limits[ks]]
+            if explain:
+                part["map"] = list(scorer.maps(regions[[b]], ks))
+            parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns from the highest score to the lowest, and the rank of each column, 1 is best: (..., K) -> two (..., K).
+
+    Of equal scores the one of the lower column comes first.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)  # (..., K)
+    return order, order.argsort(dim=-1) + 1
+
+
+def answers(found: pd.DataFrame) -> pd.DataFrame:
+    r"""A row a picture, of a frame that ``classify`` made with a threshold: image, labels with a yes (a list, the most
+    probable first), none (whether it is none of these).
+
+    Of all labels that were asked for, as each with a yes has its row. Raises ``ValueError`` for another frame.
+    """
+    if "answer" not in found:
+        raise ValueError("the frame has no answers: give classify a threshold, such as threshold='calibrated'")
+    order = found.sort_values("probability", ascending=False, kind="stable")
+    yes = order[order["answer"] == "yes"].groupby("image")["label"].agg(list)
+    rows = [(image, yes.get(image, [])) for image in dict.fromkeys(found["image"])]
+    return pd.DataFrame([(image, own, not own) for image, own in rows], columns=["image", "labels", "none"])
+
+
+@torch.no_grad()
+def own_thresholds(images, present, labels=None, model=None, random: bool = False, batch: int = 32) -> dict[str, float]:
+    r"""Label -> a threshold of its own, from a handful of pictures with known labels, for ``classify(threshold=...)``.
+
+    Args:
+        images: as for ``classify``.
+        present: for each picture the names that are in it; of ``labels``, those that are not named are absent.
+        labels: as for ``classify``; by default all names of ``present``.
+        model: as for ``classify``; it has to be calibrated.
+        random: whether the pictures came as they come, and were not picked for their labels (``calibration``).
+
+    Labels without both a picture with and one without them keep the threshold for all and are not in the result. Raises
+    ``ValueError`` for another number of pictures than of ``present``, a name that is not in ``labels``, and as
+    ``classify``.
+    """
+    items, present = find_images(images), [[own] if isinstance(own, str) else list(own) for own in present]
+    if len(items) != len(present):
+        raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list a picture")
+    named = dict.fromkeys(name for own in present for name in own)
+    labels = vocabulary.read_labels(list(named) if labels is None else labels)
+    column = {vocabulary.read_alike(name): k for k, name in enumerate(labels)}
+    if strange := [name for name in named if vocabulary.read_alike(name) not in column]:
+        raise ValueError(f"{strange[0]!r} is said to be in a picture and is not among the labels: add it there")
+    scorer = LabelScorer(load_model(model), labels)
+    if scorer.curve is None:
+        raise ValueError(NO_PROBABILITY)
+    y = torch.full((len(items), len(labels)), -1.0)
+    for i, own in enumerate(present):
+        y[i, [column[vocabulary.read_alike(name)] for name in own]] = 1
+    s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model.vlp.side, batch, False, False)])
+    return calibration.own_thresholds(scorer.curve, s, y, labels, random)
+
+
+def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool):
+    """(numbers of pictures, pictures (B, 3, side, side)); a batch without a readable picture is left out."""
+    moving, bad = [], []
+
+    def read(first: int) -> tuple[list[int], list[Tensor]]:
+        numbers, pictures = [], []
+        for i, item in enumerate(items[first : first + batch], first):
+            try:
+                pictures.append(read_image(item, side))
+                numbers.append(i)
+                moving.extend([_name(item, i)] * _moves(item))
+            except ValueError as error:
+                if not skip_bad:
+                    raise
+                bad.append(str(error))
+        return numbers, pictures
+
+    starts = range(0, len(items), batch)
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(items), desc="pictures", leave=False, disable=hidden) as bar:
+        for first, (numbers, pictures) in zip(starts, read_ahead(read, starts), strict=True):
+            if pictures:
+                yield numbers, torch.stack(pictures)
+            bar.update(min(batch, len(items) - first))
+    if len(bad) == len(items):
+        raise ValueError(f"none of the {len(items)} pictures can be read; the first: {bad[0]}")
+    if bad:
+        warnings.warn(f"{len(bad)} of {len(items)} pictures left out: {list_some(bad, '; ')}", stacklevel=4)
+    if moving:
+        warnings.warn(f"animated, or of several pages; the first frame was taken: {list_some(moving)}", stacklevel=4)
+
+
+def _moves(item) -> bool:
+    """Whether a picture that was read has more than one frame."""
+    if isinstance(item, Image.Image):
+        return bool(getattr(item, "is_animated", False))
+    if Path(item).suffix.lower() in (".jpg", ".jpeg", ".bmp"):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(Path(item).expanduser()) as image:
+            return bool(getattr(image, "is_animated", False))
+
+
+def _name(item, i: int) -> str:
+    """What the frame calls a picture: the path, or its number in the list."""
+    if isinstance(item, Image.Image):
+        return str(getattr(item, "filename", "") or f"picture {i}")
+    return str(item)

@@ -1,0 +1,85 @@
+r"""The image side at rest: global embeddings and regions of all pictures, computed once.
+
+While prompts learn (Eq. 21), and while labels, lambda or RSS are varied at test time, the image side does not change.
+n pictures, J regions, D embedding width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from hrcf_lib.data.feeds.features import FrozenFeatures, check_depth
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.engine import devices
+
+
+@dataclass
+class Embedded:
+    """Global embeddings (n, D) in float32 and regions (n, J, D) in the type the image side computes, on the CPU."""
+
+    e_g: Tensor
+    regions: Tensor
+
+
+@torch.no_grad()
+def embed(model, data, batch: int = 128) -> Embedded:
+    """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without.
+
+    Raises ``ValueError`` for features of a method that leaves the ViT elsewhere.
+    """
+    check_depth(model, data)
+    held, at = None, 0
+    for _, inputs, labels in data.batches(Pass(batch)):
+        with model.autocast():
+            e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
+        if held is None:  # now their shapes and type are known
+            n = len(data)
+            held = Embedded(torch.empty(n, e_g.shape[1]), torch.empty(n, *regions.shape[1:], dtype=regions.dtype))
+        held.e_g[at : at + len(labels)], held.regions[at : at + len(labels)] = e_g.cpu(), regions.cpu()
+        at += len(labels)
+    return held
+
+
+@dataclass
+class Resting:
+    """What a prompt phase reads: as ``FrozenFeatures``, with embeddings in the place of trunk tokens."""
+
+    embedded: Embedded
+    data: FrozenFeatures
+
+    @property
+    def space(self):
+        """Label names of the annotation."""
+        return self.data.space
+
+    def batches(self, order: Pass) -> Iterator[tuple]:
+        """(rows, what ``frozen`` takes, labels (b, K)) of this process, step by step; all on the CPU."""
+        for rows in order.rows(len(self.data)):
+            images = self.embedded.e_g[rows], self.embedded.regions[rows]
+            yield rows, (*images, self.data.teacher[rows]), self.data.labels[rows]
+
+    def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """(e_g (b, D), regions (b, J, D)) and teacher embeddings (b, D), on the VLP's device."""
+        e_g, regions, teacher = (x.to(vlp.mean.device) for x in inputs)
+        return (e_g, regions), teacher
+
+
+def rest(model, data, epochs: int):
+    r"""What a prompt phase should read that has ``epochs`` ahead of it: ``Resting`` where it pays, or ``data`` itself.
+
+    It pays where epochs are more than processes: the image side has learnt since the phase before, so each picture has
+    to be embedded once a phase anyway, and each process embeds all of them. So phases of one epoch, as the presets
+    have, compute embeddings in every step. Augmented pictures differ in every epoch. What is held, 2 J + 4 times D
+    bytes a picture in bfloat16, may take half of the main memory that is free, shared by the processes of this machine.
+    """
+    if epochs <= devices.process().num_processes or not isinstance(data, FrozenFeatures):
+        return data
+    J = model.gather.J if hasattr(model, "gather") else model.vlp.N**2
+    half = model.config.bf16 and devices.native_bf16(model.vlp.mean.device)
+    size = len(data) * (4 + (2 if half else 4) * J) * model.vlp.D  # bytes
+    if size > psutil.virtual_memory().available / 2 / devices.neighbours():
+        return data
+    return Resting(embed(model, data), data)

@@ -1,0 +1,309 @@
+r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
+
+Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1), so the frozen trunk runs once for both.
+``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
+``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
+``AugmentedView`` is a data set whose features can be stored.
+
+A view of a picture is a pure function of (seed of the pass, row): the same for any number of processes and of workers,
+and after a resume.
+"""
+
+import copy
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import islice
+
+import numpy as np
+import PIL
+import timm
+import torch
+from datasets.distributed import split_dataset_by_node
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hrcf_lib.data import table_format
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.images import read_image, rgb
+from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.engine import devices
+
+
+class _FromDisk:
+    """What both kinds of pictures share: how one is read or augmented, and what the frozen VLP says of a batch."""
+
+    def __init__(self, vlp, augment: str, workers: int | None):
+        self.side, self.augment = vlp.side, augment
+        self.workers = devices.workers() if workers is None else workers
+        self.transform = None if augment == "none" else augmentation(augment, vlp)
+
+    def augments(self, seed: int | None) -> bool:
+        """Whether views of a pass with this seed are augmented."""
+        return self.transform is not None and seed is not None
+
+    @torch.no_grad()
+    def tokens(self, vlp, inputs) -> Tensor:
+        """Trunk tokens (b, 1 + N^2, C), float32, on the VLP's device: all that evaluation needs."""
+        return vlp.trunk(inputs[0].to(vlp.mean.device, non_blocking=True))
+
+    @torch.no_grad()
+    def frozen(self, vlp, inputs, bf16: bool = False) -> tuple[Tensor, Tensor]:
+        """Trunk tokens (b, 1 + N^2, C) and teacher embeddings (b, D), float32: one pass of the trunk for both."""
+        with devices.autocast(vlp.mean.device, bf16):
+            trunk = self.tokens(vlp, inputs)
+            teacher = vlp.teacher(trunk)
+        return trunk.float(), teacher.float()
+
+
+class Pictures(_FromDisk):
+    r"""A data set whose pictures are read anew in every pass.
+
+    Args:
+        dataset: items ``(picture uint8 (3, side, side), labels (K,))``, with ``labels``, a ``LabelSpace``, and
+            ``label_vector(i)`` and ``fingerprint()``; for augmentation also ``original(i)``, the PIL image in its own
+            size.
+        vlp: whose picture size and mean colour (which augmentation fills with) are used.
+        augment: ``"none"``: resized and cut as CLIP does; or a RandAugment string of timm such as
+            ``"rand-m9-mstd0.5-inc1"``, after a random crop of 8 to 100 % of the area, bicubic, and a flip (as in MKT).
+        workers: processes that decode and augment; None: the cores of this machine, shared by its processes.
+
+    Raises ``ValueError`` for augmentation of a data set that has no ``original``.
+    """
+
+    def __init__(self, dataset, vlp, augment: str = "none", workers: int | None = 0):
+        if augment != "none":
+            _check_originals(dataset)
+        super().__init__(vlp, augment, workers)
+        self.dataset, self.space = dataset, dataset.labels
+        self.rows = self.labels_of = np.arange(len(dataset))  # of the data set, for each picture and its labels
+
+    def __len__(self):
+        return len(self.rows)
+
+    def take(self, rows, labels_of=None) -> "Pictures":
+        """Some pictures, with their own labels or, as a control, with those of the rows ``labels_of``."""
+        part = copy.copy(self)
+        part.__dict__.pop("labels", None)
+        part.rows = self.rows[np.asarray(rows, np.int64)]
+        part.labels_of = self.labels_of[np.asarray(rows if labels_of is None else labels_of, np.int64)]
+        return part
+
+    def over(self, dataset) -> "Pictures":
+        """The same pictures with the annotation of another data set of as many."""
+        part = self.take(range(len(self)))
+        part.dataset = dataset
+        return part
+
+    def batches(self, order: Pass) -> Iterator[tuple]:
+        """(rows, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
+        return load(self, [rows.tolist() for rows in order.rows(len(self))], order.seed, self.workers)
+
+    def view(self, row: int, seed: int | None) -> tuple[int, Tensor, Tensor]:
+        """Row, picture uint8 (3, side, side) and labels (K,); augmented if there is a seed."""
+        i, k = int(self.rows[row]), int(self.labels_of[row])
+        if not self.augments(seed):
+            image, labels = self.dataset[i]
+            return row, image, labels if k == i else self.dataset.label_vector(k)
+        return row, augmented(self.dataset.original(i), self.transform, seed, row), self.dataset.label_vector(k)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(n, K) int8, of all pictures: what evaluation compares scores with."""
+        return label_matrix(self.dataset, self.labels_of)
+
+    def identity(self) -> dict:
+        """What a run on these pictures belongs to: plain values that tell other data."""
+        rows = hashlib.sha256(np.stack([self.rows, self.labels_of]).tobytes()).hexdigest()[:16]
+        return {"pictures": len(self), "data": str(self.dataset.fingerprint()), "rows": rows}
+
+    def has_positives(self) -> bool:
+        """Whether any picture has a positive seen label."""
+        seen = self.space.columns("seen")
+        return any((self.dataset.label_vector(int(k))[seen] == 1).any() for k in self.labels_of)
+
+
+class StreamedPictures(_FromDisk):
+    r"""Training pictures of a prepared table, whose Parquet shards are streamed: memory does not grow with the table.
+
+    Rows are shuffled within a buffer (shards first), by the seed of the pass; every process reads the same stream and
+    ``split_dataset_by_node`` leaves it every ``world``-th row. The shards hold names and labels only, so what costs
+    time, decoding, is divided.
+
+    Args:
+        out: folder that a ``prepare`` wrote; ``split``: of it; ``images``: where the pictures are now, if not where
+            ``prepare`` found them.
+        vlp, augment, workers: as for ``Pictures``.
+        buffer: rows to shuffle within.
+
+    Unseen labels read 0 (unknown), as zero-shot training demands. Raises what ``common`` does for a folder that is no
+    prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes cannot
+    divide evenly.
+    """
+
+    def __init__(self, out, vlp, augment="none", workers: int | None = 0, split="train", buffer=10_000, images=None):
+        about = table_format.read_about(out)
+        table_format.shards(out, split)  # its errors come at once
+        root = about["images"] if images is None else images
+        if root is None:
+            raise ValueError(f"{out} was prepared without pictures; give images=<folder>")
+        super().__init__(vlp, augment, workers)
+        self.out, self.split, self.buffer = out, split, buffer
+        self.space, self.root = table_format.read_label_space(out)[0], os.path.expanduser(str(root))
+        self.counts = about["splits"][split]
+
+    def __len__(self):
+        return self.counts["rows"]
+
+    def batches(self, order: Pass) -> Iterator[tuple]:
+        """(files, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
+        if order.batch % order.world:
+            raise ValueError(
+                f"a batch of {order.batch} streamed pictures cannot be divided evenly between {order.world} processes: "
+                "choose another batch or number of processes, or set stream to False"
+            )
+        own = order.batch // order.world
+        rows = table_format.stream(self.out, self.split, self.buffer if order.seed is not None else 0, order.seed or 0)
+        rows = split_dataset_by_node(rows, order.rank, order.world, strategy="examples").skip(order.first * own)
+        return load(self, _batched(rows, own, order.steps(len(self)) - order.first), order.seed, self.workers)
+
+    def view(self, row: dict, seed: int | None) -> tuple[str, Tensor, Tensor]:
+        """File, picture uint8 (3, side, side) and labels (K,) of one row of the table; augmented if there is a seed."""
+        path = os.path.join(self.root, row["file"])
+        if self.augments(seed):
+            image = augmented(rgb(path), self.transform, seed, row["row"])
+        else:
+            image = read_image(path, self.side)
+        y = torch.zeros(len(self.space.names))
+        y[row["negatives"]] = -1
+        y[row["positives"]] = 1
+        y[self.space.columns("ZSL")] = 0
+        return row["file"], image, y
+
+    def take(self, rows, labels_of=None):
+        """Not possible: raises ``ValueError``."""
+        raise ValueError("streamed pictures come in their own order and cannot be chosen by row: set stream to False")
+
+    def identity(self) -> dict:
+        """What a run on these pictures belongs to: plain values that tell other data."""
+        return {"pictures": len(self), "data": repr(self.counts), "buffer": self.buffer, "labels": self.space.hash}
+
+    def has_positives(self) -> bool:
+        """Whether any picture has a label at all (which ones, only a pass over the shards would tell)."""
+        return self.counts["positives"] > 0
+
+
+class AugmentedView(Dataset):
+    r"""One augmented view of every picture of a data set, always the same: what ``extract`` can store.
+
+    Args:
+        dataset, vlp, augment: as for ``Pictures``; ``augment`` is not ``"none"``.
+        view: number of the view, from 0; the seed of its random draws.
+
+    Items are ``(picture uint8 (3, side, side), labels (K,))``. Raises ``ValueError`` as ``Pictures`` does, and for
+    ``augment`` ``"none"``.
+    """
+
+    def __init__(self, dataset, vlp, augment: str, view: int):
+        if augment == "none":
+            raise ValueError("a view with augment 'none' is the picture itself: extract features of the data set")
+        _check_originals(dataset)
+        self.dataset, self.augment, self.view, self.labels = dataset, augment, view, dataset.labels
+        self.transform = augmentation(augment, vlp)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image = augmented(self.dataset.original(index), self.transform, self.view, index)
+        return image, self.dataset.label_vector(index)  # (3, side, side), (K,)
+
+    def fingerprint(self) -> str:
+        """A key for caches: that of the data set, the view, and the versions of the libraries that transform it."""
+        own = f"{self.augment} view {self.view}, timm {timm.__version__}, Pillow {PIL.__version__}"
+        return f"{self.dataset.fingerprint()} {own}"
+
+
+def _check_originals(dataset) -> None:
+    if not hasattr(dataset, "original"):
+        kind = type(dataset).__name__
+        raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
+
+
+def _batched(rows, size: int, steps: int) -> Iterator[list[dict]]:
+    """``steps`` lists of ``size`` rows; the last may be shorter, or empty for a process that has none left."""
+    rows = iter(rows)
+    for _ in range(steps):
+        yield list(islice(rows, size))
+
+
+class _Views(Dataset):
+    """What a worker runs."""
+
+    def __init__(self, source, seed):
+        self.source, self.seed = source, seed
+
+    def __getitem__(self, row):
+        return self.source.view(row, self.seed)
+
+
+def load(source, batches, seed: int | None, workers: int) -> Iterator[tuple]:
+    """Views of each batch of rows, in order; ``workers`` processes make them ahead of time."""
+    yield from DataLoader(
+        _Views(source, seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=partial(_collate, side=source.side, K=len(source.space.names)),
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _collate(items: list, side: int, K: int) -> tuple:
+    """Rows, pictures and labels of a batch, which may be empty. A function of the module, so that workers find it."""
+    images = torch.stack([image for _, image, _ in items]) if items else torch.empty(0, 3, side, side)
+    labels = torch.stack([y for _, _, y in items]) if items else torch.empty(0, K)
+    return [row for row, _, _ in items], (images,), labels
+
+
+def augmentation(name: str, vlp):
+    """timm's transform for training, PIL image -> uint8 array (3, side, side); the VLP itself does the rest."""
+    transform = create_transform(
+        vlp.side,
+        is_training=True,
+        color_jitter=None,
+        auto_augment=name,
+        interpolation="bicubic",
+        mean=tuple(vlp.mean.flatten().tolist()),
+        use_prefetcher=True,  # ends in uint8, without normalisation
+    )
+    for op in (op for step in transform.transforms for op in getattr(step, "ops", ())):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = posterize
+    return transform
+
+
+def posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """Keep ``bits`` bits of each channel. At timm's highest magnitude none is left: black, where Pillow now refuses."""
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def augmented(image: Image.Image, transform, seed: int, row: int) -> Tensor:
+    """One view, uint8 (3, side, side), drawn from seed and row alone; global random states stay as they were."""
+    with _drawn(np.random.SeedSequence([seed, row]).generate_state(3).tolist()):
+        return torch.from_numpy(np.ascontiguousarray(transform(image)))
+
+
+@contextmanager
+def _drawn(seeds):
+    """timm draws from three global generators: seed them, and put them back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(seeds[0]), np.random.seed(seeds[1]), torch.manual_seed(seeds[2])  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])  # noqa: NPY002

@@ -1,0 +1,117 @@
+r"""The common form on disk: what every ``prepare`` writes and ``hrcf_lib.data.load`` reads.
+
+::
+
+    train-00000.parquet   id, file, split, row, positives, negatives    (shards, some per split)
+    label_space.json      seen and unseen names in column order, their hash, optional further keys such as mids
+    about.json            source, images root, counts found and expected, problems, versions
+    skipped.csv           split,item,problem,detail: everything that was left out, by name
+
+``file`` is relative to the images root; ``row`` is the picture's row in the official list of its split, pictures that
+are missing here included. ``positives`` and ``negatives`` are lists of int32 columns; a label in neither is unknown.
+The shards are plain Parquet: ``datasets.load_dataset("parquet", data_files=...)`` reads them too (``stream``).
+
+This file reads what describes a table; ``writer`` writes tables, ``table`` reads them as a Dataset.
+"""
+
+import json
+from pathlib import Path
+
+from hrcf_lib.engine.messages import check_known
+from hrcf_lib.labels import LabelSpace
+
+FORM = 1  # version of the form
+
+
+def read_about(out) -> dict:
+    """``about.json`` of a prepared folder. Raises ``FileNotFoundError`` or ``ValueError`` where it is not one."""
+    return _read_json(Path(out), "about.json", "form")
+
+
+def read_label_space(out) -> tuple[LabelSpace, dict]:
+    """The ``LabelSpace`` of a prepared folder and further keys of its file; raises ``ValueError`` if it was edited."""
+    values = _read_json(Path(out), "label_space.json", "seen", "unseen", "hash")
+    space = LabelSpace(values.pop("seen"), values.pop("unseen"))
+    if space.hash != (stated := values.pop("hash")):
+        raise ValueError(
+            f"{Path(out) / 'label_space.json'} was changed: its names have the hash {space.hash}, it states {stated}; "
+            "prepare the data again, or pass load(..., labels=) to choose other labels"
+        )
+    return space, values
+
+
+def shards(out, split: str | None = None) -> list[Path]:
+    """Parquet files of one split, or of all in the order of ``about.json``; ``ValueError`` for an unknown split, or
+    for one without pictures."""
+    out = Path(out)
+    splits = read_about(out)["splits"]
+    if split is not None:
+        check_known([split], list(splits), f"{out} has no split")
+        if not splits[split]["shards"]:
+            raise ValueError(
+                f"{out} has no pictures in its split {split!r}: all {splits[split]['listed']:,} were left out "
+                f"({count(splits[split]['problems'])}, see skipped.csv); prepare the data again when they are there"
+            )
+    names = list(splits) if split is None else [split]
+    paths = [out / f"{name}-{k:05d}.parquet" for name in names for k in range(splits[name]["shards"])]
+    lost = [path.name for path in paths if not path.is_file()]
+    if lost:
+        raise FileNotFoundError(f"{out} lacks {', '.join(lost)}, which its about.json counts; prepare the data again")
+    return paths
+
+
+def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
+    r"""The rows of a split as a Hugging Face ``datasets.IterableDataset``, read shard by shard in bounded memory.
+
+    ``datasets.distributed.split_dataset_by_node`` divides it between processes.
+    """
+    import datasets
+    import pyarrow.parquet as pq
+
+    paths = [str(path) for path in shards(out, split)]
+    features = datasets.Features.from_arrow_schema(pq.read_schema(paths[0]))
+    # not load_dataset("parquet", streaming=True): datasets 5 ends each pass over it with a sleep of five seconds
+    rows = datasets.IterableDataset.from_generator(_rows, features=features, gen_kwargs={"paths": paths}, split=split)
+    return rows.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer else rows
+
+
+def _rows(paths):
+    """Rows of Parquet files, a thousand in memory at a time; a list, so that ``datasets`` can deal out the files."""
+    import pyarrow.parquet as pq
+
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+
+
+def summary(out) -> str:
+    """One line a split: rows found, listed and expected, and what was skipped."""
+    about = read_about(out)
+    lines = [f"{about['dataset']} in {out}"]
+    for name, counts in about["splits"].items():
+        expected = f", {counts['expected']:,} published" if counts["expected"] else ""
+        skipped = f"; {count(counts['problems'])}" if counts["problems"] else ""
+        lines.append(f"{name}: {counts['rows']:,} of {counts['listed']:,} pictures{expected}{skipped}")
+    return "\n".join(lines + [f"note: {note}" for note in about.get("notes", ())])
+
+
+def count(problems) -> str:
+    """Numbers of problems by kind, as text."""
+    return ", ".join(f"{n:,} {problem}" for problem, n in problems.items()) or "no problems"
+
+
+def _read_json(out: Path, name: str, *keys: str) -> dict:
+    path = out.expanduser() / name
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{out} has no {name}: it is no prepared folder; run prepare(source, out)") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); prepare the data again") from error
+    lacking = [key for key in keys if key not in values]
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(lacking)}; prepare the data again")
+    if values.get("form", FORM) != FORM:
+        raise ValueError(f"{path} has form {values['form']}, this version reads form {FORM}; prepare the data again")
+    return values

@@ -1,0 +1,1 @@
+"""What the whole library stands on: devices, files, messages, learning-rate curves."""

@@ -1,0 +1,21 @@
+"""Figures: charts of results, pictures with what was seen where, one style for all."""
+
+from hrcf_lib.figures.charts import (
+    COLOURS,
+    COLUMN,
+    PAGE,
+    RIGHT,
+    WRONG,
+    curves,
+    effects,
+    gallery,
+    legend,
+    printed,
+    publish,
+    reliability,
+    save,
+    scene_gallery,
+    style,
+    sweep,
+    where,
+)

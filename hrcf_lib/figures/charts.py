@@ -1,0 +1,299 @@
+r"""Plots in one style, and saving them under the paper's names. Colours are safe for colour-blind readers."""
+
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+from hrcf_lib.engine.messages import need
+from hrcf_lib.studies.records import out_folder
+
+COLOURS = sns.color_palette("colorblind")
+RIGHT, WRONG = COLOURS[2], COLOURS[3]
+COLUMN, PAGE = 3.5, 7.16  # inches: a column and the page of an IEEE journal
+TASKS = {"ZSL": (COLOURS[0], "o", "-"), "GZSL": (COLOURS[1], "s", "--"), "seen": (COLOURS[2], "^", "-.")}
+SPINES = {"axes.spines.top": False, "axes.spines.right": False}
+SCREEN = SPINES | {"figure.dpi": 90, "savefig.dpi": 150, "savefig.bbox": "tight"}
+PRINT = SPINES | {  # at the size of COLUMN or PAGE, not scaled afterwards
+    **{f"{part}.labelsize": 8 for part in ("axes", "xtick", "ytick")},
+    **{"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.title_fontsize": 7},
+    **{"lines.linewidth": 1.2, "lines.markersize": 4, "grid.linewidth": 0.5, "axes.linewidth": 0.8},
+    **{"xtick.major.pad": 2, "ytick.major.pad": 2, "axes.labelpad": 3},
+    **{"figure.dpi": 150, "savefig.dpi": 300, "savefig.bbox": None},
+}
+
+
+def style(kind: str = "screen") -> None:
+    """Call once at the top of a notebook: ``screen``, or ``print`` for figures of the width ``COLUMN`` or ``PAGE``."""
+    if kind not in ("screen", "print"):
+        raise ValueError(f"unknown style {kind!r}: choose screen or print")
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update(SCREEN if kind == "screen" else PRINT)
+
+
+@contextmanager
+def printed():
+    """The style ``print`` for the figures made inside, whatever the notebook's own."""
+    with plt.rc_context():
+        style("print")
+        yield
+
+
+def save(figure, name: str) -> Path:
+    """``figures/<name>.png`` (below ``runs/`` for a smoke run); returns the path."""
+    path = out_folder("figures") / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def publish(figure, name: str) -> list[Path]:
+    """``<name>.png`` (300 dpi) and ``<name>.svg`` where ``save`` puts figures, in the figure's own size; returns both.
+
+    The SVG holds its text as outlines and no date: the same figure gives the same file. The figure is closed, so that a
+    notebook shows it once, where it says ``display(figure)``.
+    """
+    folder = out_folder("figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with plt.rc_context({"svg.hashsalt": "hrcf", "svg.fonttype": "path", "savefig.bbox": None}):
+        figure.savefig(paths[0], dpi=300)
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return paths
+
+
+def _wrapped(text: str) -> str:
+    """Five lines at most: a photograph of NUS-WIDE can have dozens of tags."""
+    return textwrap.fill(text, 26, max_lines=5, placeholder=" ...")
+
+
+def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
+    """A grid of pictures (H, W, 3) with a title each; returns the figure."""
+    rows = int(np.ceil(len(images) / columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.5) * rows), squeeze=False)
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(images):
+            axis.imshow(images[i], interpolation="lanczos")
+            colour = colours[i] if colours else "black"
+            axis.set_title(_wrapped(titles[i]), fontsize=8, color=colour)
+    figure.tight_layout()
+    return figure
+
+
+def scene_gallery(scenes, columns: int = 4, boxes: bool = True):
+    """MojiScenes with their labels and boxes; returns the figure."""
+    figure = gallery([s.image for s in scenes], [", ".join(s.names) for s in scenes], columns)
+    for axis, scene in zip(figure.axes, scenes, strict=False):
+        for x0, y0, x1, y1 in scene.boxes if boxes else ():
+            if x1 - x0 < scene.image.shape[1]:
+                axis.add_patch(plt.Rectangle((x0, y0), x1 - x0 - 1, y1 - y0 - 1, fill=False, color="white", lw=1))
+    return figure
+
+
+def where(image: np.ndarray, names, scores, maps, truth=()):
+    """A picture, the bars of its best labels (right ones green), and a heat map for each; returns the figure."""
+    n = len(names)
+    figure, axes = plt.subplots(1, n + 2, figsize=(2.1 * (n + 2), 2.4), width_ratios=[1, 1.1] + [1] * n)
+    axes[0].imshow(image, interpolation="lanczos")
+    axes[0].set_title(_wrapped("true: " + ", ".join(truth)) if truth else "picture", fontsize=8)
+    colours = [RIGHT if name in truth or not truth else WRONG for name in names]
+    axes[1].barh(range(n), scores, color=colours)
+    axes[1].set_yticks(range(n), names, fontsize=8)
+    axes[1].invert_yaxis()
+    axes[1].tick_params(axis="x", labelsize=7)
+    axes[1].set_title("score", fontsize=8)
+    for axis, name, heat in zip(axes[2:], names, maps, strict=True):
+        axis.imshow(image, interpolation="lanczos")
+        axis.imshow(heat, cmap="inferno", alpha=0.55)
+        axis.set_title(name, fontsize=8)
+    for axis in (axes[0], *axes[2:]):
+        axis.axis("off")
+    figure.tight_layout()
+    return figure
+
+
+def curves(history, every: int = 50):
+    """Losses and learning rate of a training run, averaged over ``every`` steps, phases shaded; returns the figure."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.8))
+    for axis, column in zip(axes, ("ranking", "distillation", "lr"), strict=True):
+        for side, colour in (("hcg", COLOURS[0]), ("prompts", COLOURS[1])):
+            part = history[history.side == side]
+            if len(part) and not (column == "distillation" and side == "prompts"):
+                values = part[column].rolling(min(every, len(part)), min_periods=1).mean()
+                for _, piece in part.assign(value=values).groupby("phase"):
+                    axis.plot(piece.step, piece.value, color=colour, label=side)
+        for _, phase in history[history.side == "prompts"].groupby("phase"):
+            axis.axvspan(phase.step.min(), phase.step.max(), color=COLOURS[1], alpha=0.12, lw=0)
+        axis.set(
+            xlabel="step",
+            title={"ranking": "ranking loss", "distillation": "distillation loss", "lr": "learning rate"}[column],
+        )
+    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=False))
+    axes[0].legend(handles.values(), handles.keys(), fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _look(colour, marker: str, fill=None) -> dict:
+    return {"color": colour, "marker": marker, "mfc": colour if fill is None else fill, "mec": colour, "ls": "none"}
+
+
+VERDICTS = {  # colour, shape and fill each tell a verdict by itself
+    **dict.fromkeys(("better", "agrees"), _look(COLOURS[0], "o")),
+    **dict.fromkeys(("worse", "opposite"), _look(COLOURS[3], "s")),
+    "open": _look("0.35", "o", "white"),
+}
+PAPER_NAME = "paper (its data)"
+PAPER = _look("black", "D", "none")
+BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+CLEAR = {"fc": "white", "ec": "none", "pad": 1}
+AT_EDGE = BESIDE | {"xycoords": ("axes fraction", "data")}
+
+
+def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: str = "percentage points"):
+    r"""Forest plot: a row an effect, its difference and interval; the verdict is told by colour, shape and fill.
+
+    Args:
+        frame: rows in order, with ``difference``, ``low``, ``high`` (percentage points; NaN: not measured), ``verdict``
+            (a key of ``VERDICTS``) and optionally ``paper`` (the paper's difference, a diamond) and ``group`` (a
+            heading over rows that follow each other).
+        width: of the figure, in inches; the height follows from the rows. Wider than ``COLUMN``, the numbers stand
+            beside the rows.
+
+    Returns the figure. Raises ``ValueError`` for a missing column, no row or an unknown verdict.
+    """
+    need(frame, [label_column, "difference", "low", "high", "verdict"], "figures.effects")
+    unknown = set(frame["verdict"][frame["difference"].notna()]) - set(VERDICTS)
+    if unknown:
+        raise ValueError(f"unknown verdict {sorted(map(str, unknown))[0]!r}: choose one of {', '.join(VERDICTS)}")
+    labels = [textwrap.fill(str(text), 28 if width <= COLUMN else 60) for text in frame[label_column]]
+    groups = list(frame["group"]) if "group" in frame else [None] * len(frame)
+    heads = [here != before for here, before in zip(groups, [None, *groups])]
+    heights = np.array([1 + 0.8 * text.count("\n") for text in labels])
+    places = np.cumsum(heights + heads) - heights / 2
+    with printed():
+        size = (width, 0.95 + 0.17 * (heights.sum() + sum(heads)))
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        axis.axvline(0, color="black", lw=0.8)
+        for place, row in zip(places, frame.to_dict("records")):
+            _effect(axis, place, row, numbers=width > COLUMN)
+        axis.set_yticks(places, labels)
+        axis.tick_params(axis="y", length=0, pad=3)
+        for place, height, group, head in zip(places, heights, groups, heads):
+            if head:
+                axis.annotate(group, (0, place - height / 2 - 0.5), (-3, 0), **AT_EDGE, ha="right", weight="bold")
+        axis.set(ylim=(places[-1] + heights[-1] / 2 + 0.1, -0.1), xlabel=xlabel)
+        axis.grid(visible=False, axis="y")
+        axis.spines["left"].set_visible(False)
+        legend(figure, [*VERDICTS, PAPER_NAME])
+    return figure
+
+
+def _effect(axis, place: float, row: dict, numbers: bool) -> None:
+    paper, measured, text = row.get("paper", np.nan), not np.isnan(row["difference"]), "not measured"
+    if measured:
+        look = VERDICTS[row["verdict"]]
+        axis.plot([row["low"], row["high"]], [place, place], color=look["color"], lw=1.4, zorder=2)
+        axis.plot(row["difference"], place, **look, zorder=3, label=row["verdict"])
+        text = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
+    if not np.isnan(paper):
+        axis.plot(paper, place, **PAPER, ms=4.5, zorder=4, label=PAPER_NAME)
+    if numbers:
+        axis.annotate(text, (1, place), (5, 0), **AT_EDGE, fontsize=7)
+    elif not measured:
+        axis.annotate(text, (np.nan_to_num(paper), place), (6, 0), **BESIDE, fontsize=7, bbox=CLEAR)
+
+
+def sweep(
+    frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="mAP (%)", axis=None
+):  # fmt: skip
+    r"""A metric against a setting: for each task the mean over seeds, and a band from the least seed to the greatest.
+
+    Args:
+        frame: a row for each (x, seed, task): columns ``x``, ``seed``, ``task`` and ``mAP`` in percent.
+        columns: task -> its name in the legend, in order; by default every task of the frame under its own name.
+        marks: text -> value of x: further dotted lines.
+        paper: the paper's choice of x (its curve is printed nowhere): a dotted line.
+        chosen: the value chosen on val: a star on each line.
+        axis: to draw into, in place of a new figure one ``COLUMN`` wide; the legend is one for all axes of its figure.
+
+    Returns the figure. Raises ``ValueError`` for a missing column or a task without rows.
+    """
+    need(frame, [x, "seed", "task", "mAP"], "figures.sweep")
+    columns = columns or {task: task for task in dict.fromkeys(frame["task"])}
+    lines = ({} if paper is None else {"the paper's choice": paper}) | (marks or {})
+    with printed():
+        if axis is None:
+            axis = plt.subplots(figsize=(COLUMN, 0.72 * COLUMN), layout="constrained")[1]
+        for text, place in lines.items():
+            axis.axvline(
+                place, color="black", ls=":", lw=1.2, alpha=1 if text == "the paper's choice" else 0.5, label=text
+            )
+        for task, name in columns.items():
+            part = frame[frame["task"] == task].groupby(x)["mAP"].agg(["mean", "min", "max"])
+            if not len(part):
+                raise ValueError(f"no row of task {task!r}: the frame has {', '.join(dict.fromkeys(frame['task']))}")
+            colour, marker, line = TASKS.get(task, (COLOURS[4], "v", ":"))
+            axis.fill_between(part.index, part["min"], part["max"], color=colour, alpha=0.2, lw=0)
+            axis.plot(part.index, part["mean"], color=colour, marker=marker, ls=line, label=name)
+            if chosen in part.index:
+                axis.plot(chosen, part["mean"][chosen], **STAR, label="chosen on val")
+        values = sorted(set(frame[x]))
+        if len(values) <= 8:
+            axis.set_xticks(values, [f"{v:g}" for v in values])
+        axis.set(xlabel=xlabel or x, ylabel=ylabel)
+        legend(axis.figure, [*columns.values(), *lines])
+    return axis.figure
+
+
+def reliability(tables: dict, width: float = COLUMN):
+    r"""What was promised against what came: a line for each table of ``calibration.reliability``, by name.
+
+    Both axes are logarithmic, since most probabilities of labels are small; bars are 95 % intervals of the share
+    (Wilson's), the diagonal is where every promise is kept. A share of 0 is at the lower edge. Returns the figure.
+    Raises ``ValueError`` for a missing column or a table without rows.
+    """
+    for frame in tables.values():
+        need(frame, ["said", "true", "answers"], "figures.reliability")
+    low = 0.7 * min(min(frame["said"].min(), frame["true"][frame["true"] > 0].min()) for frame in tables.values())
+    with printed():
+        figure, axis = plt.subplots(figsize=(width, 1.05 * width), layout="constrained")
+        axis.plot([low, 1], [low, 1], color="black", lw=0.8, label="as promised")
+        for i, (name, frame) in enumerate(tables.items()):
+            ends = _wilson(frame["true"].to_numpy(float), frame["answers"].to_numpy(float))
+            look = {"color": COLOURS[i % 10], "marker": "osD^v"[i % 5], "ls": ("-", "--", "-.", ":")[i % 4]}
+            axis.vlines(frame["said"], *np.clip(ends, low, 1), color=look["color"], lw=1)
+            axis.plot(frame["said"], frame["true"].clip(lower=low), **look, label=name)
+        axis.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
+        axis.set(xlabel="probability that was given", ylabel="share that is in the picture", aspect="equal")
+        legend(figure, [*tables, "as promised"])
+    return figure
+
+
+def _wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
+    """Both ends (2, m) of the interval of a share (m,) of n answers."""
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return np.stack([middle - half, middle + half]) / (1 + z**2 / n)
+
+
+STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
+
+
+def legend(figure, order) -> None:
+    """One below all axes, each name once: first those of ``order``."""
+    for old in figure.legends:
+        old.remove()
+    pairs = [pair for axis in figure.axes for pair in zip(*reversed(axis.get_legend_handles_labels()))]
+    handles = dict(reversed(pairs))
+    names = [*(name for name in order if name in handles), *(name for name in handles if name not in order)]
+    widest = 0.45 + 0.06 * max(map(len, names), default=0)  # inches, at 7 pt
+    rows = -(-len(names) // max(1, int(figure.get_figwidth() / widest)))
+    columns = max(1, -(-len(names) // max(1, rows)))
+    figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=columns, frameon=False)

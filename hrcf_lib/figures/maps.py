@@ -1,0 +1,237 @@
+r"""Figures of maps: one label a picture (Fig. 6), all of a picture's (Fig. 7), level by level, and what was measured.
+
+Maps are in 0..1 and as large as their picture; boxes x0, y0, x1, y1 in pixels, the last two exclusive, drawn thin so
+that a reader can judge. K labels, L levels.
+"""
+
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import patheffects
+
+from hrcf_lib.engine.messages import need
+from hrcf_lib.figures.charts import COLOURS, PAGE, legend, printed
+from hrcf_lib.studies.by_object_size import SIZES
+from hrcf_lib.studies.localisation import ALL, CONTROLS, METRICS
+
+HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
+OUTLINE = [patheffects.Stroke(linewidth=1.8, foreground="black", alpha=0.6), patheffects.Normal()]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "x"))}
+
+
+def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
+    r"""Fig. 6: a column a picture, with one of its labels; below the picture the map of each method.
+
+    Args:
+        images: n pictures (H, W, 3).
+        labels: the label of each, its title.
+        maps: method -> n maps (H, W).
+        boxes: of each label, or None.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for no picture or method, and lists of another length.
+    """
+    _check_lists(images, {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps, maps)
+    rows, n = 1 + len(maps), len(images)
+    with printed():
+        side = width / (n + 0.15)
+        size = (width, side * rows + 0.3)
+        figure, axes = plt.subplots(rows, n, figsize=size, layout="constrained", squeeze=False)
+        _close(figure)
+        for i, image in enumerate(images):
+            box = None if boxes is None else boxes[i]
+            show(axes[0, i], image, None, box)
+            axes[0, i].set_title(textwrap.fill(labels[i], max(8, int(16 * side))), fontsize=8)
+            for row, heat in zip(axes[1:, i], maps.values()):
+                show(row, image, heat[i], box)
+        for axis, title in zip(axes[:, 0], ["picture", *maps]):
+            axis.set_ylabel(title)
+    return figure
+
+
+def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
+    r"""Fig. 7: pictures, and beside each the maps of all its labels, a row a method.
+
+    Args:
+        images: n pictures (H, W, 3).
+        labels: the labels of each.
+        maps: method -> for each picture its maps (k, H, W).
+        boxes: for each picture those of its labels (k, 4), or None.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for no picture or method, lists of another length, or a picture with
+    another number of maps or boxes than labels.
+    """
+    given = {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps
+    _check_lists(images, given, maps)
+    for name, lists in given.items():
+        odd = [i for i, own in enumerate(lists) if len(own) != len(labels[i])]
+        if odd:
+            i = odd[0]
+            raise ValueError(f"{name!r} has {len(lists[i])} entries for the {len(labels[i])} labels of picture {i}")
+    rows, columns = len(maps), 1 + max(map(len, labels))
+    with printed():
+        side = min(1.3, width / (columns + 0.15))
+        size = (side * (columns + 0.15), (side * rows + 0.3) * len(images))
+        figure = plt.figure(figsize=size, layout="constrained")
+        _close(figure)
+        places = figure.add_gridspec(rows * len(images), columns)
+        for i, image in enumerate(images):
+            own = None if boxes is None else boxes[i]
+            first = figure.add_subplot(places[i * rows, 0])
+            show(first, image, None)
+            first.set_title("picture", fontsize=8)
+            for row, (title, of) in enumerate(maps.items()):
+                for k, name in enumerate(labels[i]):
+                    axis = figure.add_subplot(places[i * rows + row, 1 + k])
+                    show(axis, image, of[i][k], None if own is None else own[k])
+                    if not row:
+                        axis.set_title(textwrap.fill(name, max(8, int(16 * side))), fontsize=8)
+                    if not k:
+                        axis.set_ylabel(title)
+    return figure
+
+
+def levels(image, labels, clues, boxes=None, width: float = PAGE):
+    r"""What each level of regions adds to the region score of each label: a map a level, and its sum as a bar.
+
+    Within a row all levels have one scale: what a region adds, in parts of the largest amount; one that takes away is
+    dark. A region that RSS leaves out is crossed. The bars are sums over those that stay, which may be negative, with
+    each level's share of the amounts.
+
+    Args:
+        image: (H, W, 3).
+        labels: K names, a row each.
+        clues: of ``explain.clues`` for this one picture and these labels.
+        boxes: (K, 4), or None.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for clues of several pictures or of other labels.
+    """
+    found = tuple(clues.scores.shape)
+    if found[:2] != (1, len(labels)) or not len(labels):
+        raise ValueError(f"clues of {found[0]} pictures and {found[1]} labels, to be drawn: 1 and {len(labels)}")
+    L = found[2]
+    with printed():
+        side = width / (L + 2.6)
+        size = (width, side * len(labels) + 0.45)
+        figure, axes = plt.subplots(
+            len(labels), L + 2, figsize=size, layout="constrained", squeeze=False, width_ratios=[1] * (L + 1) + [1.2]
+        )
+        _close(figure)
+        for k, (row, name) in enumerate(zip(axes, labels)):
+            show(row[0], image, None, None if boxes is None else boxes[k])
+            row[0].set_ylabel(textwrap.fill(name, 14))
+            top = max(float(m[0, k].max()) for m in clues.added)
+            for axis, added, kept in zip(row[1:], clues.added, clues.kept):
+                _level(axis, image, added[0, k].numpy(), kept[0].numpy(), top)
+            _sums(row[-1], clues.scores[0, k].numpy(), 100 * clues.shares[0, k].numpy())
+        heads = [f"level {l}: {m.shape[-1]} × {m.shape[-1]}" for l, m in enumerate(clues.added, 1)]
+        for axis, title in zip(axes[0], ["picture", *heads, "adds to the region score"]):
+            axis.set_title(title)
+    return figure
+
+
+def localisation(table, titles=None, width: float = PAGE):
+    r"""What ``localisation.summary`` found: a panel a measure, sizes side by side, a point and its interval a title.
+
+    Args:
+        table: of ``localisation.summary``.
+        titles: those to draw, in order; by default all. The two controls are grey, without interval.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for a missing column, no row, or a title that is not in the table.
+    """
+    need(table, ["title", "size", *(m + end for m in METRICS for end in ("", "_low", "_high"))], "localisation")
+    there = list(dict.fromkeys(table["title"]))
+    titles = there if titles is None else list(titles)
+    if unknown := [title for title in titles if title not in there]:
+        raise ValueError(f"no row of {unknown[0]!r}: the table has {', '.join(there)}")
+    sizes = [size for size in (*SIZES, ALL) if size in set(table["size"])]
+    with printed():
+        figure, axes = plt.subplots(1, len(METRICS), figsize=(width, 2.8), layout="constrained", sharey=True)
+        for axis, (metric, name) in zip(axes, METRICS.items()):
+            for i, title in enumerate(titles):
+                part = table[table["title"] == title].set_index("size").reindex(sizes)
+                x = np.arange(len(sizes)) + 0.7 * ((i + 0.5) / len(titles) - 0.5)
+                _points(axis, x, part, metric, title, i)
+            axis.set_xticks(range(len(sizes)), sizes)
+            axis.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, None), title=name)
+            axis.tick_params(axis="x", length=0)
+            axis.grid(visible=False, axis="x")
+            for place in range(1, len(sizes)):
+                axis.axvline(place - 0.5, color="0.85", lw=0.6)
+        axes[0].set_ylabel("%")
+        legend(figure, titles)
+    return figure
+
+
+def show(axis, image, heat=None, box=None) -> None:
+    """A picture, its map over it, and the box of the thing; no ticks."""
+    axis.imshow(image, interpolation="lanczos")
+    if heat is not None:
+        axis.imshow(np.asarray(heat), **HEAT)
+    if box is not None:
+        x0, y0, x1, y1 = (float(v) for v in box)
+        corner = (x0 - 0.5, y0 - 0.5)  # pixels are squares around whole numbers
+        look = {"fill": False, "color": "white", "lw": 0.8, "path_effects": OUTLINE}
+        axis.add_patch(plt.Rectangle(corner, x1 - x0, y1 - y0, **look))
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _level(axis, image, added, kept, top: float) -> None:
+    """One level: what its regions add, in parts of ``top``, and a cross where RSS leaves one out."""
+    h, w = image.shape[:2]
+    heat = np.clip(added / top if top > 0 else 0 * added, 0, 1)
+    axis.imshow(image, interpolation="lanczos", extent=(0, w, h, 0))
+    axis.imshow(heat, **HEAT, interpolation="nearest", extent=(0, w, h, 0))
+    cell = w / len(kept)
+    y, x = ((~kept).nonzero()[i] * cell + cell / 2 for i in (0, 1))
+    axis.plot(x, y, ls="none", marker="x", ms=min(4, 25 * cell / w), mew=0.6, color="white")
+    axis.set(xticks=[], yticks=[], xlim=(0, w), ylim=(h, 0))
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _sums(axis, sums, shares) -> None:
+    """A bar a level: what it adds (right, with a plus) or takes away, and its share of the amounts in percent."""
+    names = [f"level {l}" for l in range(1, len(sums) + 1)]
+    axis.barh(names, sums, color=[COLOURS[0 if value >= 0 else 3] for value in sums], height=0.6)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.invert_yaxis()
+    span = max(float(np.abs(sums).max()), 1e-9)
+    axis.set(xlim=(min(0, float(sums.min())) - 0.08 * span, max(0, float(sums.max())) + 1.5 * span), xticks=[])
+    for place, (value, share) in enumerate(zip(sums, shares)):
+        text = f"{value:+.2f} ({share:.0f} %)".replace("-", "−").replace("nan", "0")
+        about = {"textcoords": "offset points", "va": "center", "fontsize": 7}
+        axis.annotate(text, (max(value, 0), place), (3, 0), **about)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(visible=False)
+    axis.spines["bottom"].set_visible(False)
+
+
+def _points(axis, x, part, metric: str, title: str, i: int) -> None:
+    """The points of one title; a control is grey and has no interval."""
+    look = {"ls": "none", "label": title, "ms": 4.5}
+    if title in GREYS:
+        axis.plot(x, part[metric], **look | {"ms": 6, "mew": 1.8} | GREYS[title])
+        return
+    colour = COLOURS[i % len(COLOURS)]
+    axis.vlines(x, part[f"{metric}_low"], part[f"{metric}_high"], color=colour, lw=1)
+    axis.plot(x, part[metric], color=colour, marker=MARKERS[i % len(MARKERS)], **look)
+
+
+def _close(figure) -> None:
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+
+
+def _check_lists(images, given: dict, maps: dict) -> None:
+    if not len(images) or not maps:
+        raise ValueError(f"{len(images)} pictures and {len(maps)} methods: give at least one of each")
+    for name, own in given.items():
+        if len(own) != len(images):
+            raise ValueError(f"{name!r} has {len(own)} entries for {len(images)} pictures: give one each")

@@ -1,0 +1,46 @@
+"""What several methods are made of: last blocks that learn, dense features, and prompts that rest."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from hrcf_lib.labels import check_names
+from hrcf_lib.method import Method
+
+
+class LastBlocks(Method):
+    r"""A method that trains the last ``config.blocks`` blocks of the ViT, all with None, its norm and projection."""
+
+    trainable = {"images": ("block.", "ln_post.", "head."), "prompts": ()}
+
+    @property
+    def trained_blocks(self) -> int:
+        """As the config says, or all."""
+        return self.vlp.depth if self.config.blocks is None else self.config.blocks
+
+    def build(self) -> None:
+        """Trainable copies of the VLP's last blocks, final norm and projection."""
+        visual = self.vlp.model.visual
+        last = list(visual.transformer.resblocks)[self.vlp.depth - self.trained_blocks :]
+        self.block = nn.Sequential(*copy.deepcopy(last)).requires_grad_(True)
+        self.ln_post = copy.deepcopy(visual.ln_post).requires_grad_(True)
+        self.head = nn.Linear(self.vlp.C, self.vlp.D, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(visual.proj.T)
+
+    def lr_scale(self, side: str, name: str) -> float:
+        """``layer_decay`` to the number of steps down from norm and projection: the last block is one below them."""
+        words = name.split(".")
+        return self.config.layer_decay ** (self.trained_blocks - int(words[1])) if words[0] == "block" else 1.0
+
+
+def patches(vlp, trunk: Tensor) -> Tensor:
+    """The VLP's dense features, in the space of e_p: tokens (B, 1 + N^2, C) after the last block -> (B, N^2, D)."""
+    return vlp.model.visual.ln_post(trunk[:, 1:]) @ vlp.model.visual.proj  # (B, N*N, D)
+
+
+@torch.no_grad()
+def fixed_prompts(vlp, names, template: str) -> Tensor:
+    """(K, D) embeddings of names in a template. Raises ``ValueError`` for names that the text tower cannot take."""
+    return vlp.encode_text([template.format(name) for name in check_names(names)])

@@ -1,0 +1,143 @@
+r"""Losses of the methods that HRCF is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrcf_lib.labels import check_scores
+
+
+def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    r"""A smooth ranking loss: every label that is present should outscore every label that is absent.
+
+    .. math:: L_i = \log \Bigl(1 + \sum_{p: y_{ip} = 1} \; \sum_{n: y_{in} = -1} \exp(s_{in} - s_{ip})\Bigr)
+
+    The mean over the B images. An image without a positive or without a negative adds 0 and still counts in B. Labels
+    that are 0 take no part. The double sum is a product, so that each image costs O(K):
+
+    .. math:: L_i = \log (1 + e^{a_i}), \qquad a_i = \log \sum_n e^{s_{in}} + \log \sum_p e^{-s_{ip}}
+
+    Args:
+        scores: (B, K), finite. Half precision is computed in float32.
+        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
+
+    Returns:
+        scalar >= 0, of the scores' type but at least float32; 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that differ, a NaN or infinite score, a label outside {-1, 0, 1}.
+
+    Source: the log-sum-exp pairwise loss of Li, Song & Luo, CVPR 2017, Eq. 4.
+
+    >>> scores = torch.tensor([[2.0, 2.0, 2.0, 9.0]])  # two pairs, each of difference 0; label 3 is unknown
+    >>> log_sum_ranking_loss(scores, torch.tensor([[1, -1, -1, 0]]))  # log(1 + 2)
+    tensor(1.0986)
+    """
+    check_scores(scores, labels, finite=True)
+    s = scores.to(torch.promote_types(scores.dtype, torch.float32))  # (B, K)
+    present, absent = labels == 1, labels == -1  # (B, K)
+    paired = present.any(dim=1) & absent.any(dim=1)  # (B,)
+    s, present, absent = s[paired], present[paired], absent[paired]  # (b, K)
+    if not len(s):
+        return scores.to(s.dtype).sum() * 0
+    best = s.detach().masked_fill(~present, -torch.inf).amax(dim=1, keepdim=True)  # (b, 1)
+    s = s - best  # an offset of all scores cancels before it is rounded
+    a = s.masked_fill(~absent, -torch.inf).logsumexp(dim=1) + (-s).masked_fill(~present, -torch.inf).logsumexp(dim=1)
+    return torch.logaddexp(a, torch.zeros_like(a)).sum() / len(scores)  # log(1 + e^a), exact also where a is large
+
+
+def asymmetric_loss(
+    p: Tensor, labels: Tensor, gamma_positive: float = 1.0, gamma_negative: float = 2.0, shift: float = 0.05
+) -> Tensor:
+    r"""Binary cross-entropy that looks away from what is easy, from absent labels most; unknown labels take no part.
+
+    .. math:: L_i = -\sum_{k: y_{ik} = 1} (1 - p_{ik})^{\gamma_+} \log p_{ik}
+        - \sum_{k: y_{ik} = -1} m_{ik}^{\gamma_-} \log (1 - m_{ik}), \qquad m_{ik} = \max(p_{ik} - m, 0)
+
+    The mean over the B images. With 0 for both gammas and the shift it is the binary cross-entropy of the known labels.
+    The powers are part of the gradient. Logarithms and powers are those of at least 1e-8.
+
+    Args:
+        p: (B, K), probabilities that a label is present, in [0, 1]. Half precision is computed in float32.
+        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
+        gamma_positive, gamma_negative: at least 0. The defaults are those of DualCoOp and of the partial asymmetric
+            loss of the semantic-aware method; ASL itself has 0 and 4.
+        shift: m, probability below which an absent label costs nothing; in [0, 1).
+
+    Returns:
+        scalar >= 0, of the type of ``p`` but at least float32; 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that differ, a NaN or infinite probability, a label outside {-1, 0, 1}, a gamma below 0 or a
+            shift outside [0, 1).
+
+    Source: Ridnik et al., ICCV 2021 (ASL), Eq. 7; restricted to known labels as in Eq. 10 of the semantic-aware method.
+
+    >>> p = torch.tensor([[0.5, 0.5, 0.9]])  # the third label is unknown
+    >>> asymmetric_loss(p, torch.tensor([[1, -1, 0]]))  # 0.5 log 2 - 0.45^2 log 0.55
+    tensor(0.4676)
+    """
+    if gamma_positive < 0 or gamma_negative < 0 or not 0 <= shift < 1:
+        raise ValueError(
+            f"gammas {gamma_positive}, {gamma_negative} and shift {shift}: give gammas of at least 0, a shift in [0, 1)"
+        )
+    check_scores(p, labels, finite=True)
+    p = p.to(torch.promote_types(p.dtype, torch.float32))  # (B, K)
+    m = (p - shift).clamp(min=0)  # (B, K)
+    # A power below 1 has an infinite slope at 0, which times 0 is no number, whether the entry takes part or not.
+    present = (1 - p).clamp(min=1e-8) ** gamma_positive * p.clamp(min=1e-8).log()
+    absent = m.clamp(min=1e-8) ** gamma_negative * (1 - m).clamp(min=1e-8).log()
+    zero = p.new_zeros(())
+    total = torch.where(labels == 1, present, zero).sum() + torch.where(labels == -1, absent, zero).sum()
+    return -total / max(1, len(p))
+
+
+def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    r"""Features of one class attract, all others repel.
+
+    .. math:: L = \frac{1}{|A|} \sum_{i \in A} \frac{-1}{|P(i)|} \sum_{p \in P(i)}
+        \log \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \ne i} \exp(z_i \cdot z_a / \tau)},
+        \qquad z = \frac{x}{\lVert x \rVert_2}
+
+    P(i) are the other features of the class of i; A are the anchors, those i that have any. A feature without a partner
+    is no anchor, but others are told from it. All n features are compared with each other: in data parallel, and where
+    a batch is computed in parts, these are the features of the process's own part, not those of the whole batch.
+
+    Args:
+        features: (n, D), finite, of any length. Half precision is computed in float32.
+        classes: (n,), whole numbers.
+        temperature: tau > 0.
+
+    Returns:
+        scalar >= 0, of the features' type but at least float32; 0 if no feature has a partner.
+
+    Raises:
+        ValueError: shapes that do not fit, or a temperature that is not above 0.
+
+    Source: Khosla et al., NeurIPS 2020, Eq. 2 (L_out); the mean over the anchors in place of their sum.
+
+    >>> features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])  # the third is alone in its class
+    >>> supervised_contrastive_loss(features, torch.tensor([7, 7, 4]), temperature=1.0)  # log((e + 1) / e)
+    tensor(0.3133)
+    """
+    if features.ndim != 2 or classes.shape != features.shape[:1]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and classes {tuple(classes.shape)} do not fit: they are (n, D) and (n,)"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature}: choose a number above 0")
+    x = features.to(torch.promote_types(features.dtype, torch.float32))  # (n, D)
+    itself = torch.eye(len(x), dtype=torch.bool, device=x.device)  # (n, n)
+    partner = (classes[:, None] == classes) & ~itself  # (n, n)
+    number = partner.sum(dim=1)  # (n,), |P(i)|
+    anchors = number > 0  # (n,)
+    if not anchors.any():
+        return x.sum() * 0
+    z = F.normalize(x, dim=1)  # (n, D)
+    s = z[anchors] @ z.T / temperature  # (A, n)
+    s = s.masked_fill(itself[anchors], -torch.inf)
+    all_others = s.logsumexp(dim=1)  # (A,)
+    partners = s.masked_fill(~partner[anchors], 0.0).sum(dim=1) / number[anchors]  # (A,)
+    return (all_others - partners).mean()

@@ -1,0 +1,95 @@
+r"""DualCoOp: two learnt prompts, one for "present" and one for "absent", and regions that the first one chooses.
+
+$$t^\pm_k = \mathrm{TextTower}([v^\pm_1, \ldots, v^\pm_M, name_k, \text{.}]), \qquad
+  s^\pm_{jk} = \gamma \cos(f_j, t^\pm_k), \qquad a_{jk} = \mathrm{softmax}_j(s^+_{jk}),$$
+$$S^\pm_k = \eta \sum_j a_{jk} s^\pm_{jk}, \qquad
+  p_k = \frac{\exp S^+_k}{\exp S^+_k + \exp S^-_k} = \mathrm{sigmoid}(S^+_k - S^-_k)$$
+
+**The paper** (Sun et al., NeurIPS 2022) projects each position of the feature map into the joint space, without the
+pooling of the VLP, weighs positions for both prompts by the softmax of the positive one (class-specific region feature
+aggregation), compares the two scores of a label alone, and trains with the asymmetric loss of known labels.
+**Released code** (sunxm2357/DualCoOp): both embeddings of unit length, gamma 20 and eta 5; 16 vectors each, shared by
+all labels, drawn with deviation 0.02; exponents 1 and 2; a ResNet-101 (50 epochs of SGD at 2e-3).
+
+**We** take for f_j the ViT's patch tokens behind its last norm and projection, in which positions have already looked
+at each other; gamma as released, and gamma eta as the start of a temperature that is learnt, with an offset beside it
+(``parts.Likeness``): both are fitted to the known labels before prompts learn (``parts.Partial.begin``). The positive
+prompt starts from words, since of drawn vectors the small text tower of MojiScenes makes little; the negative one is
+drawn, as released: from the same words both would say the same. AdamW, as for every method here. Any name can be asked.
+The softmax over positions is a map of where a label is seen (``maps``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hrcf_lib import scores
+from hrcf_lib.methods.blocks import patches
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, cosines
+from hrcf_lib.methods.settings import PartialConfig
+
+PART = 2**26  # most scores of regions, 256 MiB in float32, of the labels that are worked on at a time
+
+
+@dataclass(frozen=True)
+class DualCoOpConfig(PartialConfig):
+    """Number of the vectors and both scales are those of the released code; start and rate were chosen on val."""
+
+    method = "dual_coop"
+    trains = "prompts"
+
+    context_std: float = 0.0  # deviation of the normal numbers that vectors start from (released: 0.02); 0: from words
+    negative_std: float = 0.02  # likewise, of the prompt for "absent"
+    sharpness: float = 20.0  # gamma, what cosines are multiplied by in the softmax over positions
+    scale: float = 5.0  # eta, what the pooled scores are multiplied by
+    prompt_lr: float = 3e-3
+
+
+class DualCoOp(Partial):
+    """What learns are the vectors of both prompts."""
+
+    title, Config = "DualCoOp", DualCoOpConfig
+    trainable = {"images": (), "prompts": ("prompt.", "likeness.")}
+    text_prefixes = ("prompt.", "likeness.")
+
+    def build(self) -> None:
+        """Two prompts, drawn one after the other."""
+        c = self.config
+        make = lambda std: Contexts(self.vlp, c.prompt_vectors, std=std)
+        self.prompt = nn.ModuleDict({"positive": make(c.context_std), "negative": make(c.negative_std)})
+        self.likeness = Likeness(1 / (c.scale * c.sharpness), 0.0)
+
+    def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), which takes no part, and f_j (B, N^2, D)."""
+        return self.vlp.teacher(trunk), F.normalize(patches(self.vlp, trunk), dim=-1)
+
+    def label_embeddings(self, names) -> Tensor:
+        """t+ and t- of any names beside each other, of unit length each (K, 2 D). Raises as CoOp's."""
+        return torch.cat([F.normalize(prompt(self.vlp, names), dim=-1) for prompt in self.prompt.values()], dim=1)
+
+    def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
+        r"""(B, D), (B, J, D), (K, 2 D) -> logits (B, K): S+ - S-. A label's does not depend on the others.
+
+        Labels are taken in parts of at most ``PART`` scores, each computed again for the backward pass where there are
+        several.
+        """
+        B, J, _ = regions.shape
+        part = len(label_embeddings) if scores.exporting() else max(1, PART // max(1, B * J))
+        several = part < len(label_embeddings) and torch.is_grad_enabled()
+        parts = label_embeddings.split(part)
+        pooled = lambda own: checkpoint(self._pooled, regions, own, use_reentrant=False)
+        x = torch.cat([pooled(own) if several else self._pooled(regions, own) for own in parts], dim=1)  # (B, K)
+        return self.likeness(x)
+
+    def maps(self, regions: Tensor, t: Tensor) -> Tensor:
+        """Where it looks for each label: (B, J, D), (K, 2 D) -> a (B, K, J), which sums to 1 over J."""
+        positive, _ = t.chunk(2, dim=1)
+        return (self.config.sharpness * cosines(regions, positive)).softmax(dim=1).transpose(1, 2)
+
+    def _pooled(self, regions: Tensor, t: Tensor) -> Tensor:
+        positive, negative = (cosines(regions, own) for own in t.chunk(2, dim=1))  # (B, J, K)
+        a = (self.config.sharpness * positive).softmax(dim=1)  # (B, J, K)
+        return (a * (positive - negative)).sum(dim=1)  # (B, K)  (S+ - S-) / (gamma eta)

@@ -1,0 +1,236 @@
+r"""Semantic-aware representation (Ruan, Xu et al., ACM TOMM 2024): image features and prompts of each category's own.
+
+$$h_{kj} = P \tanh(U f_j \odot V x_k), \qquad a_{kj} = \mathrm{softmax}_j(w \cdot h_{kj}), \qquad
+  f_k = \sum_j a_{kj} f_j,$$
+$$t_k = \mathrm{TextTower}([v^k_1, \ldots, v^k_M, name_k, \text{.}]), \qquad s_k = \cos(f_k, t_k) / \tau - \beta$$
+
+**The paper** fuses the word vector x_k (GloVe) of a category with each position of the feature map by low-rank bilinear
+pooling, turns that into attention over positions by a softmax and sums the positions up to the category's feature
+(Eqs. 2-6); learns 16 prompt vectors for each category (Eq. 7); compares both (Eq. 9) and trains with the asymmetric
+loss of known labels, exponents 1 and 2 and shift 0.05 (Eq. 10). Table 4 takes its two parts out one by one; what is
+left without both is called CoOp. The exact terms of Eqs. 2-6 are not at hand.
+**Released code**: none that we know of. That of the same group's earlier methods (SST and SARB, HCPLab-SYSU/HCP-MLR-PL)
+has the first line above, with P and w linear layers with offsets, U and V without, d of 1024 (SARB: 512), and f as the
+backbone gives it.
+
+**Eq. 9** is a softmax over the categories, while the text calls predictions independent and Eq. 10 is binary: under a
+softmax two present labels share what one could have. So a sigmoid is the default here, of a likeness whose temperature
+and offset are learnt, and ``prediction="softmax"`` is the letter of Eq. 9. Its scores are the logits of these
+probabilities, $\log p / (1 - p)$, so that everything behind them is the same.
+
+**We** leave out the offsets of P and w: they add the same to all positions, which the softmax takes away. P and w are
+multiplied first, w . (P h) = (P^T w) . h, so that a pair of picture and label costs J d hyperbolic tangents and no
+(J, d, d) product; in training a sigmoid's loss asks for known pairs alone, and only these are computed. f_j are the
+ViT's patch tokens behind its last norm and projection, x_k is the text embedding of a fixed template, or GloVe with
+``glove``; for U and V both are brought to the square root of their width. With text embeddings U and V start alike,
+P as the identity and w as a constant: attention begins near a softmax of the VLP's own cosines, and d can be small (on
+300 pictures of val, before training, the mAP of seen labels was 26 with d = 16, and 19 with the mean of all positions).
+With ``glove`` U and V share no space and start apart. Without ``decoupling`` f_k is e_p, without ``category_prompts``
+all labels share the vectors: without both it is ``partial.coop``, weight for weight.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hrcf_lib import scores
+from hrcf_lib.method import finite
+from hrcf_lib.methods import word_vectors
+from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines
+from hrcf_lib.methods.missing_labels.coop import check_tau
+from hrcf_lib.methods.settings import PartialConfig
+
+PART = 2**26  # tangents of a batch, 256 MiB in float32, from which on the backward pass computes them again
+SMALL = 0.5  # length of the rows of U and V at the start, at which tangents are nearly their arguments
+PREDICTIONS = ("sigmoid", "softmax")
+
+
+@dataclass(frozen=True)
+class SemanticAwareConfig(PartialConfig):
+    """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's, of a model
+    before training (``parts.Partial.begin``)."""
+
+    method = "semantic_aware"
+
+    decoupling: bool = True  # a feature of each category's own, or e_p for all ("sd" of Table 4)
+    category_prompts: bool = True  # vectors of each category's own, or one context for all ("csp" of Table 4)
+    prediction: str = "sigmoid"  # or "softmax", the letter of Eq. 9
+    width: int = 16  # d of the low-rank fusion; the group's earlier code: 1024, 512
+    sharpness: float = 20.0  # what cosines of positions and words are multiplied by in the softmax at the start
+    context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
+    tau: float = 0.03  # temperature at the start
+    level: float = 0.65  # cosine of a probability of 1/2 at the start: beta = level / tau
+    lr: float = 1e-3  # of the fusion
+    prompt_lr: float = 1e-4  # of the prompts, temperature and offset
+    glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
+    glove_missing: str = "error"  # or "skip": words of a label that the file lacks are left out of the label's mean
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_tau(self)
+        if not self.width:
+            raise ValueError("width = 0 must be above 0")
+        for name, choices in (("prediction", PREDICTIONS), ("glove_missing", ("error", "skip"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+
+
+class SemanticDecoupling(nn.Module):
+    r"""Low-rank bilinear attention of word vectors over a feature map, Eqs. 2-6: one feature a category.
+
+    Args:
+        D: width of the map.
+        words: entries of a word vector.
+        d: rank of the fusion.
+        sharpness: at the start the softmax is of about this times cos(f_j, x_k), where words = D: U and V are the same
+            rows, at right angles to each other, P is the identity and w a constant.
+    """
+
+    def __init__(self, D: int, words: int, d: int, sharpness: float = 20.0):
+        super().__init__()
+        self.image, self.word = nn.Linear(D, d, bias=False), nn.Linear(words, d, bias=False)  # U, V
+        self.fuse, self.attend = nn.Linear(d, d, bias=False), nn.Linear(d, 1, bias=False)  # P, w
+        for layer in (self.image, self.word):
+            nn.init.orthogonal_(layer.weight, SMALL)
+        if words == D:
+            with torch.no_grad():
+                self.word.weight.copy_(self.image.weight)
+        nn.init.eye_(self.fuse.weight)
+        nn.init.constant_(self.attend.weight, sharpness / (min(d, D) * SMALL**2))
+
+    def masks(self, regions: Tensor, x: Tensor) -> Tensor:
+        r"""(B, J, D), (K, words) -> a (B, K, J), which sums to 1 over J. All (B, K, J, d) tangents at once."""
+        f, v = (layer(_scaled(own)) for layer, own in ((self.image, regions), (self.word, x)))  # (B, J, d), (K, d)
+        w = self.attend.weight[0] @ self.fuse.weight  # (d,)  P^T w
+        return ((f[:, None] * v[:, None]).tanh() @ w).softmax(dim=-1)  # (B, K, J)
+
+    def forward(self, regions: Tensor, x: Tensor) -> Tensor:
+        r"""(B, J, D), (K, words) -> f (B, K, D). A label's feature does not depend on the other labels."""
+        return self.masks(regions, x) @ regions
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1])
+
+
+class SemanticAware(Partial):
+    """What learns is the fusion, and the vectors of each category's prompt with temperature and offset."""
+
+    title, Config = "Semantic-aware", SemanticAwareConfig
+    open_vocabulary = False  # unless categories share their prompt
+
+    def build(self) -> None:
+        """Prompts, temperature, offset, then the fusion: without the latter draws are those of CoOp."""
+        c, D = self.config, self.vlp.D
+        if c.category_prompts:
+            check_categories(c)
+        self.open_vocabulary = not c.category_prompts
+        self.prompt = Contexts(
+            self.vlp, c.prompt_vectors, len(c.categories) if c.category_prompts else 1, c.context_std
+        )
+        self.likeness = Likeness(c.tau, -c.level / c.tau)
+        text = ("prompt.", "likeness.") if c.prediction == "sigmoid" else ("prompt.", "likeness.log_scale")
+        image = ("decoupling.",) if c.decoupling else ()
+        self.trainable = {"images": image, "prompts": text, "both": image + text}
+        if c.decoupling:
+            self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
+            if c.glove and c.categories:
+                self.words(c.categories)  # words that the file lacks are told now, and not after features are computed
+
+    def lr_scale(self, side: str, name: str) -> float:
+        """Where both learn at once the fusion learns at ``lr``, all else at ``prompt_lr``."""
+        fused = side != "both" or name.startswith("decoupling.")
+        return 1.0 if fused else self.config.prompt_lr / self.config.lr
+
+    def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1 + N^2, C) after the last block -> e_p of unit length (B, D), and f_j (B, N^2, D) or none."""
+        e = F.normalize(self.vlp.teacher(trunk), dim=-1)  # (B, D)
+        return e, patches(self.vlp, trunk) if self.config.decoupling else e[:, None][:, :0]
+
+    def label_embeddings(self, names) -> Tensor:
+        r"""t_k of unit length, and beside it x_k where a map is decoupled: (K, D) or (K, D + words).
+
+        Raises ``ValueError`` for names that are none of its categories, where each has a prompt of its own, and as
+        ``fixed_prompts`` and ``word_vectors.read``.
+        """
+        own = self.columns(names) if self.config.category_prompts else None
+        t = F.normalize(self.prompt(self.vlp, names, own), dim=-1)  # (K, D)  Eq. 7
+        return torch.cat([t, self.words(names)], dim=1) if self.config.decoupling else t
+
+    def words(self, names) -> Tensor:
+        """x_k of unit length, never trained: (K, D), or (K, width of the file) with ``glove``."""
+        c = self.config
+        if c.glove:
+            x = word_vectors.read_vectors(c.glove, names, c.glove_missing).to(self.vlp.mean.device)
+        else:
+            x = fixed_prompts(self.vlp, names, c.template)
+        return F.normalize(x, dim=-1)
+
+    def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor, asked=None) -> Tensor:
+        r"""(B, D), (B, J, D), (K, ·) -> logits (B, K); with ``asked`` (B, K) bool of these pairs, others are -beta.
+
+        With a sigmoid a label's score does not depend on the other labels.
+        """
+        t, x = label_embeddings.tensor_split([self.vlp.D], dim=1)  # (K, D), (K, words) or (K, 0)
+        s = self.likeness(self._own(regions, t, x, asked) if self.config.decoupling else cosines(e_g, t))  # (B, K)
+        return self.spread(s)
+
+    def spread(self, s: Tensor) -> Tensor:
+        """Logits of independent labels (B, K), or with a softmax of those of Eq. 9."""
+        return s if self.config.prediction == "sigmoid" else softmax_logits(s)
+
+    def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """As every method here; of pairs that no loss looks at, nothing is computed."""
+        c = self.config
+        asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
+        s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)
+        return {"classification": self.classification(self.probabilities(s), labels)}
+
+    def maps(self, regions: Tensor, t: Tensor) -> Tensor:
+        r"""Where it looks for each label: (B, J, D), label embeddings (K, D + words) -> a (B, K, J), of sum 1 over J.
+
+        Raises ``ValueError`` without ``decoupling``.
+        """
+        if not self.config.decoupling:
+            raise ValueError("decoupling = False: all labels have one global embedding, which looks nowhere")
+        return torch.cat([self.decoupling.masks(own, t[:, self.vlp.D :]) for own in regions.split(1)])
+
+    def _own(self, regions: Tensor, t: Tensor, x: Tensor, asked: Tensor | None) -> Tensor:
+        r"""cos(f_k, t_k) of asked pairs, 0 of others (B, K): picture after picture, so that little is held at a time.
+
+        Large batches are computed again for the backward pass.
+        """
+        if scores.exporting():
+            return self._cosines(regions, t, x)
+        B, J, _ = regions.shape
+        asked = torch.ones(B, len(t), dtype=torch.bool, device=t.device) if asked is None else asked
+        ks = asked.nonzero()[:, 1]
+        large = torch.is_grad_enabled() and len(ks) * J * self.config.width > PART
+        found = []
+        for i, k in enumerate(ks.split(asked.sum(dim=1).tolist())):
+            args = regions[i : i + 1], t[k], x[k]
+            own = checkpoint(self._cosines, *args, use_reentrant=False) if large else self._cosines(*args)
+            found.append(own[0])
+        return t.new_zeros(asked.shape).masked_scatter(asked, torch.cat(found))
+
+    def _cosines(self, regions: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        f = self.decoupling(regions, x)  # (B, K, D)
+        return (F.normalize(f, dim=-1) * t).sum(dim=-1)  # (B, K)
+
+
+def softmax_logits(s: Tensor) -> Tensor:
+    r"""Logits (B, K) of Eq. 9, whose p is a softmax: $\log p_k / (1 - p_k) = s_k - \log \sum_{c \neq k} \exp s_c$.
+
+    Raises ``ValueError`` for a single label, whose probability is 1 whatever the picture shows.
+    """
+    if s.shape[1] < 2:
+        raise ValueError("prediction = 'softmax' compares labels with each other: ask for two or more")
+    best = s.argmax(dim=1, keepdim=True)  # (B, 1), whose p may be 1 up to rounding
+    p = s.softmax(dim=1).scatter(1, best, 0.0)  # at most 1/2
+    others = s.logsumexp(dim=1, keepdim=True) + torch.log1p(-p)  # (B, K)
+    return s - others.scatter(1, best, s.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True))

@@ -1,0 +1,92 @@
+"""What the configs of all baselines share: the experiment around a method is the same, its own settings are its own."""
+
+from dataclasses import dataclass
+
+from hrcf_lib import config as configs
+from hrcf_lib.config import Config, Phase
+from hrcf_lib.labels import check_names
+
+# Fields that belong to the experiment and not to the method: data, VLP, precision, evaluation, the length of training.
+SHARED = ("name", "dataset", "vlp", "vlp_weights", "train_size", "val_size", "test_size", "tag_noise")
+SHARED += ("data_seed", "vocabulary_seed", "augment", "stream", "cache", "views", "workers", "protocol", "ks", "seed")
+SHARED += ("known", "single_positive", "mask_seed")
+SHARED += ("bf16", "accumulate", "warmup_epochs", "min_lr")
+
+
+@dataclass(frozen=True)
+class MethodConfig(Config):
+    """A config with the fields that baselines add; those of HRCF that a method does not use have no effect on it."""
+
+    template: str = "a photo of a {}."  # prompt of a method that learns none
+    blocks: int = 0  # last blocks of the ViT that are trained
+
+    @classmethod
+    def of(cls, config: Config, **changes) -> "MethodConfig":
+        r"""The method's own defaults in the experiment of ``config``, such as a preset.
+
+        Fields of ``SHARED`` come from ``config``, and so does every field that differs from its preset: what a user
+        changed stays changed. ``budget`` turns its phases into the method's. Raises ``ValueError`` for an unknown name
+        in ``changes``, a value out of range, or a config of another method.
+        """
+        if isinstance(config, cls):
+            return config.replace(**changes)
+        if type(config) is not Config:
+            raise ValueError(
+                f"{cls.__name__} cannot be made of a {type(config).__name__}: give a preset such as mini()"
+            )
+        own = {n: getattr(config, n) for n in SHARED} | config.changes() | {"phases": cls.budget(config)}
+        return cls(**own).replace(**changes)
+
+    @classmethod
+    def budget(cls, config: Config) -> tuple[Phase, ...]:
+        """As many passes over the pictures as all phases of ``config`` together, on its first batch size."""
+        return (Phase("images", sum(p.epochs for p in config.phases), config.phases[0].batch),)
+
+    def changes(self) -> dict:
+        """The fields in which it differs from what ``of`` makes of its preset."""
+        preset = type(self).of(configs.PRESETS[self.name]()).to_dict() if self.name in configs.PRESETS else {}
+        return {name: value for name, value in self.to_dict().items() if name not in preset or value != preset[name]}
+
+
+def two_stages(config: Config) -> tuple[Phase, ...]:
+    """First all epochs of the image side, then all epochs of the prompts, as many of each as HRCF has."""
+    images = [p for p in config.phases if p.trains != "prompts"] or list(config.phases)
+    prompts = [p for p in config.phases if p.trains == "prompts"]
+    stages = [Phase("images", sum(p.epochs for p in images), images[0].batch)]
+    return (*stages, *(Phase("prompts", sum(p.epochs for p in prompts), prompts[0].batch) for _ in prompts[:1]))
+
+
+LOSSES = ("asymmetric", "cross_entropy")
+UNKNOWN = ("ignored", "negative")
+
+
+@dataclass(frozen=True)
+class PartialConfig(MethodConfig):
+    """Names of the labels, and how known and unknown ones are learnt from."""
+
+    trains = "both"  # what all epochs train, one of ``config.SIDES``; no field
+
+    categories: tuple[str, ...] = ()  # names of the labels it answers for, those of training (``fit.categories``)
+    loss: str = "asymmetric"  # or "cross_entropy": binary, over the known labels
+    unknown: str = "ignored"  # or "negative": an unknown label counts as absent
+    gamma_positive: float = 1.0  # of the asymmetric loss
+    gamma_negative: float = 2.0
+    shift: float = 0.05  # an absent label of lower probability costs nothing
+    prompt_vectors: int = 16  # M
+    distillation: float = 0.0
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self):
+        names = check_names(self.categories, "categories") if self.categories else ()
+        object.__setattr__(self, "categories", tuple(names))
+        super().__post_init__()
+        for name, choices in (("loss", LOSSES), ("unknown", UNKNOWN)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.shift >= 1:
+            raise ValueError(f"shift = {self.shift!r} must be below 1")
+
+    @classmethod
+    def budget(cls, config: Config) -> tuple[Phase, ...]:
+        """As many passes over the pictures as all phases of ``config`` together, on its first batch size."""
+        return (Phase(cls.trains, sum(p.epochs for p in config.phases), config.phases[0].batch),)

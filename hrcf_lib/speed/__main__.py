@@ -1,0 +1,41 @@
+"""The command line of the benchmark."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from hrcf_lib.engine.files import write_json
+from hrcf_lib.speed import table
+from hrcf_lib.studies import records
+
+
+def main(words=None) -> int:
+    """0 if every row came through, 1 if one failed, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hrcf_lib.speed.table",
+        description=table.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, help="write the rows here, as a JSON list")
+    parser.add_argument("--rows", default=",".join(table.ROWS), help="joined by commas; default: all")
+    given = parser.parse_args(words)
+    origin = records.origin()
+    where = {key: origin[key] for key in ("date", "device", "native_bf16", "commit")}
+    print("; ".join(f"{key} {value}" for key, value in where.items()), flush=True)
+    rows = []
+
+    def show(row: dict) -> None:
+        print(table.line(row), flush=True)
+        rows.append(dict.fromkeys(table.COLUMNS) | row | where)
+        if given.out:
+            write_json(given.out, rows)  # after each: a long run that is stopped leaves what it has
+
+    try:
+        table.run(given.rows.split(","), show=show)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    return int(any(row["error"] for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

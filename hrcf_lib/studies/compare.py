@@ -1,0 +1,101 @@
+r"""Tidy frames of the runs of ``studies``, and what the differences between them are worth."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from hrcf_lib.engine.messages import check_known
+from hrcf_lib.studies import bootstrap, records
+
+KEYS = ["setting", "split", "task"]  # of a row, within a run
+
+
+def table(outcomes: dict) -> pd.DataFrame:
+    """All rows of all runs, tidy: variant, seed, setting, split, task, then the metrics in percent."""
+    parts = [o.table.assign(variant=variant, seed=seed) for (variant, seed), o in outcomes.items()]
+    frame = pd.concat(parts, ignore_index=True)
+    first = ["variant", "seed", *KEYS]
+    return frame[[*first, *(c for c in frame.columns if c not in first)]]
+
+
+def summary(frame: pd.DataFrame, split: str = "test", metrics=("F1@3", "F1@5", "mAP"), tasks=("ZSL", "GZSL")):
+    """``mean ± standard deviation`` over seeds of a ``table``: rows (variant, setting), columns (task, metric)."""
+    frame = frame[frame["split"].eq(split) & frame["task"].isin(tasks)]
+    wide = frame.pivot(index=["variant", "setting", "seed"], columns="task", values=list(metrics)).swaplevel(axis=1)
+    wide = wide[[(task, metric) for task in tasks for metric in metrics]]
+    parts = {
+        key: records.mean_and_spread([row.droplevel("seed") for _, row in part.groupby("seed")])
+        for key, part in wide.groupby(["variant", "setting"])
+    }
+    order = dict.fromkeys(zip(frame["variant"], frame["setting"]))
+    return pd.concat([parts[key] for key in order])
+
+
+def read_comparison(folder: str | Path) -> pd.DataFrame:
+    """The rows of every run below a folder, tidy: run, preset, changes, seed, setting, split, task, metrics, origin."""
+    parts = []
+    for path in sorted(Path(folder).rglob("record.json")):
+        record = records.read_record("record", path.parent)
+        about = {name: record[name] for name in ("seed", "commit", "device", "date", "seconds")}
+        words = ", ".join(f"{name} = {value}" for name, value in record["parameters"].items() if name != "seed")
+        first = {"run": path.parent.name, "preset": record["config"]["name"], "changes": words}
+        parts.append(pd.DataFrame({**first, **about}, index=[0]).merge(record["tables"]["metrics"], how="cross"))
+    if not parts:
+        raise FileNotFoundError(f"{folder} holds no record.json of a run: train some with studies.run first")
+    return pd.concat(parts, ignore_index=True)
+
+
+def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0.95) -> pd.DataFrame:
+    r"""Paired differences with their bootstrap interval over images and seeds, in percentage points.
+
+    ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
+    stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
+    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only, and tasks
+    that both were asked; mAP leaves out labels without positives. Raises ``ValueError`` for a pair that was not run.
+    """
+    rows = []
+    for pair in pairs:
+        (a, at_a), (b, at_b) = map(_named, pair)
+        _check_known(outcomes, (a, at_a), (b, at_b))
+        seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
+        ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
+        for setting, split, task, metric in ours[0]:
+            there = (at_b, split, task, metric)
+            if setting == at_a and metric in metrics and there in others[0]:
+                found = ([r[setting, split, task, metric] for r in ours], [r[there] for r in others])
+                at, low, high = (100 * x for x in bootstrap.paired_difference(*found, level=level))
+                row = {"variant": a, "setting": at_a, "against": b, "against_setting": at_b, "split": split}
+                row |= {"task": task, "metric": metric, "difference": at, "low": low, "high": high}
+                rows.append(row | {"verdict": bootstrap.verdict(low, high), "seeds": len(seeds)})
+    return pd.DataFrame(rows)
+
+
+def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, paper=None, tasks=("ZSL", "GZSL")):
+    """The rows of one split and metric that ``figures.effects`` draws: a label for each pair, a group for each task.
+
+    ``pairs``: label -> pair, as given to ``differences``; ``paper``: label -> the paper's difference, on ZSL.
+    """
+    rows = []
+    for task in tasks:
+        for label, pair in pairs.items():
+            row = differences[_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
+            row = row[row["metric"].eq(metric)].assign(label=label, group=task, paper=float("nan"))
+            rows.append(row.assign(paper=(paper or {}).get(label, float("nan"))) if task == "ZSL" else row)
+    return pd.concat(rows, ignore_index=True)
+
+
+def _named(side) -> tuple[str, str]:
+    return (side, "") if isinstance(side, str) else side
+
+
+def _of(frame: pd.DataFrame, pair):
+    """Which rows of ``differences`` are of a pair."""
+    sides = ["variant", "setting", "against", "against_setting"]
+    return frame[sides].eq(pd.Series([*_named(pair[0]), *_named(pair[1])], sides)).all(axis=1)
+
+
+def _check_known(outcomes: dict, *asked: tuple[str, str]) -> None:
+    check_known([variant for variant, _ in asked], list(dict.fromkeys(v for v, _ in outcomes)), "no run of")
+    for variant, setting in asked:
+        known = {key[0] for (v, _), o in outcomes.items() if v == variant for key in o.resampled}
+        check_known([setting], sorted(known), f"{variant!r} has no setting")

@@ -1,0 +1,221 @@
+"""Tables over p, the share of training labels that are known, as papers on partial labels print them."""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hrcf_lib.config import Config
+from hrcf_lib.data import benchmarks
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.engine.messages import check_known, need
+from hrcf_lib.labels import check_scores
+from hrcf_lib.methods import registry
+from hrcf_lib.training import train
+
+SHARES = tuple(p / 10 for p in range(1, 10))  # of the published tables
+AT = " @ "  # between a method's name and its p, in the name of a variant
+
+METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp": "dual_coop"}
+METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
+
+
+def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
+    r"""Title -> config of every method that is compared where labels are missing, in the experiment of ``base``.
+
+    ``categories`` are the names of the seen labels (``fit.categories``). With ``single`` positives no absent label is
+    known, and a sigmoid learns nothing of present ones alone: methods then take unknown labels for absent, TRM-ML those
+    that have no pseudo-label, but for the row called ASL. HRCF's ranking loss has no pair to rank.
+
+    >>> from hrcf_lib import config
+    >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
+    ['ASL, unknown absent', 'ASL', 'CoOp']
+    """
+    found = {}
+    for title, name in METHODS.items():
+        own = {} if name == "hrcf" else {"categories": tuple(categories)}
+        if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
+            own["unknown"] = "negative"
+        found[title] = registry.configure(name, base.replace(single_positive=True) if single else base, **own)
+    return found
+
+
+def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:
+    """name -> config of a method, to "name @ p" -> the same at each share: what ``studies.run_all`` takes.
+
+    >>> from hrcf_lib import config
+    >>> list(variants({"HRCF": config.mini()}, (0.1, 0.5)))
+    ['HRCF @ 0.1', 'HRCF @ 0.5']
+    """
+    return {f"{name}{AT}{p:g}": own.replace(known=p) for name, own in configs.items() for p in shares}
+
+
+def over_known(frame: pd.DataFrame, split: str = "test", task: str = "seen") -> pd.DataFrame:
+    r"""Rows of ``comparison.table`` whose variants ``variants`` named: those of a split and task, with ``method`` and
+    ``known`` (p) in the place of ``variant``.
+
+    Raises ``ValueError`` for a missing column, an unknown split or task, or a variant without its p.
+    """
+    need(frame, ["variant", "split", "task", "seed", "mAP"], "over_known")
+    check_known([split], list(dict.fromkeys(frame["split"])), "no rows of split")
+    check_known([task], list(dict.fromkeys(frame["task"])), "no rows of task")
+    rows = frame[frame["split"].eq(split) & frame["task"].eq(task)]
+    odd = rows.loc[~rows["variant"].str.contains(AT, regex=False), "variant"]
+    if len(odd):
+        raise ValueError(f"variant {odd.iloc[0]!r} does not say its p: name it as variants() does, 'method{AT}0.1'")
+    method, known = rows["variant"].str.rsplit(AT, n=1, expand=True).T.to_numpy()
+    rows = rows.drop(columns="variant").reset_index(drop=True)
+    rows.insert(0, "method", method)
+    rows.insert(1, "known", pd.Series(known).astype(float))
+    return rows
+
+
+def by_share(rows: pd.DataFrame, metric: str = "mAP") -> pd.DataFrame:
+    r"""A row a method and a column for each p and for the average over them, "mean ± spread" over seeds.
+
+    ``rows`` are those of ``over_known``. The average is taken for each seed, then its spread. Methods keep their order.
+    Raises ``ValueError`` for a metric that is not there, or a method that lacks a p or seed that others have.
+    """
+    need(rows, ["method", "known", "seed", metric], "by_share")
+    wide = rows.pivot_table(index=["method", "seed"], columns="known", values=metric, sort=False).sort_index(axis=1)
+    lacking = wide.isna().any(axis=1)
+    if lacking.any() or wide.groupby("method").size().nunique() > 1:
+        who = wide.index[lacking][0][0] if lacking.any() else wide.groupby("method").size().idxmin()
+        raise ValueError(f"{who!r} has not been run at every p and seed of the others: averages would not compare")
+    wide["avg"] = wide.mean(axis=1)
+    grouped = wide.groupby("method", sort=False)
+    mean, spread = grouped.mean(), grouped.std().fillna(0.0)
+    text = mean.map("{:.1f}".format) + " ± " + spread.map("{:.1f}".format)
+    return text if wide.groupby("method").size().max() > 1 else mean.round(1)
+
+
+def published(frame: pd.DataFrame) -> pd.DataFrame:
+    """A published table over p in long form: source (if it has one), dataset, method, known, mAP; numbers as printed.
+
+    ``frame`` is such as ``results.published("partial_labels_map")``, with a column for each percentage.
+    """
+    shares = [column for column in frame.columns if column.isdigit()]
+    keys = [column for column in ("source", "dataset", "method") if column in frame]
+    long = frame.melt(keys, shares, var_name="known", value_name="mAP")
+    return long.assign(known=long["known"].astype(int) / 100)
+
+
+KINDS = {"present": 1, "absent": -1}
+COLUMNS = ("kind", "filled", "share", "precision", "recall", "chance")
+
+
+def truth(config, data: str | Path = "data") -> Tensor:
+    """Annotation (n, K) of the seen labels of a config's training set before any is hidden.
+
+    Raises as ``open_split``.
+    """
+    dataset = benchmarks.open_split(config, "train", data)
+    return label_matrix(dataset)[:, dataset.labels.columns("seen")]
+
+
+def pseudo_label_quality(filled: Tensor, known: Tensor, truth: Tensor) -> pd.DataFrame:
+    r"""A row for each kind of pseudo-label, present and absent.
+
+    Args:
+        filled: (n, K), what a method makes of ``known``.
+        known: (n, K), what it was given.
+        truth: (n, K); where it is 0 nobody knows, and the entry takes no part.
+
+    Returns:
+        kind; filled, how many unknown labels are filled with it; share, of all unknown labels; precision, the share of
+        them that are right (NaN without any); recall, the share of the unknown labels of that kind that are filled
+        rightly; chance, the share of that kind among unknown labels, the precision of filling at random. All in 0..1
+        but ``filled``.
+
+    Raises:
+        ValueError: shapes that differ, labels other than -1, 0 and 1, or a known label that was changed.
+
+    >>> known, found = torch.tensor([[1, 0, 0, 0]]), torch.tensor([[1, 1, -1, 0]])
+    >>> pseudo_label_quality(found, known, torch.tensor([[1, 1, 1, -1]]))[
+    ...     ["kind", "share", "precision", "recall"]
+    ... ].round(2)
+          kind  share  precision  recall
+    0  present   0.33        1.0     0.5
+    1   absent   0.33        0.0     0.0
+    """
+    for labels in (known, truth):
+        check_scores(filled.float(), labels)
+    if (changed := (known != 0) & (filled != known)).any():
+        i, k = changed.nonzero()[0].tolist()
+        raise ValueError(f"the known label {k} of picture {i} was changed: pseudo-labels are for unknown ones")
+    unknown, rows = (known == 0) & (truth != 0), []
+    for kind, value in KINDS.items():
+        made, right = unknown & (filled == value), unknown & (truth == value)
+        hits, n = int((made & right).sum()), int(unknown.sum())
+        part = lambda a, b: a / b if b else float("nan")
+        row = (
+            kind,
+            int(made.sum()),
+            part(int(made.sum()), n),
+            part(hits, int(made.sum())),
+            part(hits, int(right.sum())),
+        )
+        rows.append((*row, part(int(right.sum()), n)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+@torch.no_grad()
+def filled(model, data, batch: int = 64) -> tuple[Tensor, Tensor]:
+    r"""What a method makes of the labels of ``data`` as it is now, and what it is given: two (n, K), on the CPU.
+
+    In evaluation mode, from pictures as they are, not augmented. Raises ``ValueError`` for a method without
+    pseudo-labels.
+    """
+    if not hasattr(model, "filled"):
+        raise ValueError(f"{model.title} makes no pseudo-labels: take TRM-ML, or a method with estimates and filled")
+    training, columns, parts = model.training, data.space.columns("seen"), []
+    try:
+        model.eval()
+        t = model.label_embeddings(data.space.seen)
+        for _, inputs, labels in data.batches(Pass(batch)):
+            y = labels[:, columns].to(t.device)
+            with model.autocast():
+                _, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
+            parts.append((model.filled(model.estimates(regions.float(), t), y).cpu(), y.cpu()))
+    finally:
+        model.train(training)
+    made, given = zip(*parts, strict=True)
+    return torch.cat(made), torch.cat(given)
+
+
+def over_epochs(model, data, truth: Tensor, folder: str | Path, pictures: int | None = None) -> pd.DataFrame:
+    r"""Train ``model`` on ``data`` in ``folder``, stopping after each epoch to ``measure`` its pseudo-labels.
+
+    The weights in the end are those of ``training.train`` without stops, bit for bit; where ``folder`` is that of a run
+    (``studies.run_name``), ``studies.run`` then finds it trained. A folder with a checkpoint goes on from there, and
+    epochs that were over before have no rows; a finished run has those of its last.
+
+    Args:
+        truth: (n, K) of the seen labels, as ``truth`` gives them.
+        folder: of the checkpoint.
+        pictures: the first ones are looked at, by default all.
+
+    Returns:
+        the columns of ``measure`` behind epoch, from 1, and step; two rows an epoch. What is measured is what the
+        method would fill in now, also while it does not train on that yet (``pseudo_after``).
+
+    Raises what ``train``, ``filled`` and ``measure`` raise, and ``ValueError`` for a truth of other shape.
+    """
+    if truth.shape != (len(data), data.space.n_seen):
+        raise ValueError(
+            f"a truth {tuple(truth.shape)} for {len(data)} pictures x {data.space.n_seen} seen labels: "
+            "give quality.truth of the same config"
+        )
+    looked_at = data if pictures is None else data.take(range(min(pictures, len(data))))
+    steps = [Pass(p.batch).steps(len(data)) for p in model.config.phases for _ in range(p.epochs)]
+    ends, parts = torch.tensor(steps).cumsum(0).tolist(), []
+    before = len(train(model, data, folder, stop_after=0))  # steps of a checkpoint that is there already
+    for epoch, end in enumerate(ends, 1):
+        if end > before or epoch == len(ends):
+            train(model, data, folder, stop_after=end - before)
+            own = pseudo_label_quality(*filled(model, looked_at), truth[: len(looked_at)])
+            parts.append(own.assign(epoch=epoch, step=end))
+            before = end
+    return pd.concat(parts, ignore_index=True)[["epoch", "step", *COLUMNS]]

@@ -1,0 +1,151 @@
+r"""One whole run, from a prepared data set to a trained model and its table, on any number of processes.
+
+::
+
+    python -m hrcf_lib.studies.one_run nus_wide --data data --out runs/nus_wide                          # one GPU, or the CPU
+    accelerate launch --multi_gpu --num_processes 8 -m hrcf_lib.studies.one_run nus_wide --out runs/nus_wide
+    notebook_launcher(fit, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)            # inside a notebook
+
+``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``baselines.load``, of HRCF also
+``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.
+"""
+
+import argparse
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from hrcf_lib import config as configs
+from hrcf_lib.data.feeds.sources import categories, source
+from hrcf_lib.engine import devices
+from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.messages import check_known
+from hrcf_lib.evaluation import evaluate
+from hrcf_lib.methods import registry
+from hrcf_lib.methods.registry import asks_unseen
+from hrcf_lib.studies import records
+from hrcf_lib.training import train
+
+STOPPED = "hrcf_lib.studies.one_run: "  # what an error of the user's begins with
+
+
+def run(preset, data="data", out=None, changes: dict | None = None, cache=None, method="hrcf") -> pd.DataFrame:
+    r"""Train by a preset and evaluate on its test split; returns the table of ``evaluate``, on every process.
+
+    Args:
+        preset: name of a preset, or a ``Config``, also that of a baseline.
+        data: folder of prepared data sets.
+        out: folder of results, by default ``runs/<preset>``, with another method ``runs/<preset>-<method>``; several
+            machines have to share it.
+        changes: fields of the config to replace, such as ``{"lam": 0.5}``.
+        cache: folder of frozen features, by default ``<out>/features``.
+        method: ``hrcf``, or a name of ``baselines.names()`` to train in the experiment of a preset; a baseline's own
+            config says itself whose it is.
+
+    Raises what ``config.preset``, ``baselines.configure``, ``source``, ``train`` and ``evaluate`` raise.
+    """
+    start, state = time.time(), devices.process()
+    named, changes = isinstance(preset, str), changes or {}
+    config = configs.preset(preset) if named else preset
+    method = config.method if method == "hrcf" else method
+    config = registry.configure(method, config, **changes)
+    config = config.smoke() if named and configs.is_smoke() else config
+    if getattr(config, "categories", None) == ():
+        config = config.replace(categories=categories(config, data))
+    out = Path(out or Path("runs") / "-".join([config.name] + [config.method] * (config.method != "hrcf")))
+    cache = cache or out / "features"
+    model = registry.for_config(config).to(state.device)
+    with state.main_process_first():  # features are computed once, and read by the others
+        training = source(model, "train", data, cache)
+    history = train(model, training, out)
+    with state.main_process_first():
+        test = source(model, "test", data, cache)
+    table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen and asks_unseen(config) else ("seen",))
+    if state.is_main_process:
+        model.save_pretrained(out / "model", {"test": table}, history)
+        history.to_csv(out / "history.csv", index=False)
+        more = {"config": config.to_dict(), "vlp_hash": model.vlp.hash, "processes": state.num_processes}
+        protocol = ", ".join(table["protocol"].unique())
+        records.record("record", {}, {"results": table}, time.time() - start, protocol, folder=out, **more)
+        print(table.round(1).to_string())
+    state.wait_for_everyone()
+    return table
+
+
+def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
+    r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``; of any method's config.
+
+    Works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
+    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` that
+    says what stopped it.
+    """
+    out = Path(out)
+    path = out / "config.json"
+    write_json(path, config.to_dict())
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu"] * (processes > 1) + list(words)
+    command += [
+        "-m",
+        "hrcf_lib.studies.one_run",
+        str(path),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--method",
+        config.method,
+    ]
+    command += ["--cache", str(cache)] if cache else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (out / "log.txt").write_text(done.stdout, encoding="utf-8")
+    if done.returncode:
+        said = done.stdout.partition(STOPPED)[2] or done.stdout  # what fit itself says, before what the launcher does
+        lines = said.splitlines()[:12] if STOPPED in done.stdout else said.splitlines()[-30:]
+        raise RuntimeError("\n".join([f"{processes} processes failed (all of it in {out / 'log.txt'}):", *lines]))
+
+
+def _preset(word: str, method: str = "hrcf"):
+    """A preset's name, or the config in a JSON file: HRCF's, also for another method, or the method's own."""
+    if word.endswith(".json"):
+        values, own = json.loads(Path(word).read_text(encoding="utf-8")), registry.method(method).Config
+        plain = values.keys() <= {field.name for field in dataclasses.fields(configs.Config)}
+        return configs.from_dict(values, configs.Config if plain else own)
+    check_known([word], list(configs.PRESETS), "unknown preset")
+    return word
+
+
+def _value(text: str):
+    """A number, True, False, None or a tuple of a command line; anything else is text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def main(words=None) -> None:
+    """The command line; an error of the user's ends it with one line that says what to mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hrcf_lib.studies.one_run", description="Train and evaluate by a preset."
+    )
+    parser.add_argument("preset", help=f"{', '.join(configs.PRESETS)}, or a JSON file of Config.to_dict")
+    parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
+    parser.add_argument("--out", default=None, help="folder of results (default: runs/<preset>)")
+    parser.add_argument("--cache", default=None, help="folder of frozen features (default: <out>/features)")
+    parser.add_argument("--method", default="hrcf", help=f"hrcf (default), {', '.join(registry.names('all')[1:])}")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="config field")
+    given = parser.parse_args(words)
+    try:
+        changes = {name: _value(text) for name, text in given.set}
+        run(_preset(given.preset, given.method), given.data, given.out, changes, given.cache, given.method)
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{STOPPED}{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+r"""Ablations: one experiment in several variants and seeds, what each scores, and what the differences are worth.
+
+A *variant* is a set of changes to a config, and is trained; a *setting* changes a trained model at test time only, and
+is scored from the stored global embeddings and regions of the same pass. Each trained run is a folder with its
+checkpoint, its record and its resampled metrics: it is never computed twice, whichever notebook or process asks for it,
+and an interrupted one goes on where it was.
+"""
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from hrcf_lib import config as configs
+from hrcf_lib import evaluation, metrics
+from hrcf_lib.config import Config
+from hrcf_lib.data import benchmarks, hide_labels
+from hrcf_lib.data.feeds import sources as fit
+from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.engine import devices, files
+from hrcf_lib.labels import TASKS
+from hrcf_lib.methods import registry
+from hrcf_lib.studies import bootstrap, records
+from hrcf_lib.studies.compare import KEYS
+from hrcf_lib.training import train
+
+RESAMPLED = "resampled.safetensors"
+DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
+DATA += ("cache", "held_out")
+YOUNGER = ("vocabulary_seed", "known", "single_positive", "mask_seed", "held_out")  # fields of config that came later
+COMPLETE = {name: configs.DEFAULTS[name] for name in ("known", "single_positive", "mask_seed")}  # no label is hidden
+AS_TRAINED = {"": {}}  # the setting that changes nothing
+SCORING = {"lam", "keep", "rss", "rsa", "topk", "normalize_fusion", "similarity"}  # settings that leave texts alone
+
+
+@dataclass
+class Outcome:
+    """What a trained run scores. ``resampled``: (setting, split, task, metric) -> (1 + R,), see ``resampling.draw``."""
+
+    table: pd.DataFrame  # a row for each setting, split and task; P/R/F1@K and mAP in percent
+    resampled: dict[tuple[str, str, str, str], Tensor]
+    about: dict  # the record without its tables: config, seed, versions, commit, device, time, parameters, ...
+    folder: Path
+
+
+def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None) -> dict:
+    """split -> what ``fit.source`` gives for the method of ``config``.
+
+    Processes that ask at the same time compute stored features once.
+    """
+    model = registry.for_config(config).to(devices.best())
+    splits = benchmarks.splits(config, data)
+    if cache is None:
+        return {split: fit.source(model, split, data) for split in splits}
+    Path(cache).mkdir(parents=True, exist_ok=True)
+    with FileLock(Path(cache) / "features.lock"):
+        return {split: fit.source(model, split, data, cache) for split in splits}
+
+
+def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
+    r"""config -> the ``sources`` of the experiment of ``base``, as the method of the config reads them.
+
+    Methods that leave the ViT after the same block share them. Sizes are those of ``base``: a config with a shorter
+    ``train`` takes its first pictures (``run``). Raises ``ValueError`` for a config of another experiment: other data,
+    VLP or format of features, or a longer ``train``.
+    """
+    there, depths, hidden = {}, {}, {}
+
+    def take(config: Config) -> dict:
+        config = config.replace(val_size=base.val_size, test_size=base.test_size)
+        differ = [n for n in DATA if getattr(config, n) != getattr(base, n)]
+        if config.train_size != base.train_size and (config.train_size or math.inf) > (base.train_size or math.inf):
+            differ.append("train_size")
+        if differ:
+            words = ", ".join(f"{n} = {getattr(config, n)!r}, here {getattr(base, n)!r}" for n in differ)
+            raise ValueError(f"this shelf holds the data of another experiment ({words}): make one of this config")
+        kind = config.method, getattr(config, "blocks", None)
+        if kind not in depths:
+            depths[kind] = registry.for_config(config, pretrained=False).trained_blocks
+        depth = depths[kind]
+        config = config.replace(train_size=base.train_size)
+        if depth not in there:
+            there[depth] = sources(config.replace(**COMPLETE), data, cache)
+        if not hide_labels.hides(config):
+            return there[depth]
+        mask = depth, *(getattr(config, name) for name in COMPLETE)
+        if mask not in hidden:
+            dataset = benchmarks.open_split(config, "train", data)
+            hidden[mask] = fit.relabelled(there[depth]["train"], hide_labels.hide_as(config, dataset))
+        return there[depth] | {"train": hidden[mask]}
+
+    return take
+
+
+def run(config: Config, feats: dict, folder: str | Path, settings=None, resamples: int = 1000) -> Outcome:
+    r"""Train ``config`` (or take up what is there) and score it in every setting on every split but train.
+
+    Args:
+        config: of the run, seed included.
+        feats: what ``sources`` gave for the same data and VLP, or a ``shelf``; of a longer ``train`` the first
+            ``config.train_size`` pictures are taken.
+        folder: of all runs; this one has a folder in it, named after what its config changes.
+        settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
+            config -> scorer as in ``evaluation.CONTROLS``. Those already scored are read from the record.
+        resamples: R of the bootstrap, on test splits.
+
+    Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
+    """
+    settings = AS_TRAINED if settings is None else settings
+    feats = feats(config) if callable(feats) else feats
+    feats = feats | {"train": _training_data(config, feats)}
+    belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items() if hasattr(d, "identity")}}
+    with _alone(config, folder) as out:
+        known = _read(out, belongs)
+        missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
+        if missing:
+            model = registry.for_config(config).to(devices.best())
+            history = train(model, feats["train"], out)
+            _measure(known, model, feats, missing, resamples)
+            known.about["training"] = _training(history)
+            _write(known, config, model, belongs)
+    chosen = known.table[known.table["setting"].isin(settings)].reset_index(drop=True)
+    return Outcome(chosen, known.resampled, known.about, out)
+
+
+def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=None, resamples: int = 1000) -> dict:
+    r"""(variant, seed) -> ``Outcome`` of ``run``, for every variant and seed.
+
+    ``variants``: name -> changes of ``base``, or the whole config of a method. ``settings`` may be a function of the
+    config. Raises as ``run``.
+    """
+    jobs = [(name, seed) for seed in seeds for name in variants]
+    found = {}
+    for name, seed in tqdm(jobs, "runs", disable=None, leave=False):
+        own = variants[name]
+        config = own.replace(seed=seed) if isinstance(own, Config) else base.replace(**{"seed": seed} | own)
+        chosen = settings(config) if callable(settings) else settings
+        found[name, seed] = run(_sized(config), feats, folder, chosen, resamples)
+    return found
+
+
+def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict, pd.DataFrame]:
+    r"""The best values on val, field after field, and the whole search.
+
+    The fields of ``grid`` (name -> values) are gone through in order: each value is trained once, with the seed of
+    ``base`` and the fields before it at their best, and scored in every setting. Best is the highest mean mAP over the
+    tasks of ``fit.validation``. Returns the changes of the config (those of the best setting too), and a frame with a
+    row for each value and setting: field, value, setting, mAP of each task, mean, chosen. Splits of test are not read.
+    A value with which training diverges has NaN and a warning. Raises ``FloatingPointError`` if all of a field do, and
+    what ``run`` raises.
+    """
+    settings, best, parts = AS_TRAINED if settings is None else settings, {}, []
+    for field, values in grid.items():
+        rows = []
+        for value in values:
+            config = _sized(base.replace(**best | {field: value}))
+            try:
+                found = _on_val(config, feats, folder, settings)
+            except FloatingPointError as error:
+                warnings.warn(f"{field} = {value!r} is left out of the search: {error}", stacklevel=2)
+                found = [{"setting": setting, "mean": math.nan} for setting in settings]
+            rows += [{"field": field, "value": value} | row for row in found]
+        given = pd.Series([row["value"] for row in rows], dtype=object)  # None is a value, and no missing number
+        parts.append(pd.DataFrame(rows).assign(value=given))
+        if parts[-1]["mean"].isna().all():
+            raise FloatingPointError(f"training diverges with every {field} of {list(values)}: give smaller ones")
+        at = parts[-1]["mean"].idxmax()
+        parts[-1]["chosen"] = parts[-1].index == at
+        best[field], setting = rows[at]["value"], rows[at]["setting"]
+    return best | dict(settings[setting]), pd.concat(parts, ignore_index=True)
+
+
+def _on_val(config: Config, feats, folder, settings) -> list[dict]:
+    """A row for each setting of one run that is scored on val alone."""
+    own = feats(config) if callable(feats) else feats
+    own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
+    if hide_labels.hides(config) and "val" not in own:
+        raise ValueError(
+            f"{config.dataset} has no val, and labels of its train are hidden: choices need complete labels, "
+            "set held_out, such as 0.2"
+        )
+    val, tasks = fit.validation(own)
+    tasks = tasks if registry.asks_unseen(config) else ("seen",)
+    table = run(config, {"train": own["train"], "val": val}, folder, settings).table
+    rows = []
+    for setting in settings:
+        maps = table[table["setting"].eq(setting) & table["task"].isin(tasks)].set_index("task")["mAP"]
+        rows.append({"setting": setting} | {f"mAP {task}": maps[task] for task in tasks} | {"mean": maps.mean()})
+    return rows
+
+
+def run_name(config: Config) -> str:
+    """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
+    values = config.to_dict()
+    for name in YOUNGER:  # runs older than these fields are found so, under the name they always had
+        if values[name] == configs.DEFAULTS[name]:
+            del values[name]
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    kind = "" if config.method == "hrcf" else config.method
+    words = [f"{name}-{value}" for name, value in config.changes().items() if name not in ("seed", "categories")]
+    changed = re.sub(r"[^\w.-]+", "-", "-".join(words))[:60].strip("-")
+    return "-".join(filter(None, [config.name, kind, changed, f"seed-{config.seed}", digest]))
+
+
+@contextmanager
+def _alone(config: Config, folder: str | Path):
+    """The folder of a run, which no other process may train or score meanwhile."""
+    out = Path(folder) / run_name(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "run.lock"):
+        yield out
+
+
+def _training_data(config: Config, feats: dict):
+    n, data = config.train_size, feats["train"]
+    return data.take(range(n)) if n and n < len(data) else data
+
+
+def _sized(config: Config) -> Config:
+    return config.smoke() if configs.is_smoke() else config
+
+
+def trained(config: Config, feats: dict, folder: str | Path):
+    """The model of a run, in evaluation mode; trains it if need be."""
+    model = registry.for_config(config).to(devices.best())
+    feats = feats(config) if callable(feats) else feats
+    with _alone(config, folder) as out:
+        train(model, _training_data(config, feats), out)
+    return model
+
+
+def scored(config: Config, feats, folder: str | Path, split: str = "test", setting=None) -> dict[str, Tensor]:
+    """Task -> scores (n, K) of a split by the model of a run, in a setting; trains it if need be."""
+    model = trained(config, feats, folder)
+    data = (feats(config) if callable(feats) else feats)[split]
+    held, found = embed(model, data), {}
+    for task in _tasks(model, data):
+        with torch.no_grad():
+            t = _asked(model, setting or {}).label_embeddings(data.space.view(task).names)
+        found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
+    return found
+
+
+def _tasks(model, data) -> list[str]:
+    """The tasks that data have labels for and a method answers."""
+    return [task for task in TASKS if data.space.view(task).names and (model.open_vocabulary or task == "seen")]
+
+
+def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
+    """Score a trained model in every setting on every split but train, and add that to what is ``known``."""
+    rows, limits = [], {}
+    for split, data in feats.items():
+        if split == "train":
+            continue
+        tasks = _tasks(model, data)
+        embedded = embed(model.eval(), data)
+        drawn = bootstrap.draw(len(data), resamples) if split.startswith("test") else None
+        for task in tasks:
+            view = data.space.view(task)
+            with torch.no_grad():
+                t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
+            for name, setting in settings.items():
+                own = t
+                if (asked := _asked(model, setting)) is not model:
+                    with torch.no_grad():
+                        own = asked.label_embeddings(view.names)
+                values = evaluation.score_all(embedded, own, scorer(model, setting))
+                row = evaluation.metrics_row(values, y, model.config.ks, model.config.protocol, task)
+                if hide_labels.hides(model.config) or not model.open_vocabulary:
+                    row |= _decisions(values, y, model.threshold, limits, split, (name, task))
+                rows.append({"setting": name, "split": split, "task": task} | row)
+                if drawn is not None:
+                    known.resampled |= _resampled(values, y, drawn, model.config.ks, (name, split, task))
+    known.table = pd.concat([part for part in (known.table, pd.DataFrame(rows)) if len(part)], ignore_index=True)
+
+
+def _decisions(values, labels, threshold: float | None, limits: dict, split: str, key) -> dict:
+    """OP to CF1 at the method's own threshold, and, called "... val", at the one of best OF1 on val."""
+    if split == "val":
+        limits[key] = metrics.best_threshold(values, labels)
+    row = {} if threshold is None else metrics.precision_recall_f1_at_threshold(values, labels, threshold)
+    if key in limits:
+        row |= {
+            f"{name} val": value
+            for name, value in metrics.precision_recall_f1_at_threshold(values, labels, limits[key]).items()
+        }
+    return row
+
+
+def scorer(model, setting: dict | Callable) -> Callable:
+    """(e_g, regions, label embeddings) -> scores of a setting, by the method itself under the changed config."""
+    if callable(setting):
+        return setting(model.config)
+    return model.under(model.config.replace(**setting)).score_embeddings
+
+
+def _asked(model, setting: dict | Callable):
+    """Whose label embeddings a setting is scored with: the model's own, unless it may change them, as a template."""
+    if callable(setting) or setting.keys() <= SCORING:
+        return model
+    return model.under(model.config.replace(**setting))
+
+
+def _resampled(values, labels, drawn, ks, key) -> dict:
+    found = {(*key, "mAP"): bootstrap.resampled_map(values, labels, drawn).float()}
+    return found | {(*key, f"F1@{k}"): bootstrap.resampled_f1(values, labels, drawn, k).float() for k in ks}
+
+
+def _training(history: pd.DataFrame) -> dict:
+    """Steps, seconds, and for each side the seconds of an epoch (the median step times the steps of an epoch)."""
+    took = history["seconds"].diff()
+    same = history["phase"].diff().eq(0) & took.gt(0)
+    sides = {}
+    for side, part in history.groupby("side", sort=False):
+        steps = part["epoch"].floordiv(1).value_counts().max()
+        sides[side] = {
+            "steps": len(part),
+            "epoch_seconds": float(took[same & history["side"].eq(side)].median() * steps),
+        }
+    parts = history.columns[history.columns.get_loc("lr") + 1 : history.columns.get_loc("seconds")]
+    last = {name: float(history[name].tail(50).mean()) for name in parts if len(history)}
+    return {"steps": len(history), "seconds": float(took[took.gt(0)].sum()), "sides": sides, "last": last}
+
+
+def seconds(outcomes: dict) -> dict[str, float]:
+    """ "variant seed" -> seconds of training, on as many cores as it had."""
+    return {f"{variant} {seed}": round(o.about["training"]["seconds"], 1) for (variant, seed), o in outcomes.items()}
+
+
+def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
+    about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
+    about |= {"training": known.about["training"], "trained_parameters": model.trained_parameters()}
+    about |= {"belongs_to": belongs}
+    files.write_tensors({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
+    seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
+    tables = {"metrics": known.table}
+    records.record("record", config.changes(), tables, seconds, protocol, folder=known.folder, **about)
+    known.about = records.read_record("record", known.folder)
+    del known.about["tables"]
+
+
+def _read(folder: Path, belongs: dict) -> Outcome:
+    """What a run has already, which may be nothing. Raises ``ValueError`` if it belongs to other data."""
+    if not (folder / "record.json").is_file():
+        return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
+    record = records.read_record("record", folder)
+    if record["belongs_to"] != json.loads(json.dumps(belongs)):
+        raise ValueError(
+            f"{folder} was scored on other data or with other resamples: remove it, or choose another folder of runs"
+        )
+    tensors = files.read_tensors(folder / RESAMPLED)
+    found = {tuple(key.split("|")): value for key, value in tensors.items()}
+    return Outcome(record.pop("tables")["metrics"], found, record, folder)

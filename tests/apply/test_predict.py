@@ -1,0 +1,549 @@
+"""classify: any list of labels, pictures in any form, scores inside the reference vocabulary, errors that help."""
+
+import gc
+import inspect
+import os
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+import torch
+from PIL import Image
+
+from hrcf_lib import config as configs
+from hrcf_lib import methods
+from hrcf_lib.apply import label_cache
+from hrcf_lib.apply.calibration import Calibration, fingerprint
+from hrcf_lib.apply.predict import answers, classify, load_model, own_thresholds, ranked
+from hrcf_lib.apply.region_maps import maps_for
+from hrcf_lib.data.mojiscenes.scenes import MojiScenes
+from hrcf_lib.engine import devices
+from hrcf_lib.model import HRCF
+
+REFERENCE = ("cat", "dog", "bus", "sun", "tree", "boat")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = synthetic.model()
+    model.reference_labels = REFERENCE
+    with torch.no_grad():
+        model.gather.conv2.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four scenes as PNG files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    data = MojiScenes("test", 4)
+    for i in range(4):
+        Image.fromarray(data.scene(i).image).save(folder / f"{i}.png")
+    return folder
+
+
+def test_signature_is_the_promised_one():
+    parameters = inspect.signature(classify).parameters
+    assert list(parameters)[:4] == ["images", "labels", "model", "top_k"]
+    assert parameters["model"].default is None and parameters["top_k"].default == 5
+
+
+def test_the_frame_is_tidy(model, folder):
+    frame = classify(folder, ["cat", "zebra", "ship", "sun", "moon", "rain"], model, top_k=3)
+    assert frame.columns.tolist() == ["image", "label", "score", "rank"]
+    assert len(frame) == 4 * 3 and frame.index.tolist() == list(range(12))
+    assert frame.image.unique().tolist() == [str(folder / f"{i}.png") for i in range(4)]
+    for _, part in frame.groupby("image"):
+        assert part["rank"].tolist() == [1, 2, 3] and part.label.is_unique
+        assert part.score.is_monotonic_decreasing
+    assert frame.score.between(-1, 1).all()
+
+
+def test_scores_are_the_models_inside_the_reference(model, folder):
+    labels = ["zebra", "dog", "moon"]
+    frame = classify(folder, labels, model, top_k=3)
+    names = [*REFERENCE, "zebra", "moon"]
+    data = MojiScenes("test", 4)
+    pictures = torch.stack([data[i][0] for i in range(4)])
+    with torch.no_grad():
+        scores = model(pictures, names)
+    for i, (_, part) in enumerate(frame.groupby("image")):
+        for row in part.itertuples():
+            assert row.score == pytest.approx(scores[i, names.index(row.label)].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 1000])
+def test_lists_of_any_length(model, folder, n):
+    frame = classify(folder / "0.png", [f"thing {i}" for i in range(n)], model, top_k=5)
+    assert len(frame) == min(n, 5) and frame.score.notna().all()
+    assert frame.score.abs().lt(0.999).all(), "a single label does not always score 1"
+
+
+def test_a_single_label_tells_pictures_apart(model, folder):
+    scores = classify(folder, ["zebra"], model).score
+    assert scores.nunique() == 4
+
+
+def test_a_label_of_ones_own_does_not_move_another_reference_label_twice(model, folder):
+    """A label of the reference is not entered a second time, in whatever case of white space it is written."""
+    alone = classify(folder, ["dog"], model)
+    spaced = classify(folder, [" dog "], model)
+    assert alone.equals(spaced) and alone.label.eq("dog").all()
+    among = classify(folder, ["dog", "cat", "boat"], model, top_k=3)
+    assert among[among.label == "dog"].score.tolist() == pytest.approx(alone.score.tolist(), abs=1e-6)
+
+
+def test_order_of_labels_and_batch_do_not_matter(model, folder):
+    a = classify(folder, ["zebra", "moon", "dog"], model, batch=1)
+    b = classify(folder, ["dog", "moon", "zebra"], model, batch=3)
+    assert a[["image", "label", "rank"]].equals(b[["image", "label", "rank"]])
+    np.testing.assert_allclose(a.score, b.score, atol=1e-6)
+
+
+def test_paths_pictures_and_folders_agree(model, folder):
+    paths = sorted(folder.iterdir())
+    whole = classify(folder, ["zebra", "dog"], model)
+    for images in (paths, [str(p) for p in paths], str(folder), [folder]):
+        assert classify(images, ["zebra", "dog"], model).equals(whole)
+    opened = [Image.open(p) for p in paths]
+    assert classify(opened, ["zebra", "dog"], model).equals(whole), "an opened file still has its name"
+    nameless = [Image.fromarray(np.array(p)) for p in opened]
+    frame = classify(nameless, ["zebra", "dog"], model)
+    assert frame.image.unique().tolist() == [f"picture {i}" for i in range(4)]
+    assert frame.drop(columns="image").equals(whole.drop(columns="image"))
+    one = classify(paths[2], ["zebra", "dog"], model)
+    assert one.label.tolist() == whole.label[4:6].tolist()
+    mixed = classify([nameless[0], paths[1]], ["zebra"], model)
+    assert mixed.image.tolist() == ["picture 0", str(paths[1])]
+
+
+def test_any_size_and_mode(model, tmp_path):
+    Image.new("L", (300, 40)).save(tmp_path / "grey.jpg")
+    Image.new("RGBA", (20, 30)).save(tmp_path / "small.png")
+    assert len(classify(tmp_path, ["zebra"], model)) == 2
+
+
+def test_the_same_again(model, folder):
+    assert classify(folder, ["zebra", "moon"], model).equals(classify(folder, ["zebra", "moon"], model))
+
+
+def test_a_model_in_training_is_put_in_evaluation_mode(model, folder):
+    expected = classify(folder, ["zebra", "moon"], model)
+    assert classify(folder, ["zebra", "moon"], model.train()).equals(expected)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "labels is empty"),
+        (["dog", " "], r"labels\[1\] is blank"),
+        (["dog", "cat", "dog "], "'dog' occurs 2 times"),
+        ("dog", r"write \['dog'\]"),
+        (["dog", 3], r"labels\[1\] is 3, not a string"),
+        ([" ".join(["zebra"] * 60)], "zebra.*tokens"),
+    ],
+)
+def test_labels_that_are_refused(model, folder, labels, message):
+    with pytest.raises(ValueError, match=message):
+        classify(folder, labels, model)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, None])
+def test_numbers_that_are_refused(model, folder, wrong):
+    with pytest.raises(ValueError, match="top_k = .*whole number from 1"):
+        classify(folder, ["dog"], model, top_k=wrong)
+    with pytest.raises(ValueError, match="batch = .*whole number from 1"):
+        classify(folder, ["dog"], model, batch=wrong)
+
+
+def test_pictures_that_are_refused(model, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+        classify([folder / "0.png", tmp_path / "nowhere.png"], ["dog"], model)
+    with pytest.raises(ValueError, match="no pictures in"):
+        classify(tmp_path, ["dog"], model)
+    with pytest.raises(ValueError, match="empty"):
+        classify([], ["dog"], model)
+    whole = (folder / "0.png").read_bytes()
+    for name, content in (("cut.png", whole[: len(whole) // 2]), ("text.png", b"not a picture"), ("zero.png", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name):
+            classify(tmp_path / name, ["dog"], model)
+    with pytest.raises(TypeError, match=r"images\[0\] is a ndarray"):
+        classify([np.zeros((4, 4, 3))], ["dog"], model)
+
+
+# -- files of labels, models from folders, devices ---------------------------------------------------------------------
+
+
+def test_labels_from_a_file(model, folder, tmp_path):
+    names = ["zebra", "dog", "café au lait"]
+    expected = classify(folder, names, model)
+    (tmp_path / "own.txt").write_text("\ufeffzebra\n\n  dog \r\ncafé  au lait\n", encoding="utf-8")
+    (tmp_path / "own.csv").write_text('id,Label\n1,zebra\n2,dog\n3,"café au lait"\n', encoding="utf-8")
+    (tmp_path / "labels").write_text("\n".join(names), encoding="utf-8")
+    for labels in (tmp_path / "own.txt", str(tmp_path / "own.txt"), str(tmp_path / "own.csv"), tmp_path / "labels"):
+        assert classify(folder, labels, model).equals(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt holds no label; write one name a line"),
+        ("a.txt", b"\xff\xfe\x00", "a.txt is no text in UTF-8"),
+        ("a.txt", b"owl\n\nbus\nOWL \n", r"'owl' \(a.txt, line 1\) and 'OWL' \(a.txt, line 4\); keep one of each"),
+        ("a.csv", b"id,thing\n1,owl\n", "has the columns id, thing; call the one of the names 'label'"),
+        ("a.csv", b"label\nowl\nowl\n", r"'owl' \(a.csv, line 2\) and 'owl' \(a.csv, line 3\)"),
+        ("a.csv", b"", "a.csv is no text in UTF-8 with a label a line"),
+    ],
+)
+def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        classify(folder, tmp_path / name, model)
+    with pytest.raises(FileNotFoundError, match=r"no file none.txt of labels: .*write \['none.txt'\]"):
+        classify(folder, "none.txt", model)
+
+
+def test_weights_are_gone_through_once_a_call(model, folder, monkeypatch):
+    own = synthetic.model().eval()
+    own.reference_labels = REFERENCE
+    own.calibration = Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(own))
+    calls, real = [], torch.nn.Module.named_parameters
+    counted = lambda module, *given, **kw: calls.append(module) or real(module, *given, **kw)
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", counted)
+    for labels in (["zebra", "dog"], ["moon"], ["zebra", "dog"]):
+        calls.clear()
+        assert "probability" in classify(folder, labels, own)
+        assert len([module for module in calls if module is own]) == 1, "for reference, own labels and calibration"
+    with torch.no_grad():
+        own.head.weight += 0.1
+    with pytest.warns(UserWarning, match="made for other weights"):
+        assert "probability" not in classify(folder, ["zebra"], own)
+
+
+def test_ranks_of_equal_scores():
+    order, ranks = ranked(torch.tensor([[0.5, 0.9, 0.5, -1.0], [0.0, 0.0, 0.0, 1.0]]))
+    assert order.tolist() == [[1, 0, 2, 3], [3, 0, 1, 2]] and ranks.tolist() == [[2, 1, 3, 4], [2, 3, 4, 1]]
+    assert ranked(torch.tensor([0.1, 0.2]))[1].tolist() == [2, 1]
+
+
+def test_what_the_text_tower_reads_alike_is_one_label(model, folder):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for pair in ([composed, apart], ["Owl", "owl"], ["rock \u2019n\u2019 roll", "rock 'n' roll"]):
+        with pytest.raises(ValueError, match=r"read alike.*labels\[0\].*labels\[1\].*keep one of each"):
+            classify(folder, pair, model)
+    assert classify(folder, ["Dog"], model).score.equals(classify(folder, ["dog"], model).score), "of the reference"
+    assert set(classify(folder, [apart, "\u732b", "Hund & Katze"], model).label) == {apart, "\u732b", "Hund & Katze"}
+
+
+def test_every_label_that_is_too_long_is_named(model, folder):
+    with pytest.raises(ValueError, match="'zebra zebra.*needs 302 tokens, the text tower takes 32.*'ant ant.*shorten"):
+        classify(folder, ["dog", "zebra " * 300, "ant " * 300], model)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model on the shipped VLP in a folder: the mini VLP knows the words of its vocabulary only."""
+    model = HRCF(configs.mini().replace(bf16=False))
+    model.reference_labels = ("cat", "dog", "pizza")
+    return model.save_pretrained(tmp_path_factory.mktemp("model"))
+
+
+def test_a_model_from_its_folder(saved, folder):
+    expected = classify(folder, ["owl", "cat"], HRCF.from_pretrained(saved))
+    assert classify(folder, ["owl", "cat"], saved).equals(expected)
+    assert classify(folder, ["owl", "cat"], str(saved)).equals(expected)
+    assert load_model(saved) is load_model(str(saved)), "read once"
+    before = load_model(saved)
+    os.utime(saved / "config.json", ns=(1, 1))
+    assert load_model(saved) is not before, "until a file changes"
+
+
+def test_models_that_are_refused(saved, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+        classify(folder, ["dog"], tmp_path)
+    with pytest.raises(TypeError, match="model is a int: give an HRCF"):
+        classify(folder, ["dog"], 3)
+    for file, message in (("config.json", "not a config of save_pretrained"), ("model.safetensors", "damaged")):
+        broken = shutil.copytree(saved, tmp_path / file)
+        (broken / file).write_bytes(b"{")
+        with pytest.raises(ValueError, match=f"{file}.*{message}"):
+            classify(folder, ["dog"], broken)
+    (saved / "calibration.json").write_text("{")
+    with pytest.raises(ValueError, match="calibration.json is no calibration"):
+        classify(folder, ["dog"], saved)
+    (saved / "calibration.json").unlink()
+
+
+def test_devices(model, folder, monkeypatch):
+    assert classify(folder, ["zebra"], model, device="cpu").equals(classify(folder, ["zebra"], model))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for wrong in ("cuda", "cuda:7", "mps", "gpu", "xpu"):
+        with pytest.raises(ValueError, match=f"device = '{wrong}': this machine has cpu; choose"):
+            classify(folder, ["zebra"], model, device=wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.named("cuda:1") == torch.device("cuda:1") and devices.available() == ["cpu", "cuda"]
+    with pytest.raises(ValueError, match="cuda:2"):
+        devices.named("cuda:2")
+
+
+def test_the_bar_is_shown_when_asked_for(model, folder, capsys):
+    classify(folder, ["zebra"], model, progress=False)
+    assert "pictures" not in capsys.readouterr().err
+    classify(folder, ["zebra"], model, progress=True)
+    assert "pictures: " in capsys.readouterr().err
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def test_animated_and_enormous_pictures(model, folder, tmp_path):
+    frames = [Image.new("RGB", (30, 30), colour) for colour in ("red", "blue")]
+    for name in ("moves.gif", "pages.tiff", "moves.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="the first frame was taken: .*moves.gif.*moves.png.*pages.tiff"):
+        found = classify(tmp_path, ["zebra"], model)
+    still = classify([frames[0]], ["zebra"], model)
+    assert found.score[found.image.str.endswith("moves.png")].tolist() == pytest.approx(still.score.tolist(), abs=1e-6)
+    Image.new("1", (20000, 5001)).save(tmp_path / "huge.png")
+    with pytest.raises(ValueError, match="huge.png has 20000 x 5001 pixels, more than 100 megapixels; scale it down"):
+        classify(tmp_path / "huge.png", ["zebra"], model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(classify(folder, ["zebra"], model)) == 4, "a still picture warns of nothing"
+
+
+def test_bad_pictures_can_be_left_out(model, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "some")
+    (tmp_path / "some" / "00.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="00.png cannot be read as a picture"):
+        classify(tmp_path / "some", ["zebra"], model)
+    for batch in (1, 32):
+        with pytest.warns(UserWarning, match="1 of 5 pictures left out: .*00.png cannot be read"):
+            found = classify(tmp_path / "some", ["zebra"], model, skip_bad=True, batch=batch)
+        assert found.score.tolist() == pytest.approx(classify(folder, ["zebra"], model).score.tolist(), abs=1e-6)
+    nameless = [Image.new("I;16", (9, 9)), Image.new("RGB", (9, 9))]
+    with pytest.warns(UserWarning, match="left out"):
+        assert classify(nameless, ["zebra"], model, skip_bad=True).image.tolist() == ["picture 1"]
+    with pytest.raises(ValueError, match="none of the 1 pictures can be read; the first: .*00.png"):
+        classify(tmp_path / "some" / "00.png", ["zebra"], model, skip_bad=True)
+
+
+# -- probabilities, thresholds, maps -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calibrated(model):
+    """The model with a steep curve, so that small differences of scores would be seen."""
+    model.calibration = Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(model))
+    yield model
+    model.calibration = None
+
+
+@pytest.mark.parametrize("n", [1, 2, 100, 1000])
+def test_a_probability_does_not_depend_on_the_list(calibrated, folder, n):
+    alone = classify(folder, ["zebra"], calibrated).probability
+    known = classify(folder, ["dog"], calibrated).probability
+    names = ["zebra", *(f"thing {i}" for i in range(n - 2)), "dog"][: max(n, 1)]
+    found = classify(folder, names, calibrated, top_k=n)
+    assert found.columns.tolist() == ["image", "label", "score", "rank", "probability"] and len(found) == 4 * n
+    np.testing.assert_allclose(found.probability[found.label == "zebra"], alone, atol=1e-6)
+    if n > 1:
+        np.testing.assert_allclose(found.probability[found.label == "dog"], known, atol=1e-6)
+    assert found.probability.between(0, 1).all() and alone.nunique() == 4
+
+
+def test_a_probability_is_the_curve_of_the_label_alone_beside_the_reference(calibrated, folder):
+    found = classify(folder, ["zebra", "moon", "dog"], calibrated, top_k=3)
+    data = MojiScenes("test", 4)
+    pictures = torch.stack([data[i][0] for i in range(4)])
+    for label in ("zebra", "moon", "dog"):
+        names = list(dict.fromkeys([*REFERENCE, label]))
+        s = calibrated.score(pictures, names)[:, names.index(label)]
+        expected = calibrated.calibration.probability(s)
+        np.testing.assert_allclose(found.probability[found.label == label], expected, atol=1e-5)
+
+
+def test_yes_and_no(calibrated, folder):
+    names = [f"thing {i}" for i in range(30)]
+    every = classify(folder, names, calibrated, top_k=30)
+    limit = float(every.probability.quantile(0.7))
+    found = classify(folder, names, calibrated, top_k=2, threshold=limit)
+    assert found.columns.tolist()[-3:] == ["probability", "threshold", "answer"]
+    assert (found.answer == np.where(found.probability >= limit, "yes", "no")).all()
+    assert found[found.answer == "yes"].shape[0] == (every.probability >= limit).sum(), "none is hidden by top_k"
+    merged = found.merge(every, on=["image", "label"], suffixes=("", "_all"))
+    assert len(merged) == len(found) and (merged["rank"] == merged.rank_all).all()
+    assert found.groupby("image")["rank"].apply(lambda r: r.is_monotonic_increasing and {1, 2} <= set(r)).all()
+    told = answers(found)
+    assert told.image.tolist() == every.image.unique().tolist()
+    for row in told.itertuples():
+        part = every[(every.image == row.image) & (every.probability >= limit)]
+        assert set(row.labels) == set(part.label) and row.none == part.empty
+
+
+def test_none_of_these(calibrated, folder):
+    found = classify(folder, ["zebra", "moon"], calibrated, top_k=1, threshold=1.0)
+    assert len(found) == 4 and found.answer.eq("no").all()
+    assert answers(found)["none"].all() and answers(found)["labels"].tolist() == [[]] * 4
+    with pytest.raises(ValueError, match="threshold='calibrated'"):
+        answers(classify(folder, ["zebra"], calibrated))
+
+
+def test_thresholds_of_the_calibration_and_of_ones_own(calibrated, folder):
+    calibrated.calibration = replace(calibrated.calibration, threshold=0.25, thresholds={"Moon": 0.75})
+    limit = lambda threshold: dict(
+        classify(folder / "0.png", ["zebra", "moon"], calibrated, threshold=threshold)[["label", "threshold"]].values
+    )
+    assert limit("calibrated") == {"zebra": 0.25, "moon": 0.75}
+    assert limit(0) == {"zebra": 0, "moon": 0}
+    assert limit({"ZEBRA": 0.5}) == {"zebra": 0.5, "moon": 0.75}
+    assert limit({"moon": 0.1}) == {"zebra": 0.25, "moon": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        (1.5, "threshold is 1.5: give a probability from 0 to 1"),
+        (True, "threshold is True"),
+        ("high", "threshold is 'high'.*threshold='calibrated'"),
+        ({"zebra": -1}, "the threshold of 'zebra' is -1"),
+        ({"owl": 0.5}, "a threshold for 'owl', which is not among the labels"),
+    ],
+)
+def test_thresholds_that_are_refused(calibrated, folder, threshold, message):
+    with pytest.raises(ValueError, match=message):
+        classify(folder, ["zebra"], calibrated, threshold=threshold)
+
+
+def test_without_a_calibration(model, folder):
+    with pytest.raises(ValueError, match="no calibration.*python -m hrcf_lib.apply.calibration FOLDER"):
+        classify(folder, ["zebra"], model, threshold=0.5)
+    with pytest.raises(ValueError, match="no calibration"):
+        own_thresholds(folder, [[]] * 4, ["zebra"], model)
+
+
+def test_a_stale_calibration_gives_no_probabilities(calibrated, folder):
+    calibrated.config, before = calibrated.config.replace(lam=0.9), calibrated.config
+    with pytest.warns(UserWarning, match="calibration was made for other weights, settings"):
+        assert "probability" not in classify(folder, ["zebra"], calibrated)
+    calibrated.config = before
+    assert "probability" in classify(folder, ["zebra"], calibrated)
+
+
+def test_thresholds_from_a_handful_of_pictures(calibrated, folder):
+    present = [["zebra"], ["zebra", "moon"], [], "moon"]
+    found = own_thresholds(folder, present, ["zebra", "moon", "dog"], calibrated)
+    assert set(found) == {"zebra", "moon"} and all(0 <= value <= 1 for value in found.values())
+    assert own_thresholds(folder, present, None, calibrated) == pytest.approx(found)
+    assert len(classify(folder, ["zebra", "moon", "dog"], calibrated, threshold=found)) == 12
+    with pytest.raises(ValueError, match="4 pictures, 2 lists of what is in them"):
+        own_thresholds(folder, present[:2], ["zebra"], calibrated)
+    with pytest.raises(ValueError, match="'moon' is said to be in a picture and is not among the labels"):
+        own_thresholds(folder, present, ["zebra"], calibrated)
+
+
+@pytest.mark.parametrize("name", ["hrcf", "mkt"])
+def test_maps_are_those_of_explain_and_survive_pandas(name, model, folder):
+    labels = ["zebra", "dog", "moon"]
+    if name == "mkt":
+        model = methods.build("mkt", synthetic.config(), pretrained=False)
+        model.reference_labels = REFERENCE
+    found = classify(folder, labels, model, top_k=2, explain=True)
+    plain = classify(folder, labels, model, top_k=2)
+    assert found.drop(columns="map").equals(plain)
+    data = MojiScenes("test", 4)
+    expected = maps_for(model, torch.stack([data[i][0] for i in range(4)]), labels)
+    shuffled = pd.concat([found[found["rank"] == 2], found[found["rank"] == 1]]).sample(frac=1, random_state=0)
+    for row in shuffled.itertuples():
+        assert row.map.shape == (112, 112) and row.map.dtype == np.float16
+        own = expected[int(Path(row.image).stem), labels.index(row.label)]
+        np.testing.assert_allclose(row.map, own, atol=2e-3)
+    clip = methods.build("pre_clip", synthetic.config(), pretrained=False)
+    with pytest.raises(ValueError, match="does not score its regions one by one .* region maps are of hrcf and mkt"):
+        classify(folder, ["zebra"], clip, explain=True)
+
+
+@pytest.mark.parametrize("name", ["pre_clip", "mkt", "biam"])
+def test_any_method_and_one_without_a_reference(name, folder):
+    other = methods.build(name, synthetic.config(), pretrained=False)
+    assert len(classify(folder, ["zebra", "moon"], other)) == 8, "untrained: no reference labels"
+    other.reference_labels = REFERENCE
+    other.calibration = Calibration((-1.0, 1.0), (-2.0, 2.0), 0.5, 0.1, made_for=fingerprint(other))
+    found = classify(folder, ["zebra", "moon"], other)
+    alone = classify(folder, ["moon"], other)
+    np.testing.assert_allclose(found.probability[found.label == "moon"], alone.probability, atol=1e-6)
+
+
+# -- label embeddings are kept -----------------------------------------------------------------------------------------
+
+
+class Counted:
+    """Counts calls of ``label_embeddings`` and the names in them."""
+
+    def __init__(self, model, monkeypatch):
+        self.names, real = [], model.label_embeddings
+        monkeypatch.setattr(model, "label_embeddings", lambda names: (self.names.extend(names), real(names))[1])
+
+
+def test_a_second_call_embeds_nothing(folder, monkeypatch):
+    model = synthetic.model().eval()
+    model.reference_labels = REFERENCE
+    counted = Counted(model, monkeypatch)
+    first = classify(folder, ["zebra", "dog"], model)
+    assert counted.names == [*REFERENCE, "zebra"]
+    assert classify(folder, ["zebra", "dog"], model).equals(first) and len(counted.names) == 7
+    classify(folder, ["moon"], model)
+    assert counted.names[7:] == ["moon"], "the reference vocabulary is not embedded again for another list"
+
+
+@pytest.mark.parametrize("how", ["step", "fused step", "data", "load", "config"])
+def test_kept_embeddings_are_never_stale(how):
+    model = synthetic.model()
+    before = label_cache.label_embeddings(model, ["zebra", "moon"]).clone()
+    other = synthetic.model().trainable_state()
+    if "step" in how:
+        optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=0.1, fused=how == "fused step")
+        model.label_embeddings(["zebra", "moon"]).square().sum().backward()
+        optimizer.step()
+    elif how == "data":
+        model.prompt.vectors.data.mul_(2)
+    elif how == "load":
+        model.load_state_dict(model.state_dict() | {"prompt.vectors": 2 * other["prompt.vectors"]})
+    else:
+        model.prompt.kind, model.config = "fixed", model.config.replace(prompt="fixed")
+        model.prompt.vectors.data.mul_(2)
+    after = label_cache.label_embeddings(model, ["zebra", "moon"])
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, model.label_embeddings(["zebra", "moon"]).detach())
+
+
+def test_a_fused_step_of_the_image_side_is_seen():
+    """PyTorch does not count what fused optimisers write; a calibration would go stale unnoticed."""
+    model = synthetic.model()
+    before, weight = label_cache.state(model), model.head.weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
+    assert label_cache.state(model) != before
+
+
+def test_what_is_kept_is_bounded(monkeypatch):
+    model = synthetic.model()
+    for i in range(2 * label_cache.LISTS):
+        label_cache.label_embeddings(model, [f"thing {i}"])
+    assert len(label_cache._kept[model]) == label_cache.LISTS
+    monkeypatch.setattr(label_cache, "ENTRIES", 300)
+    assert label_cache.label_embeddings(model, ["a", "b", "c"]).shape == (3, 128), "too long to be kept"
+    assert sum(t.numel() for t in label_cache._kept[model].values()) <= 300
+    count = len(label_cache._kept)
+    del model
+    gc.collect()
+    assert len(label_cache._kept) < count, "gone with the model"

@@ -1,0 +1,363 @@
+"""Training and evaluating on pictures themselves: augmentation, streamed shards, one order for all processes."""
+
+import random
+
+import numpy as np
+import official_formats
+import pytest
+import synthetic
+import torch
+from PIL import Image
+
+from hrcf_lib import data, methods
+from hrcf_lib.data import mojiscenes
+from hrcf_lib.data.feeds.features import AugmentedFeatures, extract
+from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.pictures import AugmentedView, Pictures, StreamedPictures, augmentation, augmented
+from hrcf_lib.data.official import nus_wide
+from hrcf_lib.evaluation import evaluate
+from hrcf_lib.methods.plain_vlp import zero_shot
+from hrcf_lib.training import FREE, train
+
+RAND = "rand-m9-mstd0.5-inc1"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A NUS-WIDE tree of 24 pictures in the common form, and its root."""
+    root = tmp_path_factory.mktemp("nus")
+    official_formats.nus_wide(root / "source", n=24)
+    return nus_wide.prepare(root / "source", root / "out")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return synthetic.model()
+
+
+@pytest.fixture(scope="module")
+def dataset(table):
+    return data.load(table, side=112, split="train", hide_unseen=True)
+
+
+def views(source, order):
+    """Every view of a pass by its row: picture and labels."""
+    found = {}
+    for rows, (images,), labels in source.batches(order):
+        assert len(rows) == len(images) == len(labels)
+        for row, image, y in zip(rows, images, labels):
+            assert row not in found
+            found[row] = (image, y)
+    return found
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(x, y) for row in a for x, y in zip(a[row], b[row]))
+
+
+# -- the order ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_processes_share_every_batch(world):
+    whole = Pass(4, seed=7).batches(10)
+    shares = [Pass(4, seed=7, rank=rank, world=world).rows(10) for rank in range(world)]
+    for step, rows in enumerate(whole):
+        assert sorted(torch.cat([share[step] for share in shares]).tolist()) == sorted(rows.tolist())
+    assert sorted(torch.cat(whole).tolist()) == list(range(10)) and [len(rows) for rows in whole] == [4, 4, 2]
+    rest = Pass(4, seed=7, first=2).rows(10)
+    assert len(rest) == 1 and torch.equal(rest[0], whole[2]) and Pass(4).steps(10) == 3
+
+
+def test_without_a_seed_pictures_come_in_their_order():
+    assert [rows.tolist() for rows in Pass(3).batches(7)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def test_without_augmentation_views_are_the_items(dataset, model):
+    source = Pictures(dataset, model.vlp)
+    found = views(source, Pass(5))
+    assert list(found) == list(range(16))
+    for row, (image, y) in found.items():
+        assert torch.equal(image, dataset[row][0]) and torch.equal(y, dataset[row][1])
+    assert torch.equal(source.labels, torch.stack([y for _, y in found.values()]).to(torch.int8))
+
+
+def test_a_view_depends_on_seed_and_row_alone(dataset, model):
+    source = Pictures(dataset, model.vlp, RAND)
+    once = views(source, Pass(5, seed=1))
+    random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
+    assert equal(once, views(Pictures(dataset, model.vlp, RAND, workers=2), Pass(7, seed=1)))
+    other = views(source, Pass(5, seed=2))
+    assert not any(torch.equal(once[row][0], other[row][0]) for row in once)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    source.view(0, 3)
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_a_view_is_of_its_picture(dataset, model):
+    """RandAugment moves colours and crops, and labels stay; most of the views differ from the plain picture."""
+    source = Pictures(dataset, model.vlp, RAND)
+    found = views(source, Pass(4, seed=0))
+    for row, (image, y) in found.items():
+        assert image.shape == (3, 112, 112) and image.dtype == torch.uint8
+        assert torch.equal(y, dataset.label_vector(row))
+    assert sum(torch.equal(image, dataset[row][0]) for row, (image, _) in found.items()) <= 1
+    assert views(source, Pass(4)).keys() == set(range(16)), "a pass without a seed is not augmented"
+    assert torch.equal(views(source, Pass(4))[3][0], dataset[3][0])
+
+
+def test_fill_colour_is_the_vlps_mean(model):
+    """timm fills what a rotation uncovers with the mean that it is given: grey for the mini VLP, not ImageNet's."""
+    from hrcf_lib.data.feeds.pictures import augmentation
+
+    ops = augmentation(RAND, model.vlp).transforms
+    fill = [op.hparams["img_mean"] for t in ops if hasattr(t, "ops") for op in t.ops]
+    assert set(fill) == {(128, 128, 128)}
+
+
+def test_every_operation_of_randaugment_takes_the_highest_magnitude(model):
+    """Magnitude 9 with deviation 0.5 is cut at 10, where "posterize" keeps no bit: one draw in 43."""
+    image = Image.new("RGB", (64, 48), (200, 100, 50))
+    ops = [op for step in augmentation(RAND, model.vlp).transforms for op in getattr(step, "ops", ())]
+    assert len(ops) > 10
+    for op in ops:
+        op.prob, op.magnitude, op.magnitude_std = 1, 10, 0
+        assert op(image).size == image.size
+
+
+def test_augmentation_needs_originals(model):
+    class Bare(torch.utils.data.Dataset):
+        labels = synthetic.SPACE
+
+    with pytest.raises(ValueError, match=r"Bare has no original\(i\)"):
+        Pictures(Bare(), model.vlp, RAND)
+
+
+# -- streamed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_streamed_rows_come_once_and_in_one_order(table, model, world):
+    source = StreamedPictures(table, model.vlp, RAND, buffer=5)
+    whole = [rows for rows, _, _ in source.batches(Pass(4, seed=3))]
+    shares = [[rows for rows, _, _ in source.batches(Pass(4, 3, 0, rank, world))] for rank in range(world)]
+    assert len(source) == 16 and len(whole) == 4
+    for step, rows in enumerate(whole):
+        assert sorted(file for share in shares for file in share[step]) == sorted(rows)
+    assert len({file for rows in whole for file in rows}) == 16
+    other = [rows for rows, _, _ in source.batches(Pass(4, seed=4))]
+    assert other != whole and [rows for rows, _, _ in source.batches(Pass(4, seed=3, first=2))] == whole[2:]
+
+
+def test_another_shuffle_buffer_is_another_run(table, model):
+    one, two = (StreamedPictures(table, model.vlp, buffer=size).identity() for size in (4, 8))
+    assert {key for key in one if one[key] != two[key]} and not set(one) & set(FREE)
+
+
+def test_streamed_views_are_those_of_the_table(table, dataset, model):
+    streamed = views(StreamedPictures(table, model.vlp), Pass(5))
+    whole = views(Pictures(dataset, model.vlp), Pass(5))
+    assert list(streamed) == list(dataset.files)
+    assert all(torch.equal(a, b) for x, y in zip(streamed.values(), whole.values()) for a, b in zip(x, y))
+
+
+def test_a_batch_that_does_not_divide_is_refused(table, model):
+    with pytest.raises(ValueError, match="batch of 4 .* evenly between 3 processes: choose another"):
+        next(StreamedPictures(table, model.vlp).batches(Pass(4, world=3)))
+
+
+def test_a_table_without_pictures_is_refused(tmp_path, model):
+    official_formats.nus_wide(tmp_path / "source", n=6, pictures=False)
+    out = nus_wide.prepare(tmp_path / "source", tmp_path / "out", images=False)
+    with pytest.raises(ValueError, match="prepared without pictures; give images"):
+        StreamedPictures(out, model.vlp)
+
+
+# -- stored views ------------------------------------------------------------------------------------------------------
+
+
+def stored(vlp, dataset, k, folder=None, **more):
+    """Features of k augmented views."""
+    views = [AugmentedView(dataset, vlp, RAND, view) for view in range(k)]
+    return AugmentedFeatures([extract(vlp, view, dataset.labels, folder, **more) for view in views], RAND)
+
+
+def test_an_augmented_view_is_always_the_same(dataset, model):
+    view = AugmentedView(dataset, model.vlp, RAND, 1)
+    twin, other = AugmentedView(dataset, model.vlp, RAND, 1), AugmentedView(dataset, model.vlp, RAND, 2)
+    transform, differ = augmentation(RAND, model.vlp), 0
+    assert len(view) == 16 and view.labels == dataset.labels
+    for i in (5, 0, 15):
+        image, y = view[i]
+        random.random(), torch.rand(1)
+        assert image.shape == (3, 112, 112) and image.dtype == torch.uint8
+        assert torch.equal(image, twin[i][0]) and torch.equal(y, dataset.label_vector(i))
+        assert torch.equal(image, augmented(dataset.original(i), transform, 1, i))
+        differ += not torch.equal(image, other[i][0])
+    assert differ == 3
+
+
+def test_the_fingerprint_of_a_view_tells_data_view_and_libraries(dataset, model, monkeypatch):
+    def key(data=dataset, view=0):
+        return AugmentedView(data, model.vlp, RAND, view).fingerprint()
+
+    keys = [key(), key(view=1), key(dataset.take([0, 1])), dataset.fingerprint()]
+    for library in ("timm", "PIL"):
+        with monkeypatch.context() as other:
+            other.setattr(f"{library}.__version__", "0.0")
+            keys.append(key())
+    assert len(set(keys)) == 6 and key() == keys[0] and RAND in key()
+
+
+def test_a_view_needs_augmentation_and_originals(dataset, model):
+    with pytest.raises(ValueError, match="augment 'none' is the picture itself: extract features of the data set"):
+        AugmentedView(dataset, model.vlp, "none", 0)
+    with pytest.raises(ValueError, match=r"Subset has no original\(i\)"):
+        AugmentedView(torch.utils.data.Subset(dataset, [0]), model.vlp, RAND, 0)
+
+
+def test_more_views_recompute_none(dataset, model, tmp_path, monkeypatch):
+    drawn, real = [], AugmentedView.__getitem__
+    monkeypatch.setattr(AugmentedView, "__getitem__", lambda self, i: drawn.append(self.view) or real(self, i))
+    two = stored(model.vlp, dataset, 2, tmp_path)
+    assert drawn == [0] * 16 + [1] * 16 and len(list(tmp_path.iterdir())) == 2
+    drawn.clear()
+    three = stored(model.vlp, dataset, 3, tmp_path)
+    assert drawn == [2] * 16
+    for old, new in zip(two.views, three.views):
+        assert torch.equal(old.trunk[:], new.trunk[:]) and torch.equal(old.teacher, new.teacher)
+    assert not torch.equal(three.views[0].teacher, three.views[2].teacher)
+    assert two.identity()["augmented views"] == 2 and two.identity() != three.identity()
+
+
+def test_passes_go_through_the_views_in_turn(dataset, model):
+    source = stored(model.vlp, dataset, 3)
+    assert len(source) == 16 and source.space == dataset.labels and source.has_positives()
+    for seed in (0, 4, 8):
+        for rows, inputs, labels in source.batches(Pass(5, seed=seed)):
+            view = source.views[seed % 3]
+            assert torch.equal(inputs[0], view.trunk[rows]) and torch.equal(inputs[1], view.teacher[rows])
+            assert torch.equal(labels, source.labels[rows])
+            assert torch.equal(source.tokens(model.vlp, inputs), inputs[0].float())
+            assert torch.equal(source.frozen(model.vlp, inputs)[1], inputs[1])
+    part = source.take([3, 1], labels_of=[0, 2])
+    assert len(part) == 2 and torch.equal(part.views[1].trunk[:], source.views[1].trunk[[3, 1]])
+    assert torch.equal(part.labels, source.labels[[0, 2]]) and part.augment == RAND
+    for look in (evaluate, lambda model, data: zero_shot(model.vlp, data, "photo", "dot")):
+        with pytest.raises(ValueError, match="augmented views are for training: evaluate on .* without augmentation"):
+            look(model, source)
+
+
+def test_views_are_of_the_same_pictures(dataset, model):
+    one, other = (stored(model.vlp, dataset.take(rows), 1).views[0] for rows in ([0, 1], [2, 3]))
+    with pytest.raises(ValueError, match="views of different pictures or labels: extract all of them from one"):
+        AugmentedFeatures([one, other], RAND)
+    with pytest.raises(ValueError, match="no augmented views: give at least one"):
+        AugmentedFeatures([], RAND)
+
+
+def test_training_on_stored_views_is_resumed_to_the_same_bits(dataset, model, tmp_path):
+    changes = {"phases": (("hcg", 2, 8), ("prompts", 1, 8)), "augment": RAND, "views": 2}
+    source = stored(model.vlp, dataset, 2, tmp_path / "features")
+    whole = synthetic.model(**changes)
+    history = train(whole, source)
+    assert len(history) == 6 and history.ranking.notna().all()
+    for stop_after in (1, 2, None):
+        again = synthetic.model(**changes)
+        rows = train(again, stored(model.vlp, dataset, 2, tmp_path / "features"), tmp_path, stop_after=stop_after)
+    assert rows.ranking.equals(history.ranking)
+    assert synthetic.same(synthetic.weights(again), synthetic.weights(whole))
+    plain = synthetic.model(**changes)
+    train(plain, AugmentedFeatures(source.views[:1], RAND))
+    assert not synthetic.same(synthetic.weights(plain), synthetic.weights(whole)), "the second view counts"
+    with pytest.raises(ValueError, match="another run.*\n  features: there .*\n  augmented views: there 2, here 3"):
+        train(synthetic.model(**changes), stored(model.vlp, dataset, 3, tmp_path / "features"), tmp_path)
+    with pytest.raises(ValueError, match="augment = 'none' .* AugmentedFeatures with augment 'rand"):
+        train(synthetic.model(), source)
+
+
+# -- training and evaluation -------------------------------------------------------------------------------------------
+
+
+PHASES = (("hcg", 1, 8), ("prompts", 1, 8))
+
+
+@pytest.mark.parametrize("name", ["hrcf", "clip_ft", "mkt", "ovml_vlp", "biam"])
+def test_unaugmented_pictures_train_as_their_features_do(name, dataset):
+    """The same losses, but for the rounding of stored features to float16, wherever a method leaves the ViT."""
+    build = lambda: methods.build(name, synthetic.config(phases=PHASES), pretrained=False)
+    model, twin = build(), build()
+    history = train(model, Pictures(dataset, model.vlp))
+    other = train(twin, extract(twin.vlp, dataset, dataset.labels))
+    assert list(history) == list(other) and len(history) == len(other) > 1
+    first = history.columns.get_loc("lr") + 1
+    for part in history.columns[first : history.columns.get_loc("seconds")]:
+        near = 0.05 if part != "ranking" else 0.01 if name == "biam" else 2e-3  # Adam and batch norm of a few pictures
+        np.testing.assert_allclose(history[part], other[part], atol=near)
+        rounding = 2e-5  # of a loss, of features in float16: OVML-VLP's is 21
+        np.testing.assert_allclose(history[part][0], other[part][0], atol=near / 10, rtol=rounding)
+    assert history.ranking.nunique() > 1
+
+
+@pytest.mark.parametrize("name", ["clip_ft", "ovml_vlp"])
+def test_methods_learn_from_augmented_pictures(name, dataset):
+    changes = {"phases": PHASES, "augment": RAND}
+    model = methods.build(name, synthetic.config(**changes), pretrained=False)
+    before = synthetic.weights(model)
+    history = train(model, Pictures(dataset, model.vlp, RAND))
+    assert np.isfinite(history.ranking).all()
+    assert not synthetic.same(before, synthetic.weights(model)) and synthetic.same(
+        {n: v for n, v in before.items() if n.startswith("vlp.")},
+        {n: v for n, v in synthetic.weights(model).items() if n.startswith("vlp.")},
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_augmented_training_is_resumed_to_the_same_bits(table, dataset, tmp_path, stream):
+    def source(model):
+        return StreamedPictures(table, model.vlp, RAND, buffer=5) if stream else Pictures(dataset, model.vlp, RAND)
+
+    changes = {"phases": (("hcg", 2, 8), ("prompts", 1, 8)), "augment": RAND, "stream": stream}
+    whole = synthetic.model(**changes)
+    history = train(whole, source(whole))
+    assert len(history) == 6
+    for stop_after in (1, 2, None):
+        model = synthetic.model(**changes)
+        again = train(model, source(model), tmp_path, stop_after=stop_after)
+    assert again.ranking.equals(history.ranking)
+    assert synthetic.same(synthetic.weights(model), synthetic.weights(whole))
+    if not stream:
+        with pytest.raises(ValueError, match="another run.*\n  pictures: there 16, here 15"):
+            train(synthetic.model(**changes), Pictures(dataset.take(range(15)), model.vlp, RAND), tmp_path)
+
+
+def test_config_and_pictures_agree_on_augmentation(dataset):
+    model = synthetic.model(augment=RAND)
+    with pytest.raises(ValueError, match="augment = 'rand.*these are a Pictures with augment 'none'"):
+        train(model, Pictures(dataset, model.vlp))
+    with pytest.raises(ValueError, match="augment = 'none' .* Pictures with augment 'rand"):
+        train(synthetic.model(), Pictures(dataset, model.vlp, RAND))
+
+
+def test_pictures_without_a_positive_seen_label_are_an_error(tmp_path, model):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,labels\na.png,\n")
+    nothing = Pictures(data.load(tmp_path, labels=["cat"]), model.vlp)
+    with pytest.raises(ValueError, match="no picture has a positive seen label"):
+        train(synthetic.model(), nothing)
+
+
+def test_evaluation_of_pictures_is_that_of_their_features(model):
+    scenes = mojiscenes.MojiScenes("test", 40)
+    pictures, features = Pictures(scenes, model.vlp), extract(model.vlp, scenes, scenes.labels)
+    assert torch.equal(pictures.labels.float(), features.labels)
+    for a, b in (
+        (evaluate(model, pictures), evaluate(model, features)),
+        (zero_shot(model.vlp, pictures, "photo", "dot"), zero_shot(model.vlp, features, "photo", "dot")),
+    ):
+        columns = ["mAP", "F1@1", "images", "labels"] if "F1@1" in a else ["mAP", "images", "labels"]
+        np.testing.assert_allclose(a[columns].astype(float), b[columns].astype(float), atol=1.0)

@@ -1,0 +1,100 @@
+"""Running notebooks headless: parameters arrive, and an unknown one stops the run before it starts."""
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from hrcf_lib.studies.notebooks import checked, from_word, known_parameters, main, run_notebook, typed
+
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    parameters = new_code_cell(
+        "seed = 0  # order of pictures\nname = 'mini'  # preset", metadata={"tags": ["parameters"]}
+    )
+    run = new_code_cell("import os\nprint(seed + 1, name, os.path.basename(os.getcwd()))\nassert seed < 100")
+    cells = [new_markdown_cell("# 99 A tiny notebook"), parameters, run]
+    path = tmp_path / "here" / "99_tiny.ipynb"
+    path.parent.mkdir()
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNEL}), path)
+    return path
+
+
+def printed(path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells if cell.cell_type == "code" for output in cell.outputs)
+
+
+def test_known_parameters(notebook, tmp_path):
+    assert known_parameters(notebook) == ["seed", "name"]
+    with pytest.raises(FileNotFoundError, match="98_other.ipynb: no such notebook"):
+        known_parameters(tmp_path / "98_other.ipynb")
+    bare = tmp_path / "bare.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("x = 1")], metadata={"kernelspec": KERNEL}), bare)
+    with pytest.raises(ValueError, match="bare.ipynb has no parameters: tag the cell"):
+        known_parameters(bare)
+
+
+def test_parameters_arrive(notebook, tmp_path):
+    out = run_notebook(notebook, tmp_path / "new" / "out.ipynb", {"seed": 41})
+    assert out == tmp_path / "new" / "out.ipynb"
+    assert printed(out) == "42 mini here\n"
+    assert "injected-parameters" in [
+        t for c in nbformat.read(out, as_version=4).cells for t in c.metadata.get("tags", [])
+    ]
+
+
+def test_a_tuple_arrives_as_a_list(notebook, monkeypatch):
+    given = []
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *words, **_: given.append(words[2]))
+    run_notebook(notebook, notebook.with_name("out.ipynb"), {"seed": (3, 5), "name": "a"})
+    assert given == [{"seed": [3, 5], "name": "a"}], "papermill writes other types as text"
+
+
+def test_values_take_the_type_of_the_stored_ones():
+    assert [checked("x", value, "0.5") for value in (1, 2.5)] == [1.0, 2.5]
+    assert checked("x", [1], "(3, 5)") == [1] and from_word("x", "(1, 2)", "(3, 5)") == (1, 2)
+    assert isinstance(checked("x", 1, "0.5"), float) and from_word("x", "1", "'text'") == "1"
+    for value, stored in ((True, "0"), (1.0, "0"), ("1", "0"), (None, "0"), ([1], "'a'"), (True, "0.5")):
+        with pytest.raises(ValueError, match="x = .*: give a value of the kind of"):
+            checked("x", value, stored)
+    with pytest.raises(ValueError, match="x = 2 [*] y in the notebook is not a plain value"):
+        checked("x", 1, "2 * y")
+
+
+def test_an_unknown_parameter_is_an_error_before_anything_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(papermill, "execute_notebook", None)
+    with pytest.raises(ValueError, match="has no parameter 'sede'; did you mean 'seed'. known: seed, name"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"name": "mini", "sede": 1})
+    with pytest.raises(ValueError, match="has no parameter 'zzz'; known: seed, name"):
+        run_notebook(notebook, tmp_path / "out.ipynb", {"zzz": 1})
+    with pytest.raises(FileNotFoundError):
+        run_notebook(tmp_path / "none.ipynb", tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_failing_cell_is_an_error_and_can_be_looked_at(notebook, tmp_path):
+    out = tmp_path / "out.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="AssertionError"):
+        run_notebook(notebook, out, {"seed": 100}, cwd=tmp_path)
+    assert printed(out).startswith(f"101 mini {tmp_path.name}")
+
+
+def test_words_of_a_command_line_become_parameters(notebook):
+    assert typed(notebook, [("seed", "3"), ("name", "1,2")]) == {"seed": 3, "name": "1,2"}
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        typed(notebook, [("sede", "3")])
+    for text in ("three", "1.5", "True"):
+        with pytest.raises(ValueError, match=f"seed = '{text}': give a value of the kind of 0"):
+            typed(notebook, [("seed", text)])
+
+
+def test_the_command_line_stops_before_anything_runs(notebook, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "sede", "1"])
+    assert stop.value.code == 2 and "no parameter 'sede'; did you mean 'seed'" in capsys.readouterr().err
+    main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "seed", "4"])
+    assert printed(tmp_path / "out.ipynb").startswith("5 mini")
