@@ -474,7 +474,7 @@ def test_the_next_is_read_while_the_current_is_used():
     for value in read_ahead(read, range(4)):
         found.append(value)
         at = len(found)
-        assert at == 4 or begun[at].wait(timeout=20), "nobody asked for it yet"
+        assert at == 4 or begun[at].wait(timeout=180), "nobody asked for it yet"
         assert not any(event.is_set() for event in begun[at + 1 :]), "one ahead, no more"
     assert found == [0, 10, 20, 30] and list(read_ahead(read, [])) == []
 

@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-import time
+from types import SimpleNamespace
 
 import golden_clip
 import numpy as np
@@ -86,13 +86,28 @@ def test_rows_on_loading_say_which_share_of_the_time_was_waited():
         assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and f"{row['waiting']:.1%}" in row["note"]
 
 
-def test_the_share_of_waiting_is_that_of_slow_pictures(monkeypatch):
-    """Pictures that take far longer than the computation: the pipe is filled in advance, and that must not count."""
-    real = loading.Jpegs.original
-    monkeypatch.setattr(loading.Jpegs, "original", lambda self, i: time.sleep(0.2) or real(self, i))
+def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypatch):
+    """On a clock of the test: the first pictures come at once, each later batch takes 3 s, each computation 1 s."""
+    clock = [0.0]
     monkeypatch.setattr(loading.devices, "workers", lambda: 1)
-    row = benchmark.ROWS["loader"](SMALL)
-    assert row["waiting"] > 0.5 and row["waiting_plain"] > 0.5
+    tick = SimpleNamespace(time=lambda: clock[0], perf_counter=lambda: clock[0])
+    monkeypatch.setattr(loading.training, "time", tick)
+    model = SMALL.model()
+    feed = Pictures(loading.Jpegs(loading._steps(SMALL) * SMALL.B, ["cat", "dog"], model.vlp.side), model.vlp)
+    batches, frozen = feed.batches, feed.frozen
+
+    def slow(order):
+        for step, batch in enumerate(batches(order)):
+            clock[0] += 3 if step >= loading._filling() else 0
+            yield batch
+
+    def compute(*arguments, **options):
+        clock[0] += 1
+        return frozen(*arguments, **options)
+
+    monkeypatch.setattr(feed, "batches", slow)
+    monkeypatch.setattr(feed, "frozen", compute)
+    assert loading._epoch(SMALL, feed) == (4, 0.75)
 
 
 def test_inference_is_told_as_an_overhead_over_the_plain_vlp():
