@@ -31,8 +31,8 @@ class VLP(nn.Module):
 
     Attributes: ``C`` width of the ViT, ``D`` embedding width, ``N`` side of the patch grid, ``side`` pixels of a
     picture, ``context_length`` most tokens of a text, start and end included, ``trained`` the set of token ids that the
-    text tower ever saw, or ``None`` if it knows them all. ``trained_blocks`` is the number of last blocks of the image tower that
-    are not part of the trunk, because a method trains copies of them: 1 for HRCF.
+    text tower ever saw, or ``None`` if it knows them all. ``trained_blocks`` is the number of last blocks of the image
+    tower that are not part of the trunk, because a method trains copies of them: 1 for HRCF.
     """
 
     trained_blocks = 1

@@ -140,8 +140,8 @@ def last_norm(model) -> nn.Module:
     last = blocks[-1] if isinstance(blocks, (list, nn.Sequential)) and len(blocks) else blocks
     if not isinstance(getattr(last, "ln_1", None), nn.Module):
         raise ValueError(
-            f"{model.title} trains {model.trained_blocks} blocks, and model.block does not end in one with a norm ln_1: give "
-            "as layer the module in front of its last attention"
+            f"{model.title} trains {model.trained_blocks} blocks, and model.block does not end in one with a norm "
+            "ln_1: give as layer the module in front of its last attention"
         )
     return last.ln_1
 

@@ -17,8 +17,8 @@ from hrcf_lib.engine import devices
 from hrcf_lib.method import Method
 
 NO_PROBABILITY = (
-    "the model has no calibration, so no probabilities: `python -m hrcf_lib.apply.calibration FOLDER` makes one for a saved "
-    "model, hrcf_lib.calibration.calibrate(model, data) for any"
+    "the model has no calibration, so no probabilities: `python -m hrcf_lib.apply.calibration FOLDER` makes one for a "
+    "saved model, hrcf_lib.calibration.calibrate(model, data) for any"
 )
 
 

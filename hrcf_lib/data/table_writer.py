@@ -197,8 +197,8 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         raise FileExistsError(f"{out} holds something else than a prepared table; choose another folder for out")
     if foreign := sorted(p.name for p in out.glob("*") if p.is_dir() or p.suffix not in ENDINGS):
         raise FileExistsError(
-            f"{out} is to be replaced, but beside the prepared table it holds {list_some(foreign)}, which would be lost; "
-            "move them, or choose another folder for out"
+            f"{out} is to be replaced, but beside the prepared table it holds {list_some(foreign)}, which would be "
+            "lost; move them, or choose another folder for out"
         )
     part = out.with_name(out.name + ".part")
     images = None if images is None else Path(images).expanduser().resolve()

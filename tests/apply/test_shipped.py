@@ -75,7 +75,7 @@ def test_the_shipped_model_sits_on_the_shipped_vlp():
 
 
 def test_the_shipped_calibration_is_of_the_shipped_model():
-    """Made by ``python -m hrcf_lib.apply.calibration hrcf_lib/assets/hrcf-mini-trained``, anew whenever the model is."""
+    """Made by ``python -m hrcf_lib.apply.calibration hrcf_lib/assets/hrcf-mini-trained``, anew when the model is."""
     assert calibration.for_model(default_model()) is default_model().calibration is not None
     alone = classify(torch_picture(), ["koala"])
     among = classify(torch_picture(), openmoji.names(), top_k=308)

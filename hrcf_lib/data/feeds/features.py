@@ -1,9 +1,9 @@
 r"""Frozen features: what the VLP says of every picture, computed once.
 
-Of the ViT all blocks but the last ``VLP.trained_blocks`` (of HRCF eleven of twelve) and the whole teacher never change, so their
-outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p (n, D) in
-float32. A step of HRCF's training then costs one block and two convolutions. Exact when pictures are not augmented, up
-to the rounding of the tokens.
+Of the ViT all blocks but the last ``VLP.trained_blocks`` (of HRCF eleven of twelve) and the whole teacher never change,
+so their outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p
+(n, D) in float32. A step of HRCF's training then costs one block and two convolutions. Exact when pictures are not
+augmented, up to the rounding of the tokens.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
-Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1), so the frozen trunk runs once for both.
+Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1), so the frozen trunk runs once for
+both.
 ``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
 ``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
 ``AugmentedView`` is a data set whose features can be stored.

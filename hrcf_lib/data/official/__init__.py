@@ -1,1 +1,1 @@
-"""Readers of the official downloads, and of a folder of one's own: each writes the common form (``data.table_format``)."""
+"""Readers of the official downloads, and of your own folder: each writes the common form (``data.table_format``)."""

@@ -116,8 +116,8 @@ def image_root(source: Path, images, names: Sequence[str]) -> Path | None:
         if (source / name).is_dir():
             return source / name
     raise FileNotFoundError(
-        f"{source} holds no folder of pictures ({list_some(names)}): give images=<folder>, or images=False to write the "
-        "labels alone"
+        f"{source} holds no folder of pictures ({list_some(names)}): give images=<folder>, or images=False to write "
+        "the labels alone"
     )
 
 
