@@ -80,7 +80,7 @@ class Calibration:
         """Scores of ``score_among``, any shape -> probabilities in 0..1, float64 on the CPU."""
         return torch.sigmoid(self.logit(scores))
 
-    def for_model(self, labels) -> Tensor:
+    def thresholds_for(self, labels) -> Tensor:
         """The threshold of each label (K,), its own or that for all; names that are read alike are one label."""
         own = {read_alike(name): value for name, value in self.thresholds.items()}
         return torch.tensor([own.get(read_alike(name), self.threshold) for name in labels], dtype=torch.float64)

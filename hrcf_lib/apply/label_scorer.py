@@ -82,7 +82,7 @@ class LabelScorer:
         if self.curve is None:
             raise ValueError(f"threshold = {threshold!r}: {NO_PROBABILITY}")
         if isinstance(threshold, str) and threshold == "calibrated":
-            return self.curve.of(self.labels)
+            return self.curve.thresholds_for(self.labels)
         own = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
         for name, value in own.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -93,7 +93,7 @@ class LabelScorer:
         asked = set(map(vocabulary.read_alike, self.labels))
         if strange := [name for name in own if vocabulary.read_alike(name) not in asked]:
             raise ValueError(f"a threshold for {strange[0]!r}, which is not among the labels: add it, or drop this one")
-        return replace(self.curve, thresholds=self.curve.thresholds | dict(own)).of(self.labels)
+        return replace(self.curve, thresholds=self.curve.thresholds | dict(own)).thresholds_for(self.labels)
 
     def check_maps(self) -> None:
         """Raise ``ValueError`` for a method without maps of its own."""

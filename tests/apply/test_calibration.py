@@ -114,7 +114,7 @@ def test_a_label_may_have_a_threshold_of_its_own():
     found = calibration.own_thresholds(base, s, y, ["owl", "bus", "sea"])
     assert set(found) == {"owl"}, "the others have examples of one kind only"
     made = Calibration(base.scores, base.logits, 0.9, 0.5, found)
-    assert made.of(["bus", "OWL "]).tolist() == pytest.approx([0.9, found["owl"]])
+    assert made.thresholds_for(["bus", "OWL "]).tolist() == pytest.approx([0.9, found["owl"]])
 
 
 @pytest.mark.parametrize("random", [False, True])
