@@ -185,17 +185,6 @@ def test_public_names():
     assert f'version = "{hrcf_lib.__version__}"' in pyproject
 
 
-def test_modules_of_readme_and_notebooks_are_public():
-    files = [ROOT / "README.md", *sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    text = "\n".join(file.read_text("utf-8") for file in files)
-    used = set(re.findall(r"hrcf_lib\.(\w+)", text))
-    used |= {name for names in re.findall(r"from hrcf_lib import ([\w, ]+)", text) for name in names.split(", ")}
-    here = {
-        path.stem for path in (ROOT / "hrcf_lib").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
-    }
-    assert {"explorer", "fit", "probe"} <= used & here and used & here <= set(hrcf_lib.__all__)
-
-
 @pytest.mark.parametrize("change", [{"dataset": "mojis"}, {"keep": 141}, {"keep": 0}, {"phases": ()}])
 def test_values_that_no_run_can_have(change):
     with pytest.raises(ValueError, match=next(iter(change))):
