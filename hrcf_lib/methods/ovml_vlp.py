@@ -25,16 +25,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hrcf_lib import scores
+from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import Method, finite
 from hrcf_lib.methods.blocks import fixed_prompts, patches
 from hrcf_lib.methods.losses import log_sum_ranking_loss, supervised_contrastive_loss
 from hrcf_lib.methods.settings import MethodConfig
-
-PART = 2**26  # most entries, 256 MiB in float32, of the features or masks of the labels that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -132,16 +130,16 @@ class OVMLVLP(Method):
         r"""Scores f_k . t_k, and the features f_k of chosen pairs alone, which all together would be large.
 
         (B, J, D), (K, D), a mask (B, K) -> (B, K), (n, D) in the order of ``chosen.T.nonzero()``. Labels are taken in
-        parts of at most ``PART`` entries, each computed again for the backward pass where there are several.
+        parts whose features and masks are no larger than ``chunks.LARGE``, each computed again for the backward pass
+        where there are several.
         """
         B, J, D = regions.shape
-        part = len(t) if scores.exporting() else max(1, PART // max(1, B * max(D, self.config.heads * J)))  # labels
+        part = chunks.labels_at_a_time(len(t), B * max(D, self.config.heads * J))
         several = part < len(t) and torch.is_grad_enabled()
         found = []
         for first in range(0, len(t), part):
             own = None if chosen is None else chosen[:, first : first + part]
-            args = regions, t[first : first + part], own
-            found.append(checkpoint(self._part, *args, use_reentrant=False) if several else self._part(*args))
+            found.append(chunks.recomputed(self._part, regions, t[first : first + part], own, again=several))
         s, f = zip(*found)
         return torch.cat(s, dim=1), None if chosen is None else torch.cat(f)
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import metrics
-
-PART = 2**25  # entries of a table of comparisons worked on at a time, 128 MiB in float32
+from hrcf_lib.engine import chunks
 
 
 def draw(n: int, resamples: int = 1000, seed: int = 0) -> Tensor:
@@ -40,7 +39,7 @@ def resampled_map(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         positives = (y == 1).nonzero()[:, 0]  # (P,)
         own, summed = weights[positives], 0.0  # (P, R)
         known = weights * (y != 0)[:, None] if (y == 0).any() else weights  # (n, R)
-        for rows in torch.arange(len(positives)).split(max(1, PART // len(s))):
+        for rows in torch.arange(len(positives)).split(chunks.fitting(chunks.COMPARISONS, len(s))):
             least = s[positives[rows]][:, None]  # (p, 1)
             found = (s[positives][None] >= least).float() @ own  # (p, R) true positives at this score
             shown = (s[None] >= least).float() @ known  # (p, R) images at this score

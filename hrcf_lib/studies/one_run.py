@@ -2,9 +2,9 @@ r"""One whole run, from a prepared data set to a trained model and its table, on
 
 ::
 
-    python -m hrcf_lib.studies.one_run nus_wide --data data --out runs/nus_wide                    # one GPU, or the CPU
+    python -m hrcf_lib.studies.one_run nus_wide --data data --out runs/nus_wide     # one GPU, or the CPU
     accelerate launch --multi_gpu --num_processes 8 -m hrcf_lib.studies.one_run nus_wide --out runs/nus_wide
-    notebook_launcher(fit, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)            # inside a notebook
+    notebook_launcher(run, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)  # inside a notebook
 
 ``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``baselines.load``, of HRCF also
 ``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.

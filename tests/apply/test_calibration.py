@@ -10,11 +10,11 @@ import torch
 from sklearn.metrics import f1_score
 
 from hrcf_lib import config as configs
-from hrcf_lib import studies
 from hrcf_lib.apply import alone, calibration
 from hrcf_lib.apply.calibration import Calibration
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.model import HRCF
+from hrcf_lib.studies import runs
 
 
 def answers(n=20000, curve=lambda s: 6 * s - 2, seed=0):
@@ -184,7 +184,7 @@ def test_a_fingerprint_knows_labels_and_settings(change):
 
 
 def test_settings_are_those_that_studies_vary():
-    assert studies.SCORING <= set(calibration.SETTINGS)
+    assert runs.SCORING <= set(calibration.SETTINGS)
 
 
 def test_numbers_that_are_no_calibration():

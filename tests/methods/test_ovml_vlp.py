@@ -6,14 +6,15 @@ import synthetic
 import torch
 from torch.nn import functional as F
 
-from hrcf_lib import config, evaluation, methods, studies, training
+from hrcf_lib import config, evaluation, methods, training
 from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
-from hrcf_lib.engine import files
+from hrcf_lib.engine import chunks, files
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.methods import ovml_vlp, registry
 from hrcf_lib.methods.losses import log_sum_ranking_loss, supervised_contrastive_loss
 from hrcf_lib.methods.ovml_vlp import ImageTextAttention
+from hrcf_lib.studies import runs
 
 
 def build(**changes):
@@ -109,7 +110,7 @@ def test_lambda_at_test_time():
     own = torch.einsum("bkd,kd->bk", model.attention(regions, t), t)
 
     def scores(lam):
-        return studies.scorer(model, {"lam": lam})(e_g, regions, t)
+        return runs.scorer(model, {"lam": lam})(e_g, regions, t)
 
     torch.testing.assert_close(scores(0.0), e_g @ t.T, rtol=0, atol=0)
     torch.testing.assert_close(scores(1.0), own)
@@ -167,7 +168,7 @@ def test_parts_agree_with_the_whole(labels_a_part, monkeypatch):
     whole, scores = run(), model.score_embeddings(e_g, regions, t)
     B, J, D = regions.shape
     entries = B * max(D, model.config.heads * J)
-    monkeypatch.setattr(ovml_vlp, "PART", entries * labels_a_part)
+    monkeypatch.setattr(chunks, "LARGE", entries * labels_a_part)
     seen = []
     model.attention.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
     for one, other in zip(run(), whole, strict=True):
@@ -179,7 +180,7 @@ def test_parts_agree_with_the_whole(labels_a_part, monkeypatch):
 def test_parts_are_bounded_at_the_size_of_the_paper():
     """B = 256, K = 1,006, N^2 = 196, D = 512: neither features nor the masks of all heads exceed 256 MiB."""
     B, J, D, H = 256, 196, 512, 8
-    part = ovml_vlp.PART // (B * max(D, H * J))
+    part = chunks.labels_at_a_time(1006, B * max(D, H * J))
     assert 1 < part < 1006 and B * part * max(D, H * J) * 4 <= 2**28
 
 

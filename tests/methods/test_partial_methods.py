@@ -21,7 +21,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.missing_labels import base as parts
 from hrcf_lib.methods.settings import PartialConfig
-from hrcf_lib.studies import one_run
+from hrcf_lib.studies import one_run, runs
 
 METHODS = methods.names("missing_labels")
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]  # words that the mini VLP was trained on
@@ -288,7 +288,7 @@ def test_a_source_of_training_has_the_mask_and_no_other_split(setting):
     config = synthetic.config(train_size=6, val_size=4, **setting)
     model = methods.build("asl", config, pretrained=False, categories=sources.categories(config))
     whole = sources.source(
-        methods.build("asl", config.replace(**studies.COMPLETE), pretrained=False, categories=NAMES), "train"
+        methods.build("asl", config.replace(**runs.COMPLETE), pretrained=False, categories=NAMES), "train"
     )
     with pytest.warns(UserWarning, match="labels have no known positive .* and [0-9]+ more"):
         found = sources.source(model, "train")

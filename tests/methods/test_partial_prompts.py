@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from hrcf_lib import methods
 from hrcf_lib.apply import region_maps
+from hrcf_lib.engine import chunks
 from hrcf_lib.methods.blocks import patches
-from hrcf_lib.methods.missing_labels import dual_coop
 from hrcf_lib.training import train
 
 NAMES = ["cat", "tree", "beach", "bus"]  # of any kind: prompts are shared
@@ -102,7 +102,7 @@ def test_dual_coop_in_parts_is_the_same_with_the_same_gradients(monkeypatch):
     model.prompt.requires_grad_(True)
     e_g, regions = model.image_embeddings(trunk(model))
     for part in (2**26, regions.shape[0] * regions.shape[1] * 3):  # all, then three of four
-        monkeypatch.setattr(dual_coop, "PART", part)
+        monkeypatch.setattr(chunks, "LARGE", part)
         s = model.score_embeddings(e_g, regions, model.label_embeddings(NAMES))
         gradients = torch.autograd.grad(s.square().sum(), list(model.prompt.parameters()))
         found.append((s.detach(), *gradients))

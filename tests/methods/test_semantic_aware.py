@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from hrcf_lib import methods
 from hrcf_lib.apply import region_maps
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
-from hrcf_lib.methods.missing_labels import semantic_aware
+from hrcf_lib.engine import chunks
 from hrcf_lib.methods.missing_labels.semantic_aware import SemanticDecoupling, softmax_logits
 from hrcf_lib.studies import localisation
 from hrcf_lib.training import train
@@ -200,7 +200,7 @@ def test_large_batches_are_computed_again_with_the_same_gradients(monkeypatch):
     model, found = scrambled(build()), []
     held, t = model.image_embeddings(trunk(model)), model.label_embeddings(SEEN)
     for most in (2**26, 10):
-        monkeypatch.setattr(semantic_aware, "PART", most)
+        monkeypatch.setattr(chunks, "LARGE", most)
         s = model.score_embeddings(*held, t)
         found.append(
             (s.detach(), *torch.autograd.grad(s.square().sum(), list(model.decoupling.parameters()), retain_graph=True))
@@ -213,7 +213,7 @@ def test_an_exported_graph_computes_the_same_all_at_once(monkeypatch):
     model = scrambled(build())
     held, t = model.image_embeddings(trunk(model)), model.label_embeddings(SEEN)
     plain = model.score_embeddings(*held, t)
-    monkeypatch.setattr(semantic_aware.scores, "exporting", lambda: True)
+    monkeypatch.setattr(chunks, "exporting", lambda: True)
     assert_close(model.score_embeddings(*held, t), plain, rtol=1e-4, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from hrcf_lib import methods
+from hrcf_lib.engine import chunks
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.missing_labels import pseudo_labels, trm_ml
 from hrcf_lib.methods.missing_labels.pseudo_labels import OTHER, PRESENT, Memory
@@ -163,8 +164,8 @@ def test_losses_in_plain_form_and_gradients_reach_every_parameter():
 
 def test_labels_in_parts_give_the_same_losses_gradients_and_memory(monkeypatch):
     found = []
-    for part in (trm_ml.PART, 4 * 196 * 2):  # two labels at a time
-        monkeypatch.setattr(trm_ml, "PART", part)
+    for part in (chunks.LARGE, 4 * 196 * 2):  # two labels at a time
+        monkeypatch.setattr(chunks, "LARGE", part)
         model = scrambled(build()).train()
         e_g, regions, t, labels = inputs(model)
         parts = model.losses(e_g, regions, t, labels, e_g)

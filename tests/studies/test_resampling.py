@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hrcf_lib import metrics
+from hrcf_lib.engine import chunks
 from hrcf_lib.studies import bootstrap
 
 
@@ -26,7 +27,7 @@ def test_resamples_are_as_large_as_the_split_and_begin_with_the_split_itself():
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("part", [2**25, 100])
 def test_map_is_that_of_the_images_repeated(ties, part, monkeypatch):
-    monkeypatch.setattr(bootstrap, "PART", part)
+    monkeypatch.setattr(chunks, "COMPARISONS", part)
     scores, labels = draw()
     scores = scores.round() if ties else scores
     labels[:, 3] = torch.where(torch.arange(60) == 4, 1, -1)  # one positive, which many resamples lose

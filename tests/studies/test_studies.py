@@ -47,11 +47,11 @@ def test_a_row_is_what_evaluation_says(done, feats):
     folder, outcomes = done
     run = outcomes["without HCG", 1]
     model = HRCF(config(hcg=False, seed=1))
-    studies.train(model, feats["train"].take(range(8)), run.folder)
+    runs.train(model, feats["train"].take(range(8)), run.folder)
     for name, other in SETTINGS.items():
         c, rows = model.config, run.table[run.table["setting"].eq(name) & run.table["split"].eq("test")]
         own = controls.uniform_weights(c) if callable(other) else controls.without_rss(c) if other else None
-        table = evaluation.evaluate(model, feats["test"], studies.TASKS, own)
+        table = evaluation.evaluate(model, feats["test"], runs.TASKS, own)
         pd.testing.assert_frame_equal(rows.set_index("task")[table.columns], table, check_dtype=False, atol=1e-9)
 
 
@@ -69,7 +69,7 @@ def test_the_first_resample_is_the_split_itself(done):
     run = outcomes["HRCF", 0]
     rows = run.table.set_index(["setting", "split", "task"])
     for setting in SETTINGS:
-        for task in studies.TASKS:
+        for task in runs.TASKS:
             values = run.resampled[setting, "test", task, "mAP"]
             assert len(values) == 31
             assert 100 * values[0].item() == pytest.approx(rows.loc[(setting, "test", task), "mAP skip"], abs=1e-3)
@@ -99,7 +99,7 @@ def test_a_new_setting_is_scored_without_training(done, feats, monkeypatch):
     run = studies.run(config(), feats, folder, {"": {}, "lam = 1": {"lam": 1.0}}, resamples=30)
     assert set(run.table["setting"]) == {"", "lam = 1"}
     model = HRCF(config())
-    studies.train(model, feats["train"].take(range(8)), run.folder)
+    runs.train(model, feats["train"].take(range(8)), run.folder)
     data, held = feats["test"], embed(model, feats["test"])
     t = model.label_embeddings(data.space.unseen)
     kept = scores.select_regions(held.regions.float(), t, 108)
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on(feats, tmp_path):
     """Training that ends half-way leaves a checkpoint and no record; the next call gives the unbroken run's numbers."""
     whole = studies.run(config(), feats, tmp_path / "whole", resamples=5)
     folder = tmp_path / "broken" / studies.run_name(config())
-    studies.train(HRCF(config()), feats["train"].take(range(8)), folder, stop_after=3)
+    runs.train(HRCF(config()), feats["train"].take(range(8)), folder, stop_after=3)
     assert not (folder / "record.json").exists()
     again = studies.run(config(), feats, tmp_path / "broken", resamples=5)
     pd.testing.assert_frame_equal(again.table, whole.table)

@@ -36,7 +36,7 @@ class ASL(Partial):
 
     title, Config = "ASL", ASLConfig
     trainable = {"images": (), "prompts": ("head.",)}
-    text, open = ("head.",), False
+    text_prefixes, open_vocabulary = ("head.",), False
 
     def build(self) -> None:
         """The layer: weights as torch draws them, offsets at which labels are rare."""

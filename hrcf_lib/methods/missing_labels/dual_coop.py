@@ -24,14 +24,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hrcf_lib import scores
+from hrcf_lib.engine import chunks
 from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, cosines
 from hrcf_lib.methods.settings import PartialConfig
-
-PART = 2**26  # most scores of regions, 256 MiB in float32, of the labels that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,14 @@ class DualCoOp(Partial):
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         r"""(B, D), (B, J, D), (K, 2 D) -> logits (B, K): S+ - S-. A label's does not depend on the others.
 
-        Labels are taken in parts of at most ``PART`` scores, each computed again for the backward pass where there are
-        several.
+        Labels are taken in parts of at most ``chunks.LARGE`` scores of regions, each computed again for the backward
+        pass where there are several.
         """
         B, J, _ = regions.shape
-        part = len(label_embeddings) if scores.exporting() else max(1, PART // max(1, B * J))
+        part = chunks.labels_at_a_time(len(label_embeddings), B * J)
         several = part < len(label_embeddings) and torch.is_grad_enabled()
         parts = label_embeddings.split(part)
-        pooled = lambda own: checkpoint(self._pooled, regions, own, use_reentrant=False)
-        x = torch.cat([pooled(own) if several else self._pooled(regions, own) for own in parts], dim=1)  # (B, K)
+        x = torch.cat([chunks.recomputed(self._pooled, regions, own, again=several) for own in parts], dim=1)  # (B, K)
         return self.likeness(x)
 
     def maps(self, regions: Tensor, t: Tensor) -> Tensor:

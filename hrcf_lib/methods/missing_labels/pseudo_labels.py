@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrcf_lib.engine import chunks
+
 PRESENT, OTHER = 0, 1  # rows of ``Memory.level``
 WHICH = ("both", "visual", "text")  # prototypes that unknown labels are compared with
 
@@ -113,7 +115,7 @@ def estimate(v: Tensor, visual: Tensor, text: Tensor, columns: slice, sharpness:
     kinds = {"both": (visual, text), "visual": (visual,), "text": (text,)}[which]
     P = torch.stack([F.normalize(kind, dim=1) for kind in kinds]).mean(dim=0)  # (K, D): P_c . v_c is the mean cosine
     v = sharpness * F.normalize(v, dim=-1)
-    parts = v.split(max(1, 2**24 // max(1, v.shape[1] * len(P))))  # pictures at a time: (b, k, K) can be large
+    parts = v.split(chunks.fitting(chunks.PAIRS, v.shape[1] * len(P)))  # pictures at a time: (b, k, K) can be large
     total = torch.cat([(part @ P.T).logsumexp(dim=-1) for part in parts])  # (B, k)
     return ((v * P[columns]).sum(dim=-1) - total).exp()
 

@@ -35,9 +35,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hrcf_lib import scores
+from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
 from hrcf_lib.methods.blocks import fixed_prompts, patches
@@ -45,7 +44,6 @@ from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, ch
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
-PART = 2**26  # tangents of a batch, 256 MiB in float32, from which on the backward pass computes them again
 SMALL = 0.5  # length of the rows of U and V at the start, at which tangents are nearly their arguments
 PREDICTIONS = ("sigmoid", "softmax")
 
@@ -203,18 +201,17 @@ class SemanticAware(Partial):
     def _own(self, regions: Tensor, t: Tensor, x: Tensor, asked: Tensor | None) -> Tensor:
         r"""cos(f_k, t_k) of asked pairs, 0 of others (B, K): picture after picture, so that little is held at a time.
 
-        Large batches are computed again for the backward pass.
+        A batch of more than ``chunks.LARGE`` tangents is computed again for the backward pass.
         """
-        if scores.exporting():
+        if chunks.exporting():
             return self._cosines(regions, t, x)
         B, J, _ = regions.shape
         asked = torch.ones(B, len(t), dtype=torch.bool, device=t.device) if asked is None else asked
         ks = asked.nonzero()[:, 1]
-        large = torch.is_grad_enabled() and len(ks) * J * self.config.width > PART
+        large = torch.is_grad_enabled() and len(ks) * J * self.config.width > chunks.LARGE
         found = []
         for i, k in enumerate(ks.split(asked.sum(dim=1).tolist())):
-            args = regions[i : i + 1], t[k], x[k]
-            own = checkpoint(self._cosines, *args, use_reentrant=False) if large else self._cosines(*args)
+            own = chunks.recomputed(self._cosines, regions[i : i + 1], t[k], x[k], again=large)
             found.append(own[0])
         return t.new_zeros(asked.shape).masked_scatter(asked, torch.cat(found))
 

@@ -41,17 +41,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts, patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.methods.missing_labels.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
 from hrcf_lib.methods.settings import PartialConfig
-from hrcf_lib.scores import exporting
 
 MATCHING = ("region", "pixel", "image")
-PART = 2**26  # most entries, 256 MiB in float32, of the regions of the labels that are worked on at a time
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class TRMML(Partial):
     title, Config = "TRM-ML", TRMMLConfig
     trainable = {"images": ("attention.", "mlp.", "likeness."), "prompts": ("context.", "queries")}
     trainable["both"] = trainable["images"] + trainable["prompts"]
-    text, open = ("context.", "queries"), False
+    text_prefixes, open_vocabulary = ("context.", "queries"), False
 
     def build(self) -> None:
         """Context, queries, attention and MLP, of which other matchings have a part; and an empty memory."""
@@ -229,7 +227,8 @@ class TRMML(Partial):
         r"""Region scores, query scores and estimates (B, K), and the regions (n, D) of chosen pairs alone.
 
         (B, J, D), (K, 2 D), a mask (B, K); the pairs come in the order of ``chosen.T.nonzero()``. Labels are taken in
-        parts of at most ``PART`` entries, each computed again for the backward pass where there are several.
+        parts whose regions are no larger than ``chunks.LARGE``, each computed again for the backward pass where there
+        are several.
         """
         K = len(label_embeddings)
         prototypes = self.memory.prototypes(label_embeddings.chunk(2, dim=1)[0])  # (K, D)
@@ -237,7 +236,7 @@ class TRMML(Partial):
         for first in range(0, K, size):
             args = regions, label_embeddings, chosen, prototypes, slice(first, first + size)
             several = size < K and torch.is_grad_enabled()
-            found.append(checkpoint(self._part, *args, use_reentrant=False) if several else self._part(*args))
+            found.append(chunks.recomputed(self._part, *args, again=several))
         s, s_query, e, v = zip(*found, strict=True)
         return *(torch.cat(x, dim=1) for x in (s, s_query, e)), torch.cat(v)
 
@@ -253,7 +252,7 @@ class TRMML(Partial):
 
     def _part_size(self, regions: Tensor, K: int) -> int:
         B, J, D = regions.shape
-        return K if exporting() else min(K, max(1, PART // max(1, B * max(D, J))))
+        return chunks.labels_at_a_time(K, B * max(D, J))
 
     def _contrast(self, v: Tensor, classes: Tensor, prototypes: Tensor, texts: Tensor) -> Tensor:
         kinds = {"both": (prototypes, texts), "visual": (prototypes,), "text": (texts,)}[self.config.prototypes]
