@@ -1,5 +1,7 @@
 """Figures: charts of results, pictures with what was seen where, one style for all."""
 
+import matplotlib.pyplot as plt
+
 from hrcf_lib.figures.charts import (
     COLOURS,
     COLUMN,
@@ -8,6 +10,7 @@ from hrcf_lib.figures.charts import (
     WRONG,
     curves,
     effects,
+    examples,
     gallery,
     legend,
     printed,

@@ -8,12 +8,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
+from hrcf_lib.data.mojiscenes import MojiScenes
 from hrcf_lib.engine.messages import need
 from hrcf_lib.studies.records import out_folder
 
 COLOURS = sns.color_palette("colorblind")
 RIGHT, WRONG = COLOURS[2], COLOURS[3]
 COLUMN, PAGE = 3.5, 7.16  # inches: a column and the page of an IEEE journal
+TITLE_WIDTH, MOST_LINES = 26, 5  # characters and lines of a title: a photograph of NUS-WIDE can have dozens of tags
 TASKS = {"ZSL": (COLOURS[0], "o", "-"), "GZSL": (COLOURS[1], "s", "--"), "seen": (COLOURS[2], "^", "-.")}
 SPINES = {"axes.spines.top": False, "axes.spines.right": False}
 SCREEN = SPINES | {"figure.dpi": 90, "savefig.dpi": 150, "savefig.bbox": "tight"}
@@ -68,9 +70,18 @@ def publish(figure, name: str) -> list[Path]:
     return paths
 
 
-def _wrapped(text: str) -> str:
-    """Five lines at most: a photograph of NUS-WIDE can have dozens of tags."""
-    return textwrap.fill(text, 26, max_lines=5, placeholder=" ...")
+def literal(text) -> str:
+    r"""A text that a figure shows as it is: matplotlib would read what stands between two dollar signs as mathematics.
+
+    >>> literal("Ke$ha, A$AP")
+    'Ke\\$ha, A\\$AP'
+    """
+    return str(text).replace("$", r"\$")
+
+
+def wrapped(text, width: int, max_lines: int | None = None) -> str:
+    """A text for a figure (``literal``), in lines of at most ``width`` characters."""
+    return literal(textwrap.fill(str(text), width, max_lines=max_lines, placeholder=" ..."))
 
 
 def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
@@ -82,7 +93,7 @@ def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
         if i < len(images):
             axis.imshow(images[i], interpolation="lanczos")
             colour = colours[i] if colours else "black"
-            axis.set_title(_wrapped(titles[i]), fontsize=8, color=colour)
+            axis.set_title(wrapped(titles[i], TITLE_WIDTH, MOST_LINES), fontsize=8, color=colour)
     figure.tight_layout()
     return figure
 
@@ -97,22 +108,39 @@ def scene_gallery(scenes, columns: int = 4, boxes: bool = True):
     return figure
 
 
+def examples(splits, number: int = 8, columns: int = 4):
+    """The first pictures of each split with their labels, ``number`` in all; scenes of MojiScenes show their boxes.
+
+    ``splits`` are data sets as ``data.open_split`` returns them. Returns the figure.
+    """
+    shown = [(split, i) for split in splits for i in range(min(number // len(splits), len(split)))]
+    if all(isinstance(split, MojiScenes) for split in splits):
+        return scene_gallery([split.scene(i) for split, i in shown], columns)
+    images, titles = [], []
+    for split, i in shown:
+        image, labels = split[i]  # (3, side, side), (K,) of 1, -1 and 0
+        images.append(image.permute(1, 2, 0).numpy())
+        titles.append(", ".join(name for name, value in zip(split.labels.names, labels) if value == 1))
+    return gallery(images, titles, columns)
+
+
 def where(image: np.ndarray, names, scores, maps, truth=()):
     """A picture, the bars of its best labels (right ones green), and a heat map for each; returns the figure."""
     n = len(names)
     figure, axes = plt.subplots(1, n + 2, figsize=(2.1 * (n + 2), 2.4), width_ratios=[1, 1.1] + [1] * n)
     axes[0].imshow(image, interpolation="lanczos")
-    axes[0].set_title(_wrapped("true: " + ", ".join(truth)) if truth else "picture", fontsize=8)
+    title = "true: " + ", ".join(truth) if truth else "picture"
+    axes[0].set_title(wrapped(title, TITLE_WIDTH, MOST_LINES), fontsize=8)
     colours = [RIGHT if name in truth or not truth else WRONG for name in names]
     axes[1].barh(range(n), scores, color=colours)
-    axes[1].set_yticks(range(n), names, fontsize=8)
+    axes[1].set_yticks(range(n), [literal(name) for name in names], fontsize=8)
     axes[1].invert_yaxis()
     axes[1].tick_params(axis="x", labelsize=7)
     axes[1].set_title("score", fontsize=8)
     for axis, name, heat in zip(axes[2:], names, maps, strict=True):
         axis.imshow(image, interpolation="lanczos")
         axis.imshow(heat, cmap="inferno", alpha=0.55)
-        axis.set_title(name, fontsize=8)
+        axis.set_title(literal(name), fontsize=8)
     for axis in (axes[0], *axes[2:]):
         axis.axis("off")
     figure.tight_layout()
@@ -173,7 +201,7 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
     unknown = set(frame["verdict"][frame["difference"].notna()]) - set(VERDICTS)
     if unknown:
         raise ValueError(f"unknown verdict {sorted(map(str, unknown))[0]!r}: choose one of {', '.join(VERDICTS)}")
-    labels = [textwrap.fill(str(text), 28 if width <= COLUMN else 60) for text in frame[label_column]]
+    labels = [wrapped(text, 28 if width <= COLUMN else 60) for text in frame[label_column]]
     groups = list(frame["group"]) if "group" in frame else [None] * len(frame)
     heads = [here != before for here, before in zip(groups, [None, *groups])]
     heights = np.array([1 + 0.8 * text.count("\n") for text in labels])

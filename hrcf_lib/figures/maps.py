@@ -4,20 +4,21 @@ Maps are in 0..1 and as large as their picture; boxes x0, y0, x1, y1 in pixels, 
 that a reader can judge. K labels, L levels.
 """
 
-import textwrap
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import patheffects
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, legend, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, legend, printed, wrapped
 from hrcf_lib.studies.by_object_size import SIZES
 from hrcf_lib.studies.localisation import ALL, CONTROLS, METRICS
 
 HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
 OUTLINE = [patheffects.Stroke(linewidth=1.8, foreground="black", alpha=0.6), patheffects.Normal()]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HEAD, ROW_GAP = 0.3, 0.08  # inches: titles above the first row, space between rows
+SCALE = 0.28  # width of a map's scale and its numbers, in parts of the map
+KEPT_ALPHA = 0.5  # of the colour over a kept region: the picture stays visible
 GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "x"))}
 
 
@@ -43,7 +44,7 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
         for i, image in enumerate(images):
             box = None if boxes is None else boxes[i]
             show(axes[0, i], image, None, box)
-            axes[0, i].set_title(textwrap.fill(labels[i], max(8, int(16 * side))), fontsize=8)
+            axes[0, i].set_title(wrapped(labels[i], max(8, int(16 * side))), fontsize=8)
             for row, heat in zip(axes[1:, i], maps.values()):
                 show(row, image, heat[i], box)
         for axis, title in zip(axes[:, 0], ["picture", *maps]):
@@ -88,7 +89,7 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
                     axis = figure.add_subplot(places[i * rows + row, 1 + k])
                     show(axis, image, of[i][k], None if own is None else own[k])
                     if not row:
-                        axis.set_title(textwrap.fill(name, max(8, int(16 * side))), fontsize=8)
+                        axis.set_title(wrapped(name, max(8, int(16 * side))), fontsize=8)
                     if not k:
                         axis.set_ylabel(title)
     return figure
@@ -123,14 +124,80 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
         _close(figure)
         for k, (row, name) in enumerate(zip(axes, labels)):
             show(row[0], image, None, None if boxes is None else boxes[k])
-            row[0].set_ylabel(textwrap.fill(name, 14))
+            row[0].set_ylabel(wrapped(name, 14))
             top = max(float(m[0, k].max()) for m in clues.added)
             for axis, added, kept in zip(row[1:], clues.added, clues.kept):
                 _level(axis, image, added[0, k].numpy(), kept[0].numpy(), top)
             _sums(row[-1], clues.scores[0, k].numpy(), 100 * clues.shares[0, k].numpy())
-        heads = [f"level {l}: {m.shape[-1]} × {m.shape[-1]}" for l, m in enumerate(clues.added, 1)]
+        heads = [_level_title(l, m) for l, m in enumerate(clues.added, 1)]
         for axis, title in zip(axes[0], ["picture", *heads, "adds to the region score"]):
             axis.set_title(title)
+    return figure
+
+
+def level_maps(image, labels, levels, together, width: float = PAGE):
+    r"""What each level of regions adds to each label's region score (Eq. 13): one row per label, one map per level.
+
+    Each map has its own scale, which stands beside it: the levels have different numbers of regions, and their votes
+    differ by orders of magnitude. The last column lays all levels over the picture.
+
+    Args:
+        image: (H, W, 3).
+        labels: K names, one row each.
+        levels: for each level a map (K, h, h) of any real numbers, as ``region_maps.level_maps`` gives for one picture.
+        together: (K, H, W) in 0..1, as ``region_maps.region_map`` gives for one picture.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for no label, or maps of another number of labels.
+    """
+    for what, maps in {**{f"level {l}": m for l, m in enumerate(levels, 1)}, "together": together}.items():
+        if len(maps) != len(labels) or not len(labels):
+            raise ValueError(f"{what!r} has {len(maps)} maps for {len(labels)} labels: give one map per label")
+    columns = len(levels) + 2
+    with printed():
+        side = width / (columns + SCALE * len(levels))
+        size = (width, (side + ROW_GAP) * len(labels) + HEAD)
+        figure, axes = plt.subplots(len(labels), columns, figsize=size, layout="constrained", squeeze=False)
+        for k, (row, name) in enumerate(zip(axes, labels)):
+            show(row[0], image)
+            row[0].set_ylabel(wrapped(name, 14))
+            for axis, level in zip(row[1:-1], levels):
+                _scaled(figure, axis, np.asarray(level[k], float))
+            show(row[-1], image, together[k])
+        for axis, title in zip(
+            axes[0], ["picture", *(_level_title(l, m) for l, m in enumerate(levels, 1)), "together"]
+        ):
+            axis.set_title(title)
+    return figure
+
+
+def selection(image, kept, width: float = PAGE):
+    r"""RSS (Eqs. 16-17): the regions of each level that are kept, as coloured cells over the picture.
+
+    Args:
+        image: (H, W, 3).
+        kept: for each level (h, h) bool, True where the region is kept.
+        width: of the figure, in inches.
+
+    The title of each panel counts its kept regions. Returns the figure.
+    """
+    columns = len(kept) + 1
+    with printed():
+        size = (width, width / columns + HEAD)
+        figure, axes = plt.subplots(1, columns, figsize=size, layout="constrained")
+        _close(figure)
+        show(axes[0], image)
+        axes[0].set_title("picture")
+        for axis, cells in zip(axes[1:], (np.asarray(level, bool) for level in kept)):
+            show(axis, image)
+            h, w = image.shape[:2]
+            colours = np.zeros((*cells.shape, 4))
+            colours[cells] = (*COLOURS[1], KEPT_ALPHA)
+            edges = np.linspace(0, 1, len(cells) + 1)
+            axis.imshow(colours, interpolation="nearest", extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+            axis.vlines(edges * w - 0.5, -0.5, h - 0.5, color="white", lw=0.5)
+            axis.hlines(edges * h - 0.5, -0.5, w - 0.5, color="white", lw=0.5)
+            axis.set_title(f"{cells.sum()} of {cells.size} kept")
     return figure
 
 
@@ -178,9 +245,30 @@ def show(axis, image, heat=None, box=None) -> None:
         corner = (x0 - 0.5, y0 - 0.5)  # pixels are squares around whole numbers
         look = {"fill": False, "color": "white", "lw": 0.8, "path_effects": OUTLINE}
         axis.add_patch(plt.Rectangle(corner, x1 - x0, y1 - y0, **look))
+    bare(axis)
+
+
+def bare(axis) -> None:
+    """An axis without ticks, grid and frame."""
     axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
     for spine in axis.spines.values():
         spine.set_visible(False)
+
+
+def _scaled(figure, axis, values) -> None:
+    """A map in its own range, with a scale that shows the least and the greatest value."""
+    drawn = axis.imshow(values, cmap="inferno")
+    bare(axis)
+    bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.03)
+    ends = np.unique([values.min(), values.max()])
+    bar.set_ticks(ends, labels=[f"{value:.2g}".replace("-", "−") for value in ends])
+    bar.ax.tick_params(length=0, pad=1, labelsize=6)
+    bar.outline.set_visible(False)
+
+
+def _level_title(number: int, maps) -> str:
+    return f"level {number}: {maps.shape[-1]} × {maps.shape[-1]}"
 
 
 def _level(axis, image, added, kept, top: float) -> None:
@@ -192,9 +280,8 @@ def _level(axis, image, added, kept, top: float) -> None:
     cell = w / len(kept)
     y, x = ((~kept).nonzero()[i] * cell + cell / 2 for i in (0, 1))
     axis.plot(x, y, ls="none", marker="x", ms=min(4, 25 * cell / w), mew=0.6, color="white")
-    axis.set(xticks=[], yticks=[], xlim=(0, w), ylim=(h, 0))
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.set(xlim=(0, w), ylim=(h, 0))
+    bare(axis)
 
 
 def _sums(axis, sums, shares) -> None:

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, legend, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, legend, literal, printed
 
 BARS = 45  # labels in a row of bars that can still be read on a page
 SIGNS = {True: ("✓", RIGHT), False: ("✗", WRONG)}
@@ -37,7 +37,7 @@ def label_differences(frame, ours: str = "HRCF", other: str = "MKT", width: floa
         for axis, part in zip(axes[:, 0], parts):
             axis.bar(range(len(part)), values[part], 0.75, color=[COLOURS[0 if values[k] >= 0 else 3] for k in part])
             axis.axhline(0, color="black", lw=0.8)
-            axis.set_xticks(range(len(part)), [frame["label"].iloc[k] for k in part], rotation=90, fontsize=7)
+            axis.set_xticks(range(len(part)), [literal(frame["label"].iloc[k]) for k in part], rotation=90, fontsize=7)
             axis.set(xlim=(-0.6, len(parts[0]) - 0.4), ylabel=f"AP (%), {ours} − {other}")
             axis.locator_params(axis="y", nbins=8)
             axis.tick_params(axis="x", length=0)
@@ -120,13 +120,13 @@ def _panel(axis, image, truth: set, lists: dict, note: str, most: int) -> None:
 
 def _write(axis, x: float, y: float, words: str, room: float, fontsize: float = 7, va="center", **look) -> float:
     """Text that is at most ``room`` inches wide: smaller if need be, then cut. Returns its width in inches."""
-    text = axis.text(x, y, words, fontsize=fontsize, va=va, **look)
+    text = axis.text(x, y, literal(words), fontsize=fontsize, va=va, **look)
     measured = lambda: text.get_window_extent().width / axis.figure.dpi
     while measured() > room and text.get_fontsize() > 5:
         text.set_fontsize(text.get_fontsize() - 0.5)
     while measured() > room and len(words) > 1:
         words = words[:-1]
-        text.set_text(words.rstrip() + "…")
+        text.set_text(literal(words.rstrip()) + "…")
     return measured()
 
 

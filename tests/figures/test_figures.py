@@ -6,10 +6,14 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from hrcf_lib import figures
+from hrcf_lib.data.mojiscenes import MojiScenes
+from hrcf_lib.figures import charts
 from hrcf_lib.figures import methods as method_figures
+from hrcf_lib.labels import LabelSpace
 from hrcf_lib.studies import records
 
 
@@ -48,8 +52,8 @@ def swept(x="lam", values=(0, 0.5, 1)) -> pd.DataFrame:
 
 
 def test_a_verdict_can_be_told_without_colour():
-    looks = [(look["marker"], look["mfc"] == "white") for look in figures.VERDICTS.values()]
-    assert len(set(looks)) == 3 and figures.PAPER["marker"] not in {marker for marker, _ in looks}
+    looks = [(look["marker"], look["mfc"] == "white") for look in charts.VERDICTS.values()]
+    assert len(set(looks)) == 3 and charts.PAPER["marker"] not in {marker for marker, _ in looks}
 
 
 @pytest.mark.parametrize("width", [figures.COLUMN, figures.PAGE])
@@ -58,7 +62,7 @@ def test_effects_draw_every_row_once(width):
     drawn = {line.get_label(): line for line in axis.lines}
     assert drawn["better"].get_xdata() == [2.0] and drawn["worse"].get_marker() == "s"
     assert drawn["open"].get_markerfacecolor() == "white"
-    assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == figures.PAPER_NAME] == [1.2, 0.5, 12.3]
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_label() == charts.PAPER_NAME] == [1.2, 0.5, 12.3]
     intervals = [list(line.get_xdata()) for line in axis.lines[1:] if len(line.get_xdata()) == 2]
     assert intervals == [[1.0, 3.0], [-1.5, -0.5], [-0.4, 0.6]]
     texts = [text.get_text() for text in axis.texts]
@@ -121,6 +125,43 @@ def test_publish_writes_the_same_files_in_the_size_of_print(folder):
     text = before.decode()
     assert "<dc:date>" not in text and "<text" not in text, "text is drawn as outlines, without a date"
     assert float(re.search(r'width="([\d.]+)pt"', text)[1]) == pytest.approx(72 * figures.COLUMN)
+
+
+class Photographs:
+    """A split whose pictures have no scene."""
+
+    labels = LabelSpace(("cat", "dog"), ("sea",))
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([1.0, -1.0, 1.0 - i])
+
+
+def test_examples_of_several_splits():
+    titles = lambda figure: [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles(figures.examples([Photographs()])) == ["cat, sea", "cat", "cat"], "no more than there are"
+    splits = [MojiScenes(split, 4) for split in ("test", "test-line")]
+    figure = figures.examples(splits, number=4)
+    names = [", ".join(split.scene(i).names) for split in splits for i in range(2)]
+    assert [title.replace("\n", " ") for title in titles(figure)] == names and figure.axes[0].patches
+
+
+@pytest.mark.parametrize("name", ["Ke$ha, A$AP", "$a_$", "5 $"])
+def test_dollar_signs_are_no_mathematics(name):
+    image, score = np.zeros((8, 8, 3), np.uint8), np.array([0.5])
+    for figure in (
+        figures.gallery([image], [name]),
+        figures.where(image, [name], score, np.zeros((1, 8, 8)), [name]),
+        method_figures.label_differences(pd.DataFrame({"label": [name], "HRCF": 1.0, "MKT": 2.0})),
+        method_figures.predictions([image], [[name]], {"HRCF": [[(name, 0.5)]]}),
+        figures.effects(measured().assign(label=name)),
+    ):
+        figure.canvas.draw()  # raises where a text is read as mathematics that it is not
+        texts = [text.get_text() for text in figure.findobj(figures.plt.Text)]
+        assert any(name.replace("$", r"\$") in text for text in texts)
+        figures.plt.close(figure)
 
 
 def test_printing_leaves_the_notebook_in_its_own_style():
@@ -290,7 +331,7 @@ def test_reliability_shows_each_share_and_the_diagonal():
     x, y = drawn["as promised"].get_data()
     assert list(x) == list(y) and drawn["val"].get_ydata()[0] == axis.get_ylim()[0] > 0, "0 has no logarithm"
     assert drawn["val"].get_marker() != drawn["test"].get_marker()
-    low, high = figures._wilson(np.array([0.12]), np.array([400.0]))[:, 0]
+    low, high = charts._wilson(np.array([0.12]), np.array([400.0]))[:, 0]
     assert (low, high) == pytest.approx((0.0917, 0.1556), abs=5e-4)
     with pytest.raises(ValueError, match="no column 'true'"):
         figures.reliability({"val": table.drop(columns="true")})

@@ -86,6 +86,30 @@ def test_levels_show_regions_shares_and_what_is_left_out():
         map_figures.levels(pictures(1)[0], ["cat"], made_clues())
 
 
+def test_level_maps_each_show_their_own_range():
+    levels = [torch.arange(2 * side**2).view(2, side, side) * scale - 1.0 for side, scale in ((4, 1.0), (2, 0.01))]
+    figure = map_figures.level_maps(pictures(1)[0], ["cat", "dog"], levels, heats(2))
+    axes, scales = np.array(figure.axes[:8]).reshape(2, 4), figure.axes[8:]
+    assert [axis.get_title() for axis in axes[0]] == ["picture", "level 1: 4 × 4", "level 2: 2 × 2", "together"]
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["cat", "dog"]
+    ends = [tuple(text.get_text() for text in axis.get_yticklabels()) for axis in scales]
+    assert ends == [("−1", "14"), ("−1", "−0.97"), ("15", "30"), ("−0.96", "−0.93")]
+    assert np.array_equal(axes[1, 1].images[0].get_array(), levels[0][1])
+    with pytest.raises(ValueError, match="'together' has 3 maps for 2 labels"):
+        map_figures.level_maps(pictures(1)[0], ["cat", "dog"], levels, heats(3))
+
+
+def test_selection_colours_what_is_kept_and_counts_it():
+    kept = [torch.ones(2, 2, dtype=torch.bool), torch.eye(3, dtype=torch.bool)]
+    _, first, second = map_figures.selection(pictures(1)[0], kept).axes
+    assert [axis.get_title() for axis in (first, second)] == ["4 of 4 kept", "3 of 9 kept"]
+    for axis, cells in zip((first, second), kept):
+        picture, tint = axis.images
+        assert tint.get_extent() == picture.get_extent() == [-0.5, 15.5, 15.5, -0.5]
+        assert np.array_equal(tint.get_array()[..., 3] > 0, cells), "no other cell is coloured"
+        assert 0 < tint.get_array()[..., 3].max() < 1, "the picture stays visible"
+
+
 def test_what_was_measured():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"image": np.arange(90) // 3, "size": np.tile(["small", "medium", "large"], 30), "area": 0.1})
@@ -107,7 +131,7 @@ def test_what_was_measured():
         map_figures.localisation(table.drop(columns="hit_low"))
 
 
-def test_nothing_to_draw_is_told():
+def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="0 pictures"):
         map_figures.one_label([], [], {"HRCF": []})
     with pytest.raises(ValueError, match="'labels' has 1 entries for 2 pictures"):
