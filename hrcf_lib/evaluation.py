@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from hrcf_lib import protocols
 from hrcf_lib.data.feeds.embeddings import Embedded
 from hrcf_lib.data.feeds.features import check_depth
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.devices import process
 
 
@@ -99,7 +99,7 @@ def _warn_of_leaks(model, space) -> None:
 def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) -> dict[tuple[str, str], Tensor]:
     """(scorer, task) -> scores (n, K) of all pictures on the CPU; each process computes its share of every batch."""
     state = process()
-    order = Pass(batch * state.num_processes, rank=state.process_index, world=state.num_processes)
+    order = BatchOrder(batch * state.num_processes, rank=state.process_index, world=state.num_processes)
     keys = [(name, task) for name in scorers for task in label_embeddings]
     values, done = {}, []
     show = tqdm(data.batches(order), "scores", order.steps(len(data)), disable=None if state.is_main_process else True)

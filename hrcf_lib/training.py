@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from hrcf_lib.config import SIDES, Config
 from hrcf_lib.data.feeds.embeddings import rest
 from hrcf_lib.data.feeds.features import check_depth
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files
 from hrcf_lib.engine.devices import process
 from hrcf_lib.engine.messages import check_known
@@ -103,7 +103,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
     total = {s: sum(p.epochs for p in phases if p.trains == s) for s in sides}
     plan = [(i, p, e) for i, p in enumerate(phases) for e in range(p.epochs)]
-    steps = sum(Pass(p.batch).steps(len(data)) for _, p, _ in plan)
+    steps = sum(BatchOrder(p.batch).steps(len(data)) for _, p, _ in plan)
     checkpoint, about, history, done = None, None, [], 0
     if folder:
         checkpoint, about = Path(folder) / "checkpoint.pt", _about(model, data)
@@ -119,7 +119,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
         for i, phase, e in plan:
             side = phase.trains
             before = sum(p.epochs for p in phases[:i] if p.trains == side) + e  # epochs this side has had
-            n = Pass(phase.batch).steps(len(data))
+            n = BatchOrder(phase.batch).steps(len(data))
             first = min(max(done - step, 0), n)  # steps of this epoch that were done before
             step += first
             if first == n:
@@ -134,7 +134,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
                 source = data if learns_images(model, side) else rest(model, data, phase.epochs - e)
             seed = _seed(config.seed, side, before)
-            order = Pass(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
+            order = BatchOrder(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
             for b, (batch, waited) in enumerate(_clocked(source.batches(order)), first):
                 step += 1
                 epoch = before + b / n

@@ -10,7 +10,8 @@ from hrcf_lib.data import hide_labels, mojiscenes
 from hrcf_lib.data.benchmarks import open_split, prepare, splits
 from hrcf_lib.data.doctor import doctor
 from hrcf_lib.data.images import find_images, read_image
-from hrcf_lib.data.labelled_folder import ImageFolderTable, load, scan
+from hrcf_lib.data.labelled_folder import ImageFolderTable
+from hrcf_lib.data.load import load, scan
 from hrcf_lib.data.official import coco, nus_wide, open_images, voc
 from hrcf_lib.data.official import own_folder as folder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hrcf_lib.data import hide_labels, table_format
-from hrcf_lib.data.labelled_folder import load
+from hrcf_lib.data.load import load
 from hrcf_lib.data.mojiscenes import scenes
 from hrcf_lib.data.official import coco, nus_wide, open_images, own_folder, voc
 from hrcf_lib.engine.messages import check_known

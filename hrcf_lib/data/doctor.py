@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from hrcf_lib.data.images import look_at
-from hrcf_lib.data.labelled_folder import ImageFolderTable, leave_all, load, read_folder
+from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder
+from hrcf_lib.data.load import load
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.labels import LabelSpace
 
@@ -114,7 +115,7 @@ def _open(data, split, images) -> tuple[ImageFolderTable, list[tuple]]:
         return data, []
     folder = Path(data).expanduser()
     if not (folder / "about.json").is_file():
-        return read_folder(folder, None, 112, True, False, leave_all), []
+        return read_folder(folder, None, side=112, strict=True, hide_unseen=False), []
     frame = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)
     return load(folder, split=split, images=images), list(frame.itertuples(index=False, name=None))
 

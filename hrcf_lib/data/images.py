@@ -62,6 +62,13 @@ def find_images(source) -> list[Path | Image.Image]:
     return found
 
 
+def name_of(image, number: int) -> str:
+    """What results call one item of ``find_images``: its path; ``picture <number>`` for a PIL image without a file."""
+    if isinstance(image, Image.Image):
+        return str(getattr(image, "filename", "") or f"picture {number}")
+    return str(image)
+
+
 def find(root: Path, file: str) -> tuple[str, int] | None:
     r"""The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
     (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""

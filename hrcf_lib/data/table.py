@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -123,7 +124,7 @@ class CommonTable(ImageFolderTable):
     left_out = 0
 
     def __init__(self, folder, ids, files, splits, rows, known, table_labels, labels, side, hide_unseen, about, extras):
-        super().__init__(folder, files, None, labels, None, side, pd.DataFrame(columns=["file", "problem"]), {})
+        super().__init__(folder, files, None, labels, None, side, {})
         self.ids, self.splits, self.rows, self.about, self.extras = ids, splits, rows, about, extras
         self.table_labels, self.hide_unseen = table_labels, hide_unseen
         self._known = known  # LabelRows in the columns of the table
@@ -181,8 +182,6 @@ class CommonTable(ImageFolderTable):
 
     def take(self, indices) -> "CommonTable":
         """Some pictures, in the given order."""
-        import pyarrow as pa
-
         indices = np.asarray(indices, np.int64)
         ids, files = (Strings(pa.chunked_array([s._array.take(pa.array(indices))])) for s in (self.ids, self.files))
         parts = (self.splits[indices], self.rows[indices], self._known.take(indices), self.table_labels)
@@ -202,11 +201,8 @@ class CommonTable(ImageFolderTable):
         return f"CommonTable {len(self)} {digest.hexdigest()[:16]}"
 
 
-def read(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, images) -> CommonTable:
-    """A prepared folder as a ``CommonTable``; ``hrcf_lib.data.load`` says what the arguments mean."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def read_prepared(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, images) -> CommonTable:
+    """A prepared folder as a ``CommonTable``; ``hrcf_lib.data.load`` describes the arguments."""
     out = Path(out).expanduser()
     about = table_format.read_about(out)
     space, extras = table_format.read_label_space(out)

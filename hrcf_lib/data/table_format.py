@@ -17,6 +17,8 @@ This file reads what describes a table; ``writer`` writes tables, ``table`` read
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
 
@@ -66,7 +68,6 @@ def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
     ``datasets.distributed.split_dataset_by_node`` divides it between processes.
     """
     import datasets
-    import pyarrow.parquet as pq
 
     paths = [str(path) for path in shards(out, split)]
     features = datasets.Features.from_arrow_schema(pq.read_schema(paths[0]))
@@ -77,7 +78,6 @@ def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
 
 def _rows(paths):
     """Rows of Parquet files, a thousand in memory at a time; a list, so that ``datasets`` can deal out the files."""
-    import pyarrow.parquet as pq
 
     for path in paths:
         with pq.ParquetFile(path) as file:

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from hrcf_lib.data.images import find
 from hrcf_lib.data.table_format import FORM, count
@@ -124,8 +126,6 @@ class Split:
 
     def flush(self) -> None:
         """Write what is held in memory. Raises ``ValueError`` for columns out of range, twice, or in both lists."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if not self._rows:
             return

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.evaluation import label_view, table_rows
 from hrcf_lib.labels import check_names
@@ -101,7 +101,7 @@ def teacher_embeddings(vlp, data) -> Tensor:
     """e_p (n, D) of all pictures on the CPU; of frozen features they are at hand."""
     if isinstance(data, FrozenFeatures):
         return data.teacher
-    order = Pass(64)
+    order = BatchOrder(64)
     show = tqdm(data.batches(order), "plain VLP", order.steps(len(data)), disable=None, leave=False)
     return torch.cat([data.frozen(vlp, inputs)[1].cpu() for _, inputs, _ in show])
 

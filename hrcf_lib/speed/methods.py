@@ -7,7 +7,7 @@ import torch
 
 from hrcf_lib import config as configs
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods import registry
@@ -77,7 +77,7 @@ def _row(title: str, model, times: dict) -> dict:
     for phase in config.phases:
         side = "prompts" if phase.trains == "prompts" else "images"
         if times[side]:
-            training += phase.epochs * Pass(phase.batch).steps(config.train_size or 0) * medians[side]
+            training += phase.epochs * BatchOrder(phase.batch).steps(config.train_size or 0) * medians[side]
     row = {"method": title} | model.trained_parameters()
     row |= {f"step of {side}, ms": 1e3 * medians[side] for side in ("images", "prompts")}
     return row | {"training_seconds": training, "ms_per_picture": 1e3 * medians["scores"]}

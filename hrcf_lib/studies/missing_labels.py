@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine.messages import check_known, need
 from hrcf_lib.labels import check_scores
@@ -174,7 +174,7 @@ def filled(model, data, batch: int = 64) -> tuple[Tensor, Tensor]:
     try:
         model.eval()
         t = model.label_embeddings(data.space.seen)
-        for _, inputs, labels in data.batches(Pass(batch)):
+        for _, inputs, labels in data.batches(BatchOrder(batch)):
             y = labels[:, columns].to(t.device)
             with model.autocast():
                 _, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
@@ -209,7 +209,7 @@ def over_epochs(model, data, truth: Tensor, folder: str | Path, pictures: int | 
             "give quality.truth of the same config"
         )
     looked_at = data if pictures is None else data.take(range(min(pictures, len(data))))
-    steps = [Pass(p.batch).steps(len(data)) for p in model.config.phases for _ in range(p.epochs)]
+    steps = [BatchOrder(p.batch).steps(len(data)) for p in model.config.phases for _ in range(p.epochs)]
     ends, parts = torch.tensor(steps).cumsum(0).tolist(), []
     before = len(train(model, data, folder, stop_after=0))  # steps of a checkpoint that is there already
     for epoch, end in enumerate(ends, 1):

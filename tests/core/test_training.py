@@ -16,7 +16,7 @@ import torch
 
 from hrcf_lib import method, scores, training
 from hrcf_lib.config import TRAINABLE
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
@@ -125,7 +125,7 @@ def test_the_slow_twin(features, unbroken):
     optimizers = {side: torch.optim.AdamW(model.groups(side)) for side in TRAINABLE}
     for side, first, epochs in (("hcg", 0, 2), ("prompts", 0, 1), ("hcg", 2, 1)):
         for epoch in range(first, first + epochs):
-            batches = Pass(4, training._seed(config.seed, side, epoch)).batches(10)
+            batches = BatchOrder(4, training._seed(config.seed, side, epoch)).batches(10)
             for b, rows in enumerate(batches):
                 trunk, teacher, labels = features.batch(rows)
                 e_g, regions = model.image_embeddings(trunk)
@@ -250,7 +250,7 @@ def test_a_checkpoint_older_than_a_field_of_the_config(features, tmp_path):
 
 def test_order_of_pictures_of_one_side_does_not_depend_on_the_other():
     def order(seed=1, side="hcg", epoch=2):
-        return Pass(8, training._seed(seed, side, epoch)).batches(20)
+        return BatchOrder(8, training._seed(seed, side, epoch)).batches(20)
 
     a = order()
     assert [len(rows) for rows in a] == [8, 8, 4]

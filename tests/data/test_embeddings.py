@@ -8,7 +8,7 @@ import torch
 from hrcf_lib import training
 from hrcf_lib.data.feeds import embeddings
 from hrcf_lib.data.feeds.embeddings import Resting, embed, rest
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 from hrcf_lib.training import train
 
@@ -93,7 +93,7 @@ def test_resting_gives_each_process_its_own_rows():
     model, data = synthetic.model().eval(), synthetic.features()
     whole = embed(model, data)
     resting = Resting(whole, data)
-    order = [Pass(4, seed=5, first=1, rank=rank, world=2) for rank in range(2)]
+    order = [BatchOrder(4, seed=5, skip=1, rank=rank, world=2) for rank in range(2)]
     for rank, (rows, inputs, labels) in [(r, batch) for r in range(2) for batch in resting.batches(order[r])]:
         assert any(torch.equal(rows, own) for own in order[rank].rows(10))
         (e_g, regions), teacher = resting.frozen(model.vlp, inputs)

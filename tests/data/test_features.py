@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from hrcf_lib import vlp
 from hrcf_lib.data.feeds import features, store
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
-from hrcf_lib.data.feeds.order import Pass, read_ahead
+from hrcf_lib.data.feeds.order import BatchOrder, read_ahead
 from hrcf_lib.data.feeds.store import Shards
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
 from hrcf_lib.engine import files
@@ -135,7 +135,12 @@ def test_batches_are_those_of_features_in_one_piece(tmp_path, small_shards):
     whole, stored = extract(Tower(), Pictures(), SPACE), extract(Tower(), Pictures(), SPACE, tmp_path)
     assert len(stored.trunk.parts) == 3 and len(whole.trunk.parts) == 1
     exact = Tower().trunk(torch.stack([Pictures()[i][0] for i in range(7)])).half()
-    for order in (Pass(2), Pass(3, seed=1), Pass(2, seed=1, first=2), Pass(2, seed=3, rank=1, world=3)):
+    for order in (
+        BatchOrder(2),
+        BatchOrder(3, seed=1),
+        BatchOrder(2, seed=1, skip=2),
+        BatchOrder(2, seed=3, rank=1, world=3),
+    ):
         expected = order.rows(7)
         for source in (whole, stored):
             found = list(source.batches(order))
@@ -496,7 +501,7 @@ def test_an_abandoned_iterator_leaves_no_thread():
     f = extract(Tower(), Pictures(), SPACE)
     before = threading.active_count()
     for end in ("used up", "left", "closed"):
-        batches = f.batches(Pass(2))
+        batches = f.batches(BatchOrder(2))
         next(batches)
         assert threading.active_count() == before + 1
         if end == "used up":
@@ -510,5 +515,5 @@ def test_an_abandoned_iterator_leaves_no_thread():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_are_in_pinned_memory():
     f = extract(Tower(), Pictures(), SPACE)
-    for _, inputs, _ in f.batches(Pass(2)):
+    for _, inputs, _ in f.batches(BatchOrder(2)):
         assert all(x.is_pinned() for x in inputs)

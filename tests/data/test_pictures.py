@@ -12,7 +12,7 @@ from PIL import Image
 from hrcf_lib import data, methods
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.feeds.features import AugmentedFeatures, extract
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.feeds.pictures import AugmentedView, Pictures, StreamedPictures, augmentation, augmented
 from hrcf_lib.data.official import nus_wide
 from hrcf_lib.evaluation import evaluate
@@ -60,17 +60,17 @@ def equal(a, b):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_processes_share_every_batch(world):
-    whole = Pass(4, seed=7).batches(10)
-    shares = [Pass(4, seed=7, rank=rank, world=world).rows(10) for rank in range(world)]
+    whole = BatchOrder(4, seed=7).batches(10)
+    shares = [BatchOrder(4, seed=7, rank=rank, world=world).rows(10) for rank in range(world)]
     for step, rows in enumerate(whole):
         assert sorted(torch.cat([share[step] for share in shares]).tolist()) == sorted(rows.tolist())
     assert sorted(torch.cat(whole).tolist()) == list(range(10)) and [len(rows) for rows in whole] == [4, 4, 2]
-    rest = Pass(4, seed=7, first=2).rows(10)
-    assert len(rest) == 1 and torch.equal(rest[0], whole[2]) and Pass(4).steps(10) == 3
+    rest = BatchOrder(4, seed=7, skip=2).rows(10)
+    assert len(rest) == 1 and torch.equal(rest[0], whole[2]) and BatchOrder(4).steps(10) == 3
 
 
 def test_without_a_seed_pictures_come_in_their_order():
-    assert [rows.tolist() for rows in Pass(3).batches(7)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [rows.tolist() for rows in BatchOrder(3).batches(7)] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 # -- views -------------------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_without_a_seed_pictures_come_in_their_order():
 
 def test_without_augmentation_views_are_the_items(dataset, model):
     source = Pictures(dataset, model.vlp)
-    found = views(source, Pass(5))
+    found = views(source, BatchOrder(5))
     assert list(found) == list(range(16))
     for row, (image, y) in found.items():
         assert torch.equal(image, dataset[row][0]) and torch.equal(y, dataset[row][1])
@@ -87,10 +87,10 @@ def test_without_augmentation_views_are_the_items(dataset, model):
 
 def test_a_view_depends_on_seed_and_row_alone(dataset, model):
     source = Pictures(dataset, model.vlp, RAND)
-    once = views(source, Pass(5, seed=1))
+    once = views(source, BatchOrder(5, seed=1))
     random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
-    assert equal(once, views(Pictures(dataset, model.vlp, RAND, workers=2), Pass(7, seed=1)))
-    other = views(source, Pass(5, seed=2))
+    assert equal(once, views(Pictures(dataset, model.vlp, RAND, workers=2), BatchOrder(7, seed=1)))
+    other = views(source, BatchOrder(5, seed=2))
     assert not any(torch.equal(once[row][0], other[row][0]) for row in once)
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     source.view(0, 3)
@@ -101,13 +101,13 @@ def test_a_view_depends_on_seed_and_row_alone(dataset, model):
 def test_a_view_is_of_its_picture(dataset, model):
     """RandAugment moves colours and crops, and labels stay; most of the views differ from the plain picture."""
     source = Pictures(dataset, model.vlp, RAND)
-    found = views(source, Pass(4, seed=0))
+    found = views(source, BatchOrder(4, seed=0))
     for row, (image, y) in found.items():
         assert image.shape == (3, 112, 112) and image.dtype == torch.uint8
         assert torch.equal(y, dataset.label_vector(row))
     assert sum(torch.equal(image, dataset[row][0]) for row, (image, _) in found.items()) <= 1
-    assert views(source, Pass(4)).keys() == set(range(16)), "a pass without a seed is not augmented"
-    assert torch.equal(views(source, Pass(4))[3][0], dataset[3][0])
+    assert views(source, BatchOrder(4)).keys() == set(range(16)), "a pass without a seed is not augmented"
+    assert torch.equal(views(source, BatchOrder(4))[3][0], dataset[3][0])
 
 
 def test_fill_colour_is_the_vlps_mean(model):
@@ -143,14 +143,14 @@ def test_augmentation_needs_originals(model):
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_streamed_rows_come_once_and_in_one_order(table, model, world):
     source = StreamedPictures(table, model.vlp, RAND, buffer=5)
-    whole = [rows for rows, _, _ in source.batches(Pass(4, seed=3))]
-    shares = [[rows for rows, _, _ in source.batches(Pass(4, 3, 0, rank, world))] for rank in range(world)]
+    whole = [rows for rows, _, _ in source.batches(BatchOrder(4, seed=3))]
+    shares = [[rows for rows, _, _ in source.batches(BatchOrder(4, 3, 0, rank, world))] for rank in range(world)]
     assert len(source) == 16 and len(whole) == 4
     for step, rows in enumerate(whole):
         assert sorted(file for share in shares for file in share[step]) == sorted(rows)
     assert len({file for rows in whole for file in rows}) == 16
-    other = [rows for rows, _, _ in source.batches(Pass(4, seed=4))]
-    assert other != whole and [rows for rows, _, _ in source.batches(Pass(4, seed=3, first=2))] == whole[2:]
+    other = [rows for rows, _, _ in source.batches(BatchOrder(4, seed=4))]
+    assert other != whole and [rows for rows, _, _ in source.batches(BatchOrder(4, seed=3, skip=2))] == whole[2:]
 
 
 def test_another_shuffle_buffer_is_another_run(table, model):
@@ -159,15 +159,15 @@ def test_another_shuffle_buffer_is_another_run(table, model):
 
 
 def test_streamed_views_are_those_of_the_table(table, dataset, model):
-    streamed = views(StreamedPictures(table, model.vlp), Pass(5))
-    whole = views(Pictures(dataset, model.vlp), Pass(5))
+    streamed = views(StreamedPictures(table, model.vlp), BatchOrder(5))
+    whole = views(Pictures(dataset, model.vlp), BatchOrder(5))
     assert list(streamed) == list(dataset.files)
     assert all(torch.equal(a, b) for x, y in zip(streamed.values(), whole.values()) for a, b in zip(x, y))
 
 
 def test_a_batch_that_does_not_divide_is_refused(table, model):
     with pytest.raises(ValueError, match="batch of 4 .* evenly between 3 processes: choose another"):
-        next(StreamedPictures(table, model.vlp).batches(Pass(4, world=3)))
+        next(StreamedPictures(table, model.vlp).batches(BatchOrder(4, world=3)))
 
 
 def test_a_table_without_pictures_is_refused(tmp_path, model):
@@ -238,7 +238,7 @@ def test_passes_go_through_the_views_in_turn(dataset, model):
     source = stored(model.vlp, dataset, 3)
     assert len(source) == 16 and source.space == dataset.labels and source.has_positives()
     for seed in (0, 4, 8):
-        for rows, inputs, labels in source.batches(Pass(5, seed=seed)):
+        for rows, inputs, labels in source.batches(BatchOrder(5, seed=seed)):
             view = source.views[seed % 3]
             assert torch.equal(inputs[0], view.trunk[rows]) and torch.equal(inputs[1], view.teacher[rows])
             assert torch.equal(labels, source.labels[rows])

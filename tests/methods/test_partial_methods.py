@@ -16,7 +16,7 @@ from hrcf_lib import methods, studies
 from hrcf_lib.data import hide_labels
 from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.missing_labels import base as parts
@@ -314,8 +314,8 @@ def test_every_kind_of_source_shows_the_same_labels(kind):
         found = sources.source(model, "train")
     expected = torch.from_numpy(hide_labels.known_mask(4, found.space.n_seen, 0.5))
     assert torch.equal(found.labels[:, : found.space.n_seen] != 0, expected)
-    _, _, labels = next(iter(found.batches(Pass(4, seed=1))))
-    order = torch.cat(Pass(4, seed=1).rows(4))
+    _, _, labels = next(iter(found.batches(BatchOrder(4, seed=1))))
+    order = torch.cat(BatchOrder(4, seed=1).rows(4))
     assert torch.equal(labels[:, : found.space.n_seen] != 0, expected[order])
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.feeds.pictures import Pictures
 from hrcf_lib.engine import devices
 from hrcf_lib.prompts import PromptLearner
@@ -244,7 +244,7 @@ def test_workers_start_where_processes_are_not_forked(start, monkeypatch):
     monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context(start))
     vlp = SMALL.model().vlp
     pictures = Pictures(loading.Jpegs(6, ["cat", "dog"], vlp.side), vlp, loading.AUGMENT, workers=1)
-    with_workers = [inputs[0] for _, inputs, _ in pictures.batches(Pass(4, seed=3))]
+    with_workers = [inputs[0] for _, inputs, _ in pictures.batches(BatchOrder(4, seed=3))]
     pictures.workers = 0
-    alone = [inputs[0] for _, inputs, _ in pictures.batches(Pass(4, seed=3))]
+    alone = [inputs[0] for _, inputs, _ in pictures.batches(BatchOrder(4, seed=3))]
     assert len(alone) == 2 and all(map(torch.equal, with_workers, alone))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.data.feeds.features import FrozenFeatures, check_depth
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 
 
@@ -32,7 +32,7 @@ def embed(model, data, batch: int = 128) -> Embedded:
     """
     check_depth(model, data)
     held, at = None, 0
-    for _, inputs, labels in data.batches(Pass(batch)):
+    for _, inputs, labels in data.batches(BatchOrder(batch)):
         with model.autocast():
             e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
         if held is None:  # now their shapes and type are known
@@ -55,7 +55,7 @@ class Resting:
         """Label names of the annotation."""
         return self.data.space
 
-    def batches(self, order: Pass) -> Iterator[tuple]:
+    def batches(self, order: BatchOrder) -> Iterator[tuple]:
         """(rows, what ``frozen`` takes, labels (b, K)) of this process, step by step; all on the CPU."""
         for rows in order.rows(len(self.data)):
             images = self.embedded.e_g[rows], self.embedded.regions[rows]

@@ -1,9 +1,9 @@
 r"""Frozen features: what the VLP says of every picture, computed once.
 
-Of the ViT all blocks but the last ``VLP.trained_blocks`` (of HRCF eleven of twelve) and the whole teacher never change,
-so their outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p
-(n, D) in float32. A step of HRCF's training then costs one block and two convolutions. Exact when pictures are not
-augmented, up to the rounding of the tokens.
+The first blocks of the ViT (all but ``VLP.trained_blocks``; eleven of twelve for HRCF) and the teacher never change, so
+their outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p (n, D)
+in float32. A step of HRCF's training then costs one block and two convolutions. This is exact for pictures without
+augmentation, up to the rounding of the tokens.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from hrcf_lib.data.feeds.order import Pass, read_ahead
+from hrcf_lib.data.feeds.order import BatchOrder, read_ahead
 from hrcf_lib.data.feeds.store import DTYPES, Cache, Shards
 from hrcf_lib.engine.devices import move, pinned
 from hrcf_lib.engine.messages import check_known
@@ -49,7 +49,7 @@ class FrozenFeatures:
         """Trunk tokens (float32), teacher embeddings and labels of some rows."""
         return self.trunk[rows].to(device).float(), self.teacher[rows].to(device), self.labels[rows].to(device)
 
-    def batches(self, order: Pass) -> Iterator[tuple]:
+    def batches(self, order: BatchOrder) -> Iterator[tuple]:
         r"""(rows, what ``frozen`` takes, labels (b, K)) of this process, step by step; all on the CPU.
 
         A thread reads one step ahead.
@@ -136,7 +136,7 @@ class AugmentedFeatures:
         """Blocks of the ViT that come after the tokens."""
         return self.views[0].trained_blocks
 
-    def batches(self, order: Pass) -> Iterator[tuple]:
+    def batches(self, order: BatchOrder) -> Iterator[tuple]:
         """As those of ``FrozenFeatures``, of one view. Raises ``ValueError`` for a pass without a seed."""
         if order.seed is None:
             raise ValueError(

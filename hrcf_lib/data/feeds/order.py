@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Pass:
+class BatchOrder:
     r"""One pass over n pictures: its order, its batches, and the share of each that this process computes.
 
     The batch is that of all processes together, and the order does not depend on how many they are.
@@ -18,7 +18,7 @@ class Pass:
 
     batch: int  # B, pictures a step
     seed: int | None = None  # of the order and of augmentation; None: as they come, and not augmented
-    first: int = 0  # steps that were done before
+    skip: int = 0  # steps that were done before
     rank: int = 0  # of this process
     world: int = 1  # number of processes
 
@@ -35,7 +35,7 @@ class Pass:
 
     def rows(self, n: int) -> list[Tensor]:
         """Rows of each remaining step that are this process's own; none, where a step has fewer than processes."""
-        return [rows[self.rank :: self.world] for rows in self.batches(n)[self.first :]]
+        return [rows[self.rank :: self.world] for rows in self.batches(n)[self.skip :]]
 
 
 def read_ahead(read: Callable, items: Iterable) -> Iterator:

@@ -1,7 +1,6 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
-Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1), so the frozen trunk runs once for
-both.
+Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1): the frozen trunk runs once.
 ``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
 ``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
 ``AugmentedView`` is a data set whose features can be stored.
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hrcf_lib.data import table_format
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.images import read_image, rgb
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
@@ -101,7 +100,7 @@ class Pictures(_FromDisk):
         part.dataset = dataset
         return part
 
-    def batches(self, order: Pass) -> Iterator[tuple]:
+    def batches(self, order: BatchOrder) -> Iterator[tuple]:
         """(rows, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
         return load(self, [rows.tolist() for rows in order.rows(len(self))], order.seed, self.workers)
 
@@ -161,7 +160,7 @@ class StreamedPictures(_FromDisk):
     def __len__(self):
         return self.counts["rows"]
 
-    def batches(self, order: Pass) -> Iterator[tuple]:
+    def batches(self, order: BatchOrder) -> Iterator[tuple]:
         """(files, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
         if order.batch % order.world:
             raise ValueError(
@@ -170,8 +169,8 @@ class StreamedPictures(_FromDisk):
             )
         own = order.batch // order.world
         rows = table_format.stream(self.out, self.split, self.buffer if order.seed is not None else 0, order.seed or 0)
-        rows = split_dataset_by_node(rows, order.rank, order.world, strategy="examples").skip(order.first * own)
-        return load(self, _batched(rows, own, order.steps(len(self)) - order.first), order.seed, self.workers)
+        rows = split_dataset_by_node(rows, order.rank, order.world, strategy="examples").skip(order.skip * own)
+        return load(self, _batched(rows, own, order.steps(len(self)) - order.skip), order.seed, self.workers)
 
     def view(self, row: dict, seed: int | None) -> tuple[str, Tensor, Tensor]:
         """File, picture uint8 (3, side, side) and labels (K,) of one row of the table; augmented if there is a seed."""

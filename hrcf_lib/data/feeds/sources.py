@@ -1,4 +1,4 @@
-r"""What ``train`` and ``evaluate`` read, made from a config: frozen features or pictures, labels hidden as it says."""
+r"""The feed that a config asks for: frozen features or pictures, with labels hidden as it says."""
 
 import dataclasses
 from functools import partial
@@ -78,5 +78,5 @@ def validation(sources: dict) -> tuple:
 
 
 def categories(config, data: str | Path = "data") -> tuple[str, ...]:
-    """Names of the seen labels of a config's data set, in the order of its columns, for ``methods.missing_labels``."""
+    """Seen labels of a config's data set, in the order of its columns: what ``methods.missing_labels`` takes."""
     return benchmarks.open_split(config, "train", data).labels.seen

@@ -1,1 +1,1 @@
-"""Readers of the official downloads, and of your own folder: each writes the common form (``data.table_format``)."""
+"""Readers of the official downloads and of one's own folders: each writes the common form (``data.table_format``)."""

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hrcf_lib.data import table_format, table_writer
@@ -176,7 +177,6 @@ def _without_picture(out: Path) -> Iterator[tuple[str, str]]:
 
 def _all_images(out: Path) -> Iterator[tuple[str, str]]:
     """(split, image) of all rows of a table."""
-    import pyarrow.parquet as pq
 
     for path in table_format.shards(out):
         for batch in pq.ParquetFile(path).iter_batches(columns=["id", "split"]):
@@ -232,7 +232,6 @@ def _check_lists(files: checks.Source, extras: dict) -> set[str] | None:
 
 def _done_ids(part: Path, name: str) -> dict[int, str]:
     """The images of a split that an interrupted run completed."""
-    import pyarrow.parquet as pq
 
     ids = (
         pq.read_table(path, columns=["id"]).column("id").to_pylist() for path in sorted(part.glob(f"{name}-*.parquet"))

@@ -33,8 +33,8 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     """
     source = source if isinstance(source, dict) else {"train": source}
     folders = {name: Path(folder).expanduser().resolve() for name, folder in source.items()}
-    tables = {name: labelled_folder._read_labels(folder) for name, folder in folders.items()}
-    stated = {name: labelled_folder._read_label_space(folder) for name, folder in folders.items()}
+    tables = {name: labelled_folder.read_labels_csv(folder) for name, folder in folders.items()}
+    stated = {name: labelled_folder.read_label_space_csv(folder) for name, folder in folders.items()}
     if labels is None:
         first = next(iter(stated.values()))
         named = sorted({label for table in tables.values() for names in table.values() for label in names})
@@ -43,7 +43,7 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
         labels = LabelSpace(labels)
     column = {label: k for k, label in enumerate(labels.names)}
     for name, table in tables.items():
-        labelled_folder.count_strangers(folders[name], table, labels)
+        labelled_folder.count_unknown_labels(folders[name], table, labels)
 
     root = Path(os.path.commonpath(list(folders.values())))
     files = {n: {f: Path(os.path.relpath(folders[n] / f, root)).as_posix() for f in t} for n, t in tables.items()}

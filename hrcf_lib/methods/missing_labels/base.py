@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from hrcf_lib.data.feeds.order import Pass
+from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.messages import did_you_mean
 from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method, finite
@@ -208,7 +208,7 @@ def first_scores(model, data, number: int = FITTED, batch: int = 64) -> tuple[Te
     training = model.training
     try:
         model.eval()
-        for _, inputs, y in data.batches(Pass(batch, model.config.seed)):
+        for _, inputs, y in data.batches(BatchOrder(batch, model.config.seed)):
             trunk, _ = data.frozen(model.vlp, inputs, model.config.bf16)
             with model.autocast():
                 e_g, regions = model.image_embeddings(trunk)
