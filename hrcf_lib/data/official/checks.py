@@ -117,7 +117,7 @@ def image_root(source: Path, images, names: Sequence[str]) -> Path | None:
             return source / name
     raise FileNotFoundError(
         f"{source} holds no folder of pictures ({list_some(names)}): give images=<folder>, or images=False to write "
-        "labels alone"
+        "the labels alone"
     )
 
 
