@@ -25,7 +25,7 @@ def score_alone(model, e_g: Tensor, regions: Tensor, reference: Tensor, own: Ten
     r"""Scores (B, K) of the labels ``own`` (K, D), each alone beside ``reference`` (R, D), by any method.
 
     ``e_g`` and ``regions`` are what ``model.image_embeddings`` gave. HRCF has a closed form; other methods score R + 1
-    labels K times. No label of ``own`` may be among ``reference`` (``score_among`` takes care of it).
+    labels K times. No label of ``own`` may be among ``reference`` (``LabelScorer`` takes care of it).
     """
     if type(model).score_embeddings is HRCF.score_embeddings:
         select = model.config.rss and not model.training
@@ -71,18 +71,3 @@ def _pooled(s_r: Tensor, s_k: Tensor, kept: Tensor, config) -> tuple[Tensor, Ten
         return of_k, scores.topk_mean(s_r, k)[:, :, None].expand(-1, -1, s_k.shape[2])
     beside = [scores.topk_mean(s_r.masked_fill(kept[:, :, [i]] == 0, -1e30), k) for i in range(s_k.shape[2])]
     return of_k, torch.stack(beside, dim=2)  # (B, R, K)
-
-
-def score_among(model, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, columns) -> Tensor:
-    r"""Scores (B, K) of a user's labels: ``columns[i]`` is the reference column of label i, or None for one of ``own``.
-
-    ``own`` holds the embeddings of the labels with None, in their order. The score of a label depends on picture, label
-    and reference alone.
-    """
-    found = e_g.new_empty(len(e_g), len(columns))
-    outside = torch.tensor([c is None for c in columns], device=e_g.device)
-    found[:, outside] = score_alone(model, e_g, regions, reference, own)
-    if not outside.all():
-        known = [c for c in columns if c is not None]
-        found[:, ~outside] = model.score_embeddings(e_g, regions, reference)[:, known]
-    return found  # (B, K)

@@ -22,7 +22,6 @@ import math
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -32,7 +31,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.apply.alone import score_alone
-from hrcf_lib.apply.label_cache import state
 from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.engine.files import write_json
@@ -81,7 +79,7 @@ class Calibration:
         return torch.sigmoid(self.logit(scores))
 
     def thresholds_for(self, labels) -> Tensor:
-        """The threshold of each label (K,), its own or that for all; names that are read alike are one label."""
+        """The threshold (K,) of each label: its own, or the one for all; names that are read alike are one label."""
         own = {read_alike(name): value for name, value in self.thresholds.items()}
         return torch.tensor([own.get(read_alike(name), self.threshold) for name in labels], dtype=torch.float64)
 
@@ -277,31 +275,20 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
 
 # -- with a model, and on disk -----------------------------------------------------------------------------------------
 
-_prints: WeakKeyDictionary = WeakKeyDictionary()
+
+def fingerprint(model) -> str:
+    """16 hex digits of what scores depend on beside the VLP: trained weights, reference labels and ``SETTINGS``."""
+    settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
+    digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
+    for name, x in sorted(model.trainable_state().items()):
+        digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def fingerprint(model, now: str | None = None) -> str:
-    """Of what scores depend on beside the VLP: trained weights, reference vocabulary and what ``SETTINGS`` name.
-
-    ``now`` is ``label_cache.state(model)`` where it is known.
-    """
-    now = now or state(model), tuple(model.reference_labels)
-    if _prints.get(model, (None,))[0] != now:
-        settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
-        digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
-        for name, x in sorted(model.trainable_state().items()):
-            digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        _prints[model] = now, digest.hexdigest()[:16]
-    return _prints[model][1]
-
-
-def for_model(model, now: str | None = None) -> Calibration | None:
-    """The calibration of a model, or None; one of other weights, labels or settings is left aside with a warning.
-
-    ``now`` as for ``fingerprint``.
-    """
+def for_model(model) -> Calibration | None:
+    """The calibration of a model, or None; one made for other weights, labels or settings is ignored with a warning."""
     own = getattr(model, "calibration", None)
-    if own is not None and own.made_for and own.made_for != fingerprint(model, now):
+    if own is not None and own.made_for and own.made_for != fingerprint(model):
         warnings.warn(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
             "probabilities; make it anew (hrcf_lib.apply.calibration)",

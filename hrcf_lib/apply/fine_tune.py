@@ -29,8 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hrcf_lib.apply import calibration
-from hrcf_lib.apply import vocabulary as own_labels
+from hrcf_lib.apply import calibration, vocabulary
 from hrcf_lib.apply.predict import load_model
 from hrcf_lib.config import Config
 from hrcf_lib.data import load
@@ -126,7 +125,7 @@ def tune(
 def check_words(model: Method, names) -> list[str]:
     """The names themselves. Raises ``ValueError`` that names each one with a word that the text tower never saw or with
     too many words, and names that it reads alike."""
-    names, faults = own_labels.read_labels(list(names)), {}
+    names, faults = vocabulary.read_labels(list(names)), {}
     for name in names:
         try:
             model.label_embeddings([name])
@@ -169,10 +168,10 @@ def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded 
     y = data.labels[:, [column[name] for name in names]]
     if not (y == 1).any():
         raise ValueError(f"no picture shows any of {list_some(names)}: there is nothing to measure")
-    vocabulary, at = own_labels.reference_columns(model, names)
-    t = model.label_embeddings(vocabulary)
+    words = vocabulary.beside_reference(model, names)
+    t = model.label_embeddings(words.names)
     held = embedded or embed(model.eval(), data)
-    scores = score_all(held, t, model.eval().score_embeddings)[:, at]  # (n, K)
+    scores = score_all(held, t, model.eval().score_embeddings)[:, words.columns]  # (n, K)
     return 100 * float(mean_average_precision(scores, y, empty="skip"))
 
 
@@ -200,8 +199,8 @@ def between(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> 
 
 def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatures:
     """Features annotated with ``labels`` (n, K); the other labels of the ``reference`` are unknown."""
-    own = set(map(own_labels.read_alike, labels))
-    old = [name for name in reference if own_labels.read_alike(name) not in own]
+    own = set(map(vocabulary.read_alike, labels))
+    old = [name for name in reference if vocabulary.read_alike(name) not in own]
     unknown = y.new_zeros(len(y), len(old))
     return replace(found, labels=torch.cat([y, unknown], dim=1), space=LabelSpace([*labels, *old]))
 

@@ -25,9 +25,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hrcf_lib.apply.vocabulary import reference_columns
-from hrcf_lib.engine.messages import check_known
-from hrcf_lib.labels import check_names
+from hrcf_lib.apply.vocabulary import beside_reference
 
 
 def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batch: int = 64) -> Tensor:
@@ -48,8 +46,8 @@ def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batc
             found, a layer whose output is no such tokens, or one that the scores do not depend on. ImportError: no
             pytorch-grad-cam, which comes with the extra ``notebooks``.
     """
-    labels = check_names(labels)
-    return torch.stack(maker(model, labels, layer, batch)(images, [labels] * len(images)))
+    words = beside_reference(model, labels)
+    return torch.stack(maker(model, words, layer, batch)(images, [words.labels] * len(images)))
 
 
 def maker(model, names, layer: nn.Module | None = None, batch: int = 64) -> Callable:
@@ -58,15 +56,13 @@ def maker(model, names, layer: nn.Module | None = None, batch: int = 64) -> Call
     The labels that are asked for are among ``names``; the softmax and the norms run over the reference vocabulary and
     all of ``names``, whose embeddings are computed here, once. Arguments and errors as for ``grad_cam``.
     """
-    vocabulary, columns = reference_columns(model, names)
-    column = dict(zip(check_names(names), columns))
+    words = beside_reference(model, names)
     with torch.no_grad():
-        t = model.label_embeddings(vocabulary)  # (K, D)
+        t = model.label_embeddings(words.names)  # (V, D)
 
     def make(images: Tensor, asked) -> list[Tensor]:
-        check_known([name for own in asked for name in own], list(column), "no such label in this vocabulary:")
         rows = torch.tensor([i for i, own in enumerate(asked) for _ in own], dtype=torch.long)
-        ks = [column[name] for own in asked for name in own]
+        ks = words.columns_of(name for own in asked for name in own)
         return list(_maps(model, images, t, rows, ks, layer, batch).split([len(own) for own in asked]))
 
     return make

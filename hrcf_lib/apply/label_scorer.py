@@ -9,57 +9,61 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hrcf_lib.apply import alone as alone_module
-from hrcf_lib.apply import calibration, region_maps, vocabulary
+from hrcf_lib.apply import alone, calibration, region_maps, vocabulary
 from hrcf_lib.apply.calibration import Calibration
-from hrcf_lib.apply.label_cache import label_embeddings, state
 from hrcf_lib.engine import devices
 from hrcf_lib.method import Method
 
 NO_PROBABILITY = (
     "the model has no calibration, so no probabilities: `python -m hrcf_lib.apply.calibration FOLDER` makes one for a "
-    "saved model, hrcf_lib.calibration.calibrate(model, data) for any"
+    "saved model, hrcf_lib.apply.calibration.calibrate(model, data) for any"
 )
 
 
 class LabelScorer:
     r"""A model with a list of labels: pictures -> scores, probabilities, maps.
 
+    It embeds the labels once, for as long as it is kept; a model that is trained further needs a new one.
+
     Args:
         model: in evaluation mode.
-        labels: K names, as ``own_labels.read`` gives them.
+        labels: K names, a file of them, or a ``Vocabulary``.
         device: to move the model to; by default it stays where it is.
+        reference: (R, D) embeddings of the model's reference labels where they are known (``for_labels``).
 
-    Attributes: ``curve`` the calibration, or None; ``t`` the embeddings of all that are scored together, which are
-    ``reference`` (R, D) and then ``own``, those of labels that the reference lacks; ``at`` (K,) the rows of the labels
-    in ``t``; ``columns`` the same as a list, with None for a label of ``own``.
+    Attributes: ``labels`` the cleaned names; ``curve`` the calibration, or None; ``t`` (V, D) the embeddings of all
+    labels that are scored together, which are ``reference`` (R, D) and then ``own``, those of labels that the reference
+    lacks; ``columns`` (K,) the rows of the labels in ``t``.
 
-    Raises ``ValueError`` for names that the text tower reads alike, does not know or cannot take, or a device that is
-    not there.
+    Raises ``ValueError`` as ``vocabulary.beside_reference``, for names that the text tower does not know, or a device
+    that this machine does not have.
     """
 
-    def __init__(self, model: Method, labels: list[str], device=None):
+    @torch.no_grad()
+    def __init__(self, model: Method, labels, device=None, reference: Tensor | None = None):
+        words = vocabulary.beside_reference(model, labels)
+        vocabulary.check_lengths(model, words.own)
         self.model = model if device is None else model.to(devices.named(device))
-        now = state(model)  # once: it goes through all weights
-        self.curve: Calibration | None = calibration.for_model(model, now) if model.reference_labels else None
-        self.labels = labels
-        names, columns = vocabulary.reference_columns(model, labels)
-        R = len(model.reference_labels)
-        vocabulary.check_lengths(model, names[R:])
-        parts = [label_embeddings(model, part, now) for part in (names[:R], names[R:]) if part]
-        self.t = torch.cat(parts)  # (R + K of own, D)
-        self.reference, self.own = self.t[:R], self.t[R:]
-        self.columns = [k if k < R else None for k in columns]  # as ``alone.score_among`` takes them
-        self.at = torch.tensor(columns, device=self.t.device)  # (K,) of ``t``
+        self.curve: Calibration | None = calibration.for_model(model) if words.reference else None
+        self.labels = words.labels
+        embed = lambda names: model.label_embeddings(names) if names else None
+        parts = [embed(words.reference) if reference is None else reference, embed(words.own)]
+        self.t = torch.cat([part for part in parts if part is not None])  # (V, D)
+        self.reference, self.own = self.t.split([len(words.reference), len(words.own)])
+        self.columns = torch.tensor(words.columns, device=self.t.device)  # (K,)
+
+    def for_labels(self, labels) -> "LabelScorer":
+        """A scorer of other labels; the reference vocabulary is not embedded again. Raises as ``LabelScorer``."""
+        return LabelScorer(self.model, labels, reference=self.reference if len(self.reference) else None)
 
     def __call__(self, pictures: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Scores and probabilities (B, K) on the CPU, regions (B, J, D). Raises as ``of``."""
+        """Scores and probabilities (B, K) on the CPU, regions (B, J, D). Raises as ``scores``."""
         e_g, regions = self.model.embed(pictures)
-        return *self.of(e_g, regions), regions
+        return *self.scores(e_g, regions), regions
 
-    def of(self, e_g: Tensor, regions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def scores(self, e_g: Tensor, regions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores and probabilities (B, K) of what ``embed`` gave. Raises ``ValueError`` for scores that are NaN."""
-        s = self.model.score_embeddings(e_g, regions, self.t)[:, self.at].cpu()  # (B, K)
+        s = self.model.score_embeddings(e_g, regions, self.t)[:, self.columns].cpu()  # (B, K)
         if not s.isfinite().all():
             raise ValueError("scores are NaN or infinite: look at the pictures' pixels, or at the model's weights")
         p = None if self.curve is None else self.curve.probability(self._alone(e_g, regions))  # (B, K)
@@ -70,12 +74,18 @@ class LabelScorer:
         return self._alone(*self.model.embed(pictures))
 
     def _alone(self, e_g: Tensor, regions: Tensor) -> Tensor:
-        return alone_module.score_among(self.model, e_g, regions, self.reference, self.own, self.columns).cpu()
+        """``alone`` of what ``embed`` gave. A label of the reference vocabulary is scored with it and nothing else."""
+        inside = e_g.new_empty(len(e_g), len(self.reference))
+        outside = alone.score_alone(self.model, e_g, regions, self.reference, self.own)
+        if (self.columns < len(self.reference)).any():
+            inside = self.model.score_embeddings(e_g, regions, self.reference)
+        return torch.cat([inside, outside], dim=1)[:, self.columns].cpu()  # (B, K)
 
     def limits(self, threshold) -> Tensor | None:
         """The threshold of each label (K,), or None; ``threshold`` as for ``classify``.
 
-        Raises ``ValueError`` for one that is no probability or of no label, or without a calibration.
+        Raises ``ValueError`` for a value that is no probability, a name that is not among the labels, or a model
+        without a calibration.
         """
         if threshold is None:
             return None
@@ -100,7 +110,6 @@ class LabelScorer:
         region_maps.kind_of(self.model)
 
     def maps(self, regions: Tensor, ks: Tensor):
-        """Of one picture's regions (1, J, D), maps (k, side, side) of labels ``ks``; as ``explain.maps_for``."""
-        return (
-            region_maps.region_maps(self.model, regions, self.t, self.at[ks.to(self.at.device)])[0].half().cpu().numpy()
-        )
+        """maps (k, side, side), float16, of labels ``ks`` in one picture, from its regions (1, J, D)."""
+        columns = self.columns[ks.to(self.columns.device)]
+        return region_maps.region_maps(self.model, regions, self.t, columns)[0].half().cpu().numpy()

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrcf_lib import __version__
-from hrcf_lib.apply.vocabulary import reference_columns
+from hrcf_lib.apply.vocabulary import beside_reference
 from hrcf_lib.engine.files import replacing_alone
 from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method
@@ -168,7 +168,8 @@ def _ready(model: Method):
 def _scorer(model: Method, labels, embeddings: Tensor | None, reference: bool) -> Scorer:
     """Names and columns as ``predict.classify`` has them. Raises ``ValueError`` for embeddings of another shape."""
     labels = check_names(labels)
-    names, columns = reference_columns(model, labels) if reference else (labels, list(range(len(labels))))
+    asked = beside_reference(model, labels) if reference else None
+    names, columns = (asked.names, asked.columns) if reference else (labels, list(range(len(labels))))
     if embeddings is None:
         return Scorer(model, model.label_embeddings(names), columns).eval()
     embeddings = embeddings.detach().to("cpu", torch.float32)

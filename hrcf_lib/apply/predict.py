@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.apply import calibration, vocabulary
+from hrcf_lib.apply import calibration
 from hrcf_lib.apply.gallery import Gallery, gallery
 from hrcf_lib.apply.label_scorer import NO_PROBABILITY, LabelScorer
+from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.order import read_ahead
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.engine.messages import list_some
@@ -113,8 +114,8 @@ def classify(
     for name, value in (("top_k", top_k), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r}: give a whole number from 1")
-    labels, items = vocabulary.read_labels(labels), find_images(images)
-    scorer = LabelScorer(load_model(model), labels, device)
+    items = find_images(images)
+    scorer = labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
     if explain:
         scorer.check_maps()
     limits = scorer.limits(threshold)  # (K,), or None
@@ -125,7 +126,7 @@ def classify(
         for b, i in enumerate(numbers):
             shown = ranks[b] <= top_k if limits is None else (ranks[b] <= top_k) | (p[b] >= limits)  # (K,)
             ks = order[b][shown[order[b]]]
-            part = {"image": _name(items[i], i), "label": [labels[k] for k in ks], "score": s[b, ks].tolist()}
+            part = {"image": _name(items[i], i), "label": [scorer.labels[k] for k in ks], "score": s[b, ks].tolist()}
             part["rank"] = ranks[b, ks].tolist()
             if p is not None:
                 part["probability"] = p[b, ks].tolist()
@@ -180,18 +181,17 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     if len(items) != len(present):
         raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list a picture")
     named = dict.fromkeys(name for own in present for name in own)
-    labels = vocabulary.read_labels(list(named) if labels is None else labels)
-    column = {vocabulary.read_alike(name): k for k, name in enumerate(labels)}
-    if strange := [name for name in named if vocabulary.read_alike(name) not in column]:
+    scorer = LabelScorer(load_model(model), list(named) if labels is None else labels)
+    column = {read_alike(name): k for k, name in enumerate(scorer.labels)}
+    if strange := [name for name in named if read_alike(name) not in column]:
         raise ValueError(f"{strange[0]!r} is said to be in a picture and is not among the labels: add it there")
-    scorer = LabelScorer(load_model(model), labels)
     if scorer.curve is None:
         raise ValueError(NO_PROBABILITY)
-    y = torch.full((len(items), len(labels)), -1.0)
+    y = torch.full((len(items), len(scorer.labels)), -1.0)
     for i, own in enumerate(present):
-        y[i, [column[vocabulary.read_alike(name)] for name in own]] = 1
+        y[i, [column[read_alike(name)] for name in own]] = 1
     s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model.vlp.side, batch, False, False)])
-    return calibration.own_thresholds(scorer.curve, s, y, labels, random)
+    return calibration.own_thresholds(scorer.curve, s, y, scorer.labels, random)
 
 
 def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool):

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrcf_lib.apply.vocabulary import reference_columns
+from hrcf_lib.apply.vocabulary import beside_reference
 from hrcf_lib.engine.messages import check_known
-from hrcf_lib.labels import check_names
 from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
 
 OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
@@ -70,8 +69,8 @@ def maps_for(model, images: Tensor, labels) -> Tensor:
     MKT patch scores (``score_map``), of a method with ``maps`` its attention, drawn as scores are. Raises
     ``ValueError`` as ``predict.classify``, for any other method, and as ``maps``.
     """
-    labels = check_names(labels)
-    return torch.stack(maker(model, labels)(images, [labels] * len(images)))
+    words = beside_reference(model, labels)
+    return torch.stack(maker(model, words)(images, [words.labels] * len(images)))
 
 
 def maker(model, names, level: int | None = None, kind: str | None = None) -> Callable:
@@ -83,20 +82,16 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
     are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level or a kind that is not there.
     """
     _way(model, level, kind)  # refused before the work
-    vocabulary, columns = reference_columns(model, names)
-    column = dict(zip(check_names(names), columns))
+    words = beside_reference(model, names)
     with torch.no_grad():
-        t = model.label_embeddings(vocabulary)  # (K, D)
+        t = model.label_embeddings(words.names)  # (V, D)
 
     @torch.no_grad()
     def make(images: Tensor, asked) -> list[Tensor]:
-        check_known([name for own in asked for name in own], list(column), "no such label in this vocabulary:")
+        columns = [words.columns_of(own) for own in asked]
         _, regions = model.embed(images)  # (B, J, D)
-        found = []
-        for part, own in zip(regions.split(1), asked, strict=True):
-            ks = [column[name] for name in own]
-            found.append(region_maps(model, part, t, ks, level, kind)[0].cpu())
-        return found
+        pairs = zip(regions.split(1), columns, strict=True)
+        return [region_maps(model, part, t, ks, level, kind)[0].cpu() for part, ks in pairs]
 
     return make
 
@@ -189,14 +184,14 @@ def clues(model, images: Tensor, labels) -> Clues:
     (B, 3, side, side); labels as for ``maps_for``, whose errors it raises. The result is on the CPU.
     """
     check_regions(model)
-    names, columns = reference_columns(model, labels)
-    t, (_, regions) = model.label_embeddings(names), model.embed(images)  # (K, D), (B, J, D)
+    words = beside_reference(model, labels)
+    t, (_, regions) = model.label_embeddings(words.names), model.embed(images)  # (V, D), (B, J, D)
     kept = _kept(model, regions, t)  # (B, J)
-    s = region_scores(regions, t)  # (B, J, K of all)
+    s = region_scores(regions, t)  # (B, J, V)
     if model.config.method == "hrcf" and model.config.rsa:
-        added = votes(s)[..., columns]  # (B, J, K)  Eq. 13
+        added = votes(s)[..., words.columns]  # (B, J, K)  Eq. 13
     else:
-        added = _of_best(s[..., columns], kept, model.config.topk)
+        added = _of_best(s[..., words.columns], kept, model.config.topk)
     own = sides(model)
     parts = (added * kept.unsqueeze(-1)).split([side**2 for side in own], dim=1)
     scores = torch.stack([part.sum(dim=1) for part in parts], dim=-1)  # (B, K, L)

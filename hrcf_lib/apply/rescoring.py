@@ -4,7 +4,7 @@ r"""One picture scored again and again: what does not change is computed once. T
 a new                   computes
 ======================  ==============================================================
 picture                 image side, once (``e_g``, regions)
-list of labels          their embeddings, once while the model stays (``label_cache``)
+list of labels          their embeddings; those of the reference vocabulary once
 lambda, regions kept    scores from the stored embeddings, Eqs. 9-17
 threshold               answers from the scores
 ======================  ==============================================================
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hrcf_lib.apply import region_maps, vocabulary
+from hrcf_lib.apply import region_maps
 from hrcf_lib.apply.calibration import SETTINGS
 from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import load_model, ranked
@@ -67,9 +67,8 @@ class Rescorer:
     @torch.no_grad()
     def ask(self, labels) -> None:
         """Take a list of names. Raises as ``classify``, and then the last one stays."""
-        labels = vocabulary.read_labels(labels)
-        self.scorer = LabelScorer(self.model, labels)
-        self.labels, self._maps = labels, None
+        self.scorer = self.scorer.for_labels(labels) if self.scorer else LabelScorer(self.model, labels)
+        self.labels, self._maps = self.scorer.labels, None
 
     def config(self, lam: float | None = None, keep: int | None = None) -> Config:
         """The model's config with another lambda, or another number of regions kept (of 140)."""
@@ -94,7 +93,7 @@ class Rescorer:
         scorer.model = self.model.under(config)
         if any(getattr(config, name, None) != getattr(own, name, None) for name in SETTINGS):
             scorer.curve = None
-        s, p = scorer.of(self.e_g, self.regions)
+        s, p = scorer.scores(self.e_g, self.regions)
         return s[0], None if p is None else p[0]
 
     def table(self, s: Tensor, p: Tensor | None = None, threshold: float | None = None) -> pd.DataFrame:
@@ -127,7 +126,7 @@ class Rescorer:
         """
         if self._maps is None and region_maps.has_maps(self.model):
             maps = region_maps.region_maps(
-                self.model, self.regions, self.scorer.t, self.scorer.at
+                self.model, self.regions, self.scorer.t, self.scorer.columns
             )  # (1, K, side, side)
             self._maps = dict(zip(self.labels, maps[0].cpu().numpy()))
         return self._maps

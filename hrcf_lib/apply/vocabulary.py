@@ -1,37 +1,78 @@
-r"""A user's own list of labels: a list of names, or a file of them; cleaned, and compared as the text tower reads them.
+r"""A user's own list of labels beside a model's reference vocabulary: read, cleaned and compared once.
+
+A list of names, or a file of them:
 
 ::
 
-    labels.txt          one name a line; blank lines are passed over
-    labels.csv          a column ``label`` (or ``name``); further columns are passed over
+    labels.txt          one name per line; blank lines are skipped
+    labels.csv          a column ``label`` (or ``name``); other columns are ignored
 
-A ``Path`` is always a file. A string is one where it ends in ``.txt`` or ``.csv``, whatever lies on the disk; any other
-string is refused, so that one label is always written ``["owl"]``.
+A ``Path`` is always a file. A string is a file if it ends in ``.txt`` or ``.csv``, whatever is on the disk; any other
+string is refused, so that a single label is always written ``["owl"]``. Two names are the same label if the text tower
+reads them alike. R reference labels, K labels of the user's, V labels that are scored together.
 """
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from open_clip.tokenizer import get_clean_fn
 
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import check_known, list_some
 from hrcf_lib.labels import check_names
 from hrcf_lib.vlp import check_length
 
 SUFFIXES = (".txt", ".csv")
 COLUMNS = ("label", "name")  # of a CSV
-read_alike = get_clean_fn("lower")  # what CLIP's tokenizer makes of a text: Unicode mended, white space, lower case
+read_alike = get_clean_fn("lower")  # what CLIP's tokenizer makes of a text: Unicode repaired, white space, lower case
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All labels that are scored together, and which of them the user asks for."""
+
+    labels: list[str]  # the user's K labels, cleaned, in their order and spelling
+    reference: list[str]  # R reference labels, none for a model without a reference vocabulary
+    own: list[str]  # those of ``labels`` that are not in the reference vocabulary
+    columns: list[int]  # the place of each of ``labels`` among ``names``
+
+    @property
+    def names(self) -> list[str]:
+        """The V labels that are scored together: reference labels, then the user's own."""
+        return self.reference + self.own
+
+    def columns_of(self, labels: Iterable[str]) -> list[int]:
+        """The places of some of ``labels`` among ``names``. Raises ``ValueError`` for a name that is not in it."""
+        labels, column = list(labels), dict(zip(self.labels, self.columns))
+        check_known(labels, list(column), "no such label in this vocabulary:")
+        return [column[name] for name in labels]
+
+
+def beside_reference(model, labels) -> Vocabulary:
+    r"""A user's labels (a list, a file, or a ``Vocabulary`` of this model already) beside the reference vocabulary.
+
+    A label that the text tower reads as it reads a reference label is that label, the first one if several are read
+    alike. Raises as ``read_labels``.
+    """
+    if isinstance(labels, Vocabulary):
+        return labels
+    labels, reference = read_labels(labels), list(model.reference_labels)
+    column = {read_alike(name): k for k, name in reversed(list(enumerate(reference)))}  # the first of those read alike
+    own = [label for label in labels if read_alike(label) not in column]
+    column |= {read_alike(label): k for k, label in enumerate(own, len(reference))}
+    return Vocabulary(labels, reference, own, [column[read_alike(label)] for label in labels])
 
 
 def read_labels(labels) -> list[str]:
-    r"""The names of a list or of a file, outer white space dropped, in their order and spelling.
+    r"""The names of a list or of a file, in their order and spelling; white space is cleaned as in ``check_names``.
 
-    Raises ``ValueError`` for no names, a blank one, one that is no string, names that the text tower reads alike
-    ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
+    Raises ``ValueError`` for an empty list, a blank name, an item that is no string, names that the text tower reads
+    alike ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
-        names, places = _of_file(Path(labels).expanduser())
+        names, places = _read_file(Path(labels).expanduser())
     elif isinstance(labels, str):
         raise ValueError(
             f"labels is the single string {labels[:60]!r}, not a list of names; write [{labels[:60]!r}] for one "
@@ -39,26 +80,17 @@ def read_labels(labels) -> list[str]:
         )
     else:
         names = check_names(labels)
-        places = _places(names)
-    _tell_apart(names, places)
+        places = [f"labels[{i}]" for i in range(len(names))]
+    found: dict[str, list[str]] = {}
+    for name, place in zip(names, places):
+        found.setdefault(read_alike(name), []).append(f"{name!r} ({place})")
+    if twice := [" and ".join(same) for same in found.values() if len(same) > 1]:
+        raise ValueError(f"read alike by the text tower: {list_some(twice, '; ')}; keep one of each")
     return names
 
 
-def _tell_apart(names: list[str], places: list[str]) -> None:
-    """Raise ``ValueError`` for names that the text tower reads alike, saying where each stands."""
-    told: dict[str, list[str]] = {}
-    for name, place in zip(names, places):
-        told.setdefault(read_alike(name), []).append(f"{name!r} ({place})")
-    if twice := [" and ".join(same) for same in told.values() if len(same) > 1]:
-        raise ValueError(f"read alike by the text tower: {list_some(twice, '; ')}; keep one of each")
-
-
-def _places(names: list[str]) -> list[str]:
-    return [f"labels[{i}]" for i in range(len(names))]
-
-
-def _of_file(path: Path) -> tuple[list[str], list[str]]:
-    """Names, and where each stands."""
+def _read_file(path: Path) -> tuple[list[str], list[str]]:
+    """Names, and where each one is."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no file {path} of labels: correct the path, or write [{str(path)!r}] if that is the label itself"
@@ -75,28 +107,13 @@ def _of_file(path: Path) -> tuple[list[str], list[str]]:
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is no text in UTF-8 with a label a line ({error}); save it as one") from error
+        raise ValueError(f"{path} is no text in UTF-8 with one label per line ({error}); save it as one") from error
     first = 2 if path.suffix.lower() == ".csv" else 1
     rows = [(" ".join(line.split()), f"{path.name}, line {i}") for i, line in enumerate(lines, first)]
     rows = [row for row in rows if row[0]]
     if not rows:
-        raise ValueError(f"{path} holds no label; write one name a line")
+        raise ValueError(f"{path} holds no label; write one name per line")
     return [name for name, _ in rows], [place for _, place in rows]
-
-
-def reference_columns(model, labels) -> tuple[list[str], list[int]]:
-    r"""The model's reference vocabulary and the labels that it lacks, and the column of each label in this list.
-
-    A label that the text tower reads as it reads a reference label is that label. Raises ``ValueError`` as
-    ``labels.check_names``, and for two labels that are read alike.
-    """
-    labels, names = check_names(labels), list(model.reference_labels)
-    _tell_apart(labels, _places(labels))
-    column = {read_alike(name): k for k, name in reversed(list(enumerate(names)))}  # the first of a kind
-    columns = [column.get(read_alike(label)) for label in labels]
-    names += [label for label, k in zip(labels, columns) if k is None]
-    new = iter(range(len(model.reference_labels), len(names)))
-    return names, [next(new) if k is None else k for k in columns]
 
 
 def check_lengths(model, labels: list[str]) -> None:

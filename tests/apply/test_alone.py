@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from hrcf_lib import methods, scores
 from hrcf_lib.apply import alone
+from hrcf_lib.apply.label_scorer import LabelScorer
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -63,13 +64,17 @@ def test_any_method(name):
 
 def test_a_label_of_the_reference_is_scored_with_the_reference():
     model = synthetic.model().eval()
-    e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
+    model.reference_labels = ("cat", "dog", "bus")
+    scorer = LabelScorer(model, ["sun", "bus", "tree", "CAT"])
+    assert scorer.columns.tolist() == [3, 2, 4, 0]
+    pictures = torch.rand(3, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    found = scorer.alone(pictures)
     with torch.no_grad():
-        found = alone.score_among(model, e_g, regions, reference, own[:2], [None, 4, None, 0])
-        inside = model.score_embeddings(e_g, regions, reference)
-        outside = alone.score_alone(model, e_g, regions, reference, own[:2])
-    assert_close(found, torch.stack([outside[:, 0], inside[:, 4], outside[:, 1], inside[:, 0]], dim=1))
-    assert alone.score_alone(model, e_g, regions, reference, own[:0]).shape == (3, 0)
+        e_g, regions = model.embed(pictures)
+        inside = model.score_embeddings(e_g, regions, scorer.reference)
+        outside = alone.score_alone(model, e_g, regions, scorer.reference, scorer.own)
+    assert_close(found, torch.stack([outside[:, 0], inside[:, 2], outside[:, 1], inside[:, 0]], dim=1))
+    assert alone.score_alone(model, e_g, regions, scorer.reference, scorer.own[:0]).shape == (3, 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1000])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from hrcf_lib import methods
 from hrcf_lib.apply.grad_cam import grad_cam, grid, last_norm, maker
-from hrcf_lib.apply.vocabulary import reference_columns
+from hrcf_lib.apply.vocabulary import beside_reference
 from hrcf_lib.methods import registry
 
 SEEN = ("cat", "dog", "bus")
@@ -35,7 +35,7 @@ def hrcf():
 
 def by_hand(model, images, labels):
     """The definition, at what ``ln_1`` of the last block says, one picture and label after the other."""
-    names, columns = reference_columns(model, labels)
+    words = beside_reference(model, labels)
     blocks = list(model.vlp.model.visual.transformer.resblocks)
     own = (
         list(model.block)
@@ -46,12 +46,12 @@ def by_hand(model, images, labels):
     handle = at.register_forward_hook(lambda module, given, out: kept.append(out.requires_grad_()))
     with torch.enable_grad():
         x = model.vlp.trunk(images)  # with gradients, from the pixels on
-        s = model.score_embeddings(*model.image_embeddings(x), model.label_embeddings(names).detach())
+        s = model.score_embeddings(*model.image_embeddings(x), model.label_embeddings(words.names).detach())
     handle.remove()
     (x,) = kept
     maps = torch.empty(len(images), len(labels), 14, 14)
     for b in range(len(images)):
-        for i, k in enumerate(columns):
+        for i, k in enumerate(words.columns):
             (g,) = torch.autograd.grad(s[b, k], x, retain_graph=True)
             weights = g[b, 1:].mean(dim=0)  # (C,)
             maps[b, i] = F.relu(x[b, 1:].detach() @ weights).view(14, 14)
@@ -156,7 +156,7 @@ def test_errors_say_what_to_do(hrcf):
         grad_cam(hrcf, images, ["dog"], layer=torch.nn.Identity())
     for block in (None, torch.nn.Linear(2, 2), torch.nn.Sequential()):
         with pytest.raises(ValueError, match="Own trains 2 blocks.*as layer"):
-            last_norm(SimpleNamespace(title="Own", blocks=2, block=block))
+            last_norm(SimpleNamespace(title="Own", trained_blocks=2, block=block))
     for wrong in ([], ["dog", "dog "], "dog"):
         with pytest.raises(ValueError):
             grad_cam(hrcf, images, wrong)

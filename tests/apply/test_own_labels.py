@@ -10,7 +10,7 @@ from hrcf_lib.apply import onnx, region_maps
 from hrcf_lib.apply.grad_cam import grad_cam
 from hrcf_lib.apply.predict import classify
 from hrcf_lib.apply.rescoring import Rescorer
-from hrcf_lib.apply.vocabulary import check_lengths, reference_columns
+from hrcf_lib.apply.vocabulary import beside_reference, check_lengths
 from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.methods import registry
 
@@ -27,21 +27,33 @@ def model():
     return model
 
 
-def test_reference_columns(model):
-    assert reference_columns(model, ["sun", "bus", "a  b"]) == ([*REFERENCE, "sun", "a b"], [6, 5, 7])
-    assert reference_columns(model, ["bus"]) == (list(REFERENCE), [5])
-    assert reference_columns(synthetic.model(), ["Sun"]) == (["Sun"], [0]), "not trained: no reference"
-    assert reference_columns(model, ["Sun", *WRITTEN]) == ([*REFERENCE, "Sun"], [6, 0, 1, 2, 3, 4])
-    assert reference_columns(model, ["toms hat", "Stra\u00dfe", "STRASSE"])[1] == [6, 7, 8], "these are other words"
+def columns(model, labels):
+    words = beside_reference(model, labels)
+    return words.names, words.columns
+
+
+def test_labels_beside_the_reference_vocabulary(model):
+    assert columns(model, ["sun", "bus", "a  b"]) == ([*REFERENCE, "sun", "a b"], [6, 5, 7])
+    assert columns(model, ["bus"]) == (list(REFERENCE), [5])
+    assert columns(synthetic.model(), ["Sun"]) == (["Sun"], [0]), "not trained: no reference"
+    assert columns(model, ["Sun", *WRITTEN]) == ([*REFERENCE, "Sun"], [6, 0, 1, 2, 3, 4])
+    assert columns(model, ["toms hat", "Stra\u00dfe", "STRASSE"])[1] == [6, 7, 8], "these are other words"
     for wrong in ([], [""], ["sun", "sun "], ["sun", "Sun"], ["it's", "it\u2019s"], "sun"):
         with pytest.raises(ValueError):
-            reference_columns(model, wrong)
+            columns(model, wrong)
+
+
+def test_a_vocabulary_is_read_once(model):
+    words = beside_reference(model, ["sun", "BUS"])
+    assert beside_reference(model, words) is words and words.columns_of(["BUS"]) == [5]
+    with pytest.raises(ValueError, match="no such label in this vocabulary: 'bus'.*known: sun, BUS"):
+        words.columns_of(["bus"])
 
 
 def test_the_first_of_reference_labels_that_are_read_alike():
     twice = synthetic.model()
     twice.reference_labels = ("bus", "Dog", "dog")
-    assert reference_columns(twice, ["DOG", "owl"]) == (["bus", "Dog", "dog", "owl"], [1, 3])
+    assert columns(twice, ["DOG", "owl"]) == (["bus", "Dog", "dog", "owl"], [1, 3])
 
 
 def test_labels_that_are_too_long_are_all_named(model):
@@ -56,7 +68,7 @@ def test_a_label_written_otherwise_is_the_same_reference_column_everywhere(model
     assert found.assign(label=found["label"].map(names)).equals(same)
     r = Rescorer(model)
     r.ask(WRITTEN)
-    assert r.scorer.at.tolist() == r.scorer.columns == [0, 1, 2, 3, 4] and len(r.scorer.own) == 0
+    assert r.scorer.columns.tolist() == [0, 1, 2, 3, 4] and len(r.scorer.own) == 0
     assert onnx._scorer(model, WRITTEN, None, True).columns == [0, 1, 2, 3, 4]
     pixels = torch.from_numpy(draw("test", 15).image).permute(2, 0, 1)[None]
     assert torch.equal(region_maps.maps_for(model, pixels, WRITTEN), region_maps.maps_for(model, pixels, plain))

@@ -1,6 +1,5 @@
 """classify: any list of labels, pictures in any form, scores inside the reference vocabulary, errors that help."""
 
-import gc
 import inspect
 import os
 import shutil
@@ -17,8 +16,8 @@ from PIL import Image
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods
-from hrcf_lib.apply import label_cache
 from hrcf_lib.apply.calibration import Calibration, fingerprint
+from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import answers, classify, load_model, own_thresholds, ranked
 from hrcf_lib.apply.region_maps import maps_for
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
@@ -194,12 +193,12 @@ def test_labels_from_a_file(model, folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "a.txt holds no label; write one name a line"),
+        ("a.txt", b"", "a.txt holds no label; write one name per line"),
         ("a.txt", b"\xff\xfe\x00", "a.txt is no text in UTF-8"),
         ("a.txt", b"owl\n\nbus\nOWL \n", r"'owl' \(a.txt, line 1\) and 'OWL' \(a.txt, line 4\); keep one of each"),
         ("a.csv", b"id,thing\n1,owl\n", "has the columns id, thing; call the one of the names 'label'"),
         ("a.csv", b"label\nowl\nowl\n", r"'owl' \(a.csv, line 2\) and 'owl' \(a.csv, line 3\)"),
-        ("a.csv", b"", "a.csv is no text in UTF-8 with a label a line"),
+        ("a.csv", b"", "a.csv is no text in UTF-8 with one label per line"),
     ],
 )
 def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content, message):
@@ -208,23 +207,6 @@ def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content
         classify(folder, tmp_path / name, model)
     with pytest.raises(FileNotFoundError, match=r"no file none.txt of labels: .*write \['none.txt'\]"):
         classify(folder, "none.txt", model)
-
-
-def test_weights_are_gone_through_once_a_call(model, folder, monkeypatch):
-    own = synthetic.model().eval()
-    own.reference_labels = REFERENCE
-    own.calibration = Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(own))
-    calls, real = [], torch.nn.Module.named_parameters
-    counted = lambda module, *given, **kw: calls.append(module) or real(module, *given, **kw)
-    monkeypatch.setattr(torch.nn.Module, "named_parameters", counted)
-    for labels in (["zebra", "dog"], ["moon"], ["zebra", "dog"]):
-        calls.clear()
-        assert "probability" in classify(folder, labels, own)
-        assert len([module for module in calls if module is own]) == 1, "for reference, own labels and calibration"
-    with torch.no_grad():
-        own.head.weight += 0.1
-    with pytest.warns(UserWarning, match="made for other weights"):
-        assert "probability" not in classify(folder, ["zebra"], own)
 
 
 def test_ranks_of_equal_scores():
@@ -483,67 +465,32 @@ def test_any_method_and_one_without_a_reference(name, folder):
     np.testing.assert_allclose(found.probability[found.label == "moon"], alone.probability, atol=1e-6)
 
 
-# -- label embeddings are kept -----------------------------------------------------------------------------------------
+# -- a scorer that is kept ---------------------------------------------------------------------------------------------
 
 
-class Counted:
-    """Counts calls of ``label_embeddings`` and the names in them."""
-
-    def __init__(self, model, monkeypatch):
-        self.names, real = [], model.label_embeddings
-        monkeypatch.setattr(model, "label_embeddings", lambda names: (self.names.extend(names), real(names))[1])
-
-
-def test_a_second_call_embeds_nothing(folder, monkeypatch):
+def test_a_kept_scorer_embeds_its_labels_once(folder, monkeypatch):
     model = synthetic.model().eval()
     model.reference_labels = REFERENCE
-    counted = Counted(model, monkeypatch)
-    first = classify(folder, ["zebra", "dog"], model)
-    assert counted.names == [*REFERENCE, "zebra"]
-    assert classify(folder, ["zebra", "dog"], model).equals(first) and len(counted.names) == 7
-    classify(folder, ["moon"], model)
-    assert counted.names[7:] == ["moon"], "the reference vocabulary is not embedded again for another list"
+    embedded, real = [], model.label_embeddings
+    monkeypatch.setattr(model, "label_embeddings", lambda names: (embedded.extend(names), real(names))[1])
+    scorer = LabelScorer(model, ["zebra", "dog"])
+    expected = classify(folder, ["zebra", "dog"], model)
+    embedded.clear()
+    assert classify(folder, scorer).equals(expected) and not embedded
+    other = scorer.for_labels(["moon"])
+    assert embedded == ["moon"], "the reference vocabulary is not embedded again for another list"
+    assert classify(folder, other).equals(classify(folder, ["moon"], model))
 
 
-@pytest.mark.parametrize("how", ["step", "fused step", "data", "load", "config"])
-def test_kept_embeddings_are_never_stale(how):
+def test_a_call_after_training_scores_with_the_new_weights(folder):
     model = synthetic.model()
-    before = label_cache.label_embeddings(model, ["zebra", "moon"]).clone()
-    other = synthetic.model().trainable_state()
-    if "step" in how:
-        optimizer = torch.optim.AdamW(model.prompt.parameters(), lr=0.1, fused=how == "fused step")
-        model.label_embeddings(["zebra", "moon"]).square().sum().backward()
-        optimizer.step()
-    elif how == "data":
-        model.prompt.vectors.data.mul_(2)
-    elif how == "load":
-        model.load_state_dict(model.state_dict() | {"prompt.vectors": 2 * other["prompt.vectors"]})
-    else:
-        model.prompt.kind, model.config = "fixed", model.config.replace(prompt="fixed")
-        model.prompt.vectors.data.mul_(2)
-    after = label_cache.label_embeddings(model, ["zebra", "moon"])
-    assert not torch.allclose(after, before)
-    torch.testing.assert_close(after, model.label_embeddings(["zebra", "moon"]).detach())
-
-
-def test_a_fused_step_of_the_image_side_is_seen():
-    """PyTorch does not count what fused optimisers write; a calibration would go stale unnoticed."""
-    model = synthetic.model()
-    before, weight = label_cache.state(model), model.head.weight
-    weight.grad = torch.ones_like(weight)
-    torch.optim.AdamW([weight], lr=0.1, fused=True).step()
-    assert label_cache.state(model) != before
-
-
-def test_what_is_kept_is_bounded(monkeypatch):
-    model = synthetic.model()
-    for i in range(2 * label_cache.LISTS):
-        label_cache.label_embeddings(model, [f"thing {i}"])
-    assert len(label_cache._kept[model]) == label_cache.LISTS
-    monkeypatch.setattr(label_cache, "ENTRIES", 300)
-    assert label_cache.label_embeddings(model, ["a", "b", "c"]).shape == (3, 128), "too long to be kept"
-    assert sum(t.numel() for t in label_cache._kept[model].values()) <= 300
-    count = len(label_cache._kept)
-    del model
-    gc.collect()
-    assert len(label_cache._kept) < count, "gone with the model"
+    model.reference_labels = REFERENCE
+    before = classify(folder, ["zebra", "moon"], model)
+    with torch.no_grad():
+        model.prompt.vectors.mul_(2)
+    after = classify(folder, ["zebra", "moon"], model)
+    assert not np.allclose(after.score, before.score, atol=1e-5)
+    fresh = synthetic.model()
+    fresh.load_state_dict(model.state_dict())
+    fresh.reference_labels = REFERENCE
+    assert classify(folder, ["zebra", "moon"], fresh).equals(after)
