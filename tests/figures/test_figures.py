@@ -335,3 +335,12 @@ def test_reliability_shows_each_share_and_the_diagonal():
     assert (low, high) == pytest.approx((0.0917, 0.1556), abs=5e-4)
     with pytest.raises(ValueError, match="no column 'true'"):
         figures.reliability({"val": table.drop(columns="true")})
+
+
+def test_pictures_with_many_labels_keep_their_size():
+    names = [f"label {k}" for k in range(60)]
+    image = np.zeros((8, 8, 3), np.uint8)
+    shown = figures.where(image, names[:2], [0.2, 0.1], np.zeros((2, 8, 8)), names)
+    for axis in (shown.axes[0], figures.gallery([image], [", ".join(names)]).axes[0]):
+        assert axis.get_title().count("\n") == 4 and axis.get_title().endswith("...")
+    assert figures.gallery([image], ["cat, dog"]).axes[0].get_title() == "cat, dog"
