@@ -13,9 +13,8 @@ from torch import Tensor
 
 from hrcf_lib import metrics
 from hrcf_lib.data.mojiscenes.backgrounds import SCENES
-from hrcf_lib.studies import probe
 
-SIZES = {text.split()[0]: bounds for text, bounds in probe.SIZES.items()}  # small, medium, large: from, below
+SIZES = {"small": (0, 0.25), "medium": (0.25, 0.45), "large": (0.45, 2)}  # from, below, in shares of the side
 SCENE = "scene"  # the row of labels whose box is the whole picture
 
 

@@ -145,7 +145,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
     """Train the mini VLP; checkpoints in ``folder`` make an interrupted run go on where it stopped.
 
     ``budget`` (seconds) stops early, checkpoint written. Returns the VLP with ``history`` (rows of step, loss,
-    batch top-1) and ``seconds``; ``probe.rescale`` is a step of its own.
+    batch top-1) and ``seconds``; ``mini_vlp.rescale`` is a step of its own.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.mojiscenes import openmoji
 from hrcf_lib.data.mojiscenes import scenes as scenes_module
 from hrcf_lib.data.mojiscenes.portraits import crowd
-from hrcf_lib.studies import probe, records
+from hrcf_lib.studies import mini_vlp, records
 from hrcf_lib.studies.pretrain_mini import (
     PretrainConfig,
     contrastive_loss,
@@ -41,19 +41,19 @@ def test_the_frozen_vlp_is_the_one_of_the_records(mini):
 
 def test_weights_are_small_and_hold_only_trained_tokens(mini):
     assert (vlp.ASSETS / "hrcf-mini.safetensors").stat().st_size <= 10e6
-    assert mini.trained == set(probe.caption_tokens(mini).tolist())
+    assert mini.trained == set(mini_vlp.caption_tokens(mini).tolist())
     assert len(mini.trained) < 1000
 
 
 def test_it_recognises_pictures_of_one_thing(mini):
     """At least 85 % over all 308 names on portraits that nobody drew before; unseen labels within 10 points of seen."""
-    table = probe.single_object_accuracy(mini, *probe.portraits(1, seed=11))
+    table = mini_vlp.single_object_accuracy(mini, *mini_vlp.portraits(1, seed=11))
     assert table.loc["whole vocabulary", "top-1"] >= 85
     assert table.loc["seen", "top-1"] - table["top-1"].min() <= 10
 
 
 def test_it_misses_small_things_among_many(mini):
-    recall = probe.recall_by_size(mini, 100)["recall@5"]
+    recall = mini_vlp.recall_by_size(mini, 100)["recall@5"]
     assert recall["largest of its scene"] > 3 * recall["all others"]
 
 
