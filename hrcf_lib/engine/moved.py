@@ -2,7 +2,7 @@
 
 import sys
 
-# package -> modules that are there now: the old name, or old:new where the name has changed as well
+# package -> modules that are there now: the old name, or old:new where the name has changed (new+newer: two modules)
 _NOW = {
     "vlp": "towers:",
     "metrics": "decisions:",
@@ -18,8 +18,8 @@ _NOW = {
     "methods": "baselines: word_vectors zero_shot:plain_vlp",
     "methods.missing_labels": "partial:",
     "studies": "batch breakdown:by_object_size commit:records comparison:compare executors:batch fit:one_run "
-    "grid:batch localisation notebook:notebooks one_job:batch pretrain:pretrain_mini probe:levels published:records "
-    "resampling:bootstrap results:records",
+    "grid:batch localisation notebook:notebooks one_job:batch pretrain:pretrain_mini probe:levels+mini_vlp "
+    "published:records resampling:bootstrap results:records",
     "apply": "alone:vocabulary bars:html calibration explain:region_maps explorer explorer_page:html gallery grad_cam "
     "label_cache:label_scorer label_scorer onnx_export:onnx own_data:fine_tune own_labels:vocabulary predict "
     "rescoring:explorer",
@@ -34,8 +34,9 @@ def _table() -> dict[str, str]:
     for package, names in _NOW.items():
         for word in names.split():
             old, colon, new = word.partition(":")
-            parts = ["hrcf_lib", package, new if colon else old]
-            found[f"hrcf_lib.{old}"] = ".".join(part for part in parts if part)
+            places = (new if colon else old).split("+")  # a module may have become two
+            full = [".".join(filter(None, ["hrcf_lib", package, place])) for place in places]
+            found[f"hrcf_lib.{old}"] = " and ".join(full)
     return found
 
 
