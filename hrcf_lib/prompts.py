@@ -14,7 +14,7 @@ The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,
 
 The text tower is causal and all prompts begin alike, so the keys and values of [SOS, v_1 .. v_M, there is a] are
 computed once, and every name runs through the tower with its own few tokens only (``encode_after``). Names of one
-length go together, ``CHUNK`` at a time, without padding. Exactly the embeddings and gradients of whole sentences.
+length go together, ``chunks.NAMES`` at a time, without padding. Embeddings and gradients are those of whole sentences.
 
 Source: Sec. III-D and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
 """
@@ -24,8 +24,8 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from hrcf_lib.engine import chunks
 from hrcf_lib.labels import check_names
 from hrcf_lib.vlp import VLP, check_length
 
@@ -33,8 +33,6 @@ START = "A photo for multi-label classification,"  # exactly 8 tokens: where the
 TEMPLATE = ("there is a", ".")
 TUNING_TEMPLATE = ("There is a", "in the scene")
 KINDS = ("fixed", "learnable", "hybrid", "tuning")
-CHUNK = 512  # names that run through the text tower together
-LARGE = 2**13  # tokens of all names: from here on the backward pass computes each chunk a second time
 
 
 class PromptLearner(nn.Module):
@@ -92,22 +90,37 @@ class PromptLearner(nn.Module):
         spelt = [vlp.token_ids(name) for name in names]
         for name, ids in zip(names, spelt):
             check_length(name, len(head) + len(ids) + len(tail), vlp.context_length)
-        past = keys_and_values(vlp.model, head)
+        return encode_names(vlp.model, spelt, tail, keys_and_values(vlp.model, head))  # (K, D)  Eq. 19
 
-        def encode(ids: Tensor) -> Tensor:
-            own = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C), name rows never learnt
-            return encode_after(vlp.model, past, own)  # (n, D)  Eq. 19
 
-        large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(names) * len(tail) > LARGE
-        order, parts = [], []
-        for _, same in groupby(sorted(range(len(names)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
-            same = list(same)
-            order += same
-            for ids in torch.tensor([spelt[k] for k in same], device=table.device).split(CHUNK):
-                again = {"use_reentrant": False, "preserve_rng_state": False}
-                parts.append(checkpoint(encode, ids, **again) if large else encode(ids))
-        back = torch.tensor(order, device=table.device).argsort()
-        return torch.cat(parts)[back]  # (K, D), in the order of ``names``
+def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Tensor | None = None) -> Tensor:
+    r"""Embeddings (K, D) of texts that differ in the name, in the order of ``spelt``.
+
+    Names of one length run through the tower together, ``chunks.NAMES`` at a time; with more than ``chunks.TOKENS``
+    tokens in all, the backward pass computes each of these chunks a second time.
+
+    Args:
+        spelt: token ids of each name, whose embeddings are the tower's own.
+        tail: (T, C), token embeddings behind each name.
+        past: what ``keys_and_values`` gave for the tokens that all texts begin with.
+        head: (K, P, C), token embeddings before each name; None for none.
+    """
+    table = model.token_embedding.weight
+
+    def encode(ids: Tensor, before: Tensor | None) -> Tensor:
+        own = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C)
+        return encode_after(model, past, own if before is None else torch.cat([before, own], dim=1))  # (n, D)
+
+    large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(spelt) * len(tail) > chunks.TOKENS
+    order, parts = [], []
+    for _, same in groupby(sorted(range(len(spelt)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
+        for part in torch.tensor(list(same)).split(chunks.NAMES):
+            ids = torch.tensor([spelt[k] for k in part.tolist()], device=table.device)  # (n, L)
+            before = None if head is None else head[part.to(head.device)]
+            parts.append(chunks.recomputed(encode, ids, before, again=large))
+            order.append(part)
+    back = torch.cat(order).argsort().to(table.device)
+    return torch.cat(parts)[back]  # (K, D)
 
 
 def keys_and_values(model, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hrcf_lib import prompts
+from hrcf_lib.engine import chunks
 from hrcf_lib.prompts import KINDS, START, PromptLearner
 from hrcf_lib.vlp import create_mini, encode_tokens
 
@@ -141,8 +141,8 @@ def whole_sentences(prompt, vlp, names):
 @pytest.mark.parametrize("chunk, large", [(512, 2**13), (3, 2**13), (1, 0), (3, 0)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_behind_a_shared_beginning_equal_whole_sentences(vlp, monkeypatch, kind, chunk, large):
-    monkeypatch.setattr(prompts, "CHUNK", chunk)
-    monkeypatch.setattr(prompts, "LARGE", large)
+    monkeypatch.setattr(chunks, "NAMES", chunk)
+    monkeypatch.setattr(chunks, "TOKENS", large)
     weights = torch.randn(len(MANY), vlp.D, generator=torch.Generator().manual_seed(0))
     values, gradients = [], []
     for encode in (PromptLearner.forward, whole_sentences):
@@ -162,7 +162,7 @@ def test_many_names_keep_nothing_of_their_chunks_for_the_backward_pass(vlp, monk
 
     def kept(names, large):
         """Numbers that autograd holds between the forward and the backward pass."""
-        monkeypatch.setattr(prompts, "LARGE", large)
+        monkeypatch.setattr(chunks, "TOKENS", large)
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
             PromptLearner(vlp, "hybrid")(vlp, names)

@@ -5,7 +5,6 @@ B pictures, K labels, M context vectors, C width of the text tower, D embedding 
 
 import math
 from functools import partial
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from hrcf_lib.engine.messages import did_you_mean
 from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method, finite
 from hrcf_lib.methods.losses import asymmetric_loss
-from hrcf_lib.prompts import START, encode_after, keys_and_values
+from hrcf_lib.prompts import START, encode_names, keys_and_values
 from hrcf_lib.vlp import check_length
 
 SCALES = (3.0, 10.0, 30.0)  # 1 / temperature, from which the fit starts
@@ -138,22 +137,15 @@ class Contexts(nn.Module):
         """
         names, table = check_names(names), vlp.model.token_embedding.weight
         start, end = table[[vlp.tokenizer.sot_token_id]], table[[vlp.tokenizer.eot_token_id]]  # (1, C)
-        spelt = [vlp.token_ids(name) + vlp.token_ids(".") for name in names]
-        M = self.vectors.shape[1]
+        tail = torch.cat([table[vlp.token_ids(".")], end])  # (T, C)
+        spelt, M = [vlp.token_ids(name) for name in names], self.vectors.shape[1]
         for name, ids in zip(names, spelt, strict=True):
-            check_length(name, M + len(ids) + 2, vlp.context_length)
-        past = keys_and_values(vlp.model, torch.cat([start, self.vectors[0]])) if columns is None else ()
-        order, parts = [], []
-        for _, same in groupby(sorted(range(len(names)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
-            same = list(same)
-            own = table[torch.tensor([spelt[k] for k in same], device=table.device)]  # (n, L, C)
-            own = torch.cat([own, end.expand(len(same), 1, -1)], dim=1)
-            if columns is not None:
-                context = self.vectors[[columns[k] for k in same]]  # (n, M, C)
-                own = torch.cat([start.expand(len(same), 1, -1), context, own], dim=1)
-            order += same
-            parts.append(encode_after(vlp.model, past, own))  # (n, D)
-        return torch.cat(parts)[torch.tensor(order, device=table.device).argsort()]  # (K, D)
+            check_length(name, 1 + M + len(ids) + len(tail), vlp.context_length)
+        if columns is None:
+            past = keys_and_values(vlp.model, torch.cat([start, self.vectors[0]]))
+            return encode_names(vlp.model, spelt, tail, past)
+        head = torch.cat([start.expand(len(names), 1, -1), self.vectors[columns]], dim=1)  # (K, 1 + M, C)
+        return encode_names(vlp.model, spelt, tail, head=head)
 
 
 class Likeness(nn.Module):
