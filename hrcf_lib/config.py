@@ -33,28 +33,37 @@ class Phase:
                 raise ValueError(f"{field} = {value!r} of a phase must be a whole number, at least 1")
 
 
-# Freezing is data: a phase trains the parameters whose name starts with one of these, and nothing else (Eqs. 20-21).
+# What a phase trains is given by name prefixes: these parameters, and no others (Eqs. 20-21).
 TRAINABLE = {
     "hcg": ("block.", "ln_post.", "gather.", "head."),  # Eq. 20: image side, text side fixed
     "prompts": ("prompt.",),  # Eq. 21: text side, image side fixed
     "both": ("block.", "ln_post.", "gather.", "head.", "prompt."),  # at once, which alternate training is held against
 }
-SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.methods.registry``)
+SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.methods``)
 
-CHOICES = {
-    "dataset": ("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder"),
-    "prompt": ("fixed", "learnable", "hybrid", "tuning"),
-    "augment": ("none", "rand-m9-mstd0.5-inc1"),
-    "cache": ("float16", "bfloat16", "float32"),
-    "ranking_reduction": ("violations", "pairs", "sum"),
-    "distillation_reduction": ("mean", "sum"),
-    "protocol": ("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
-}
-# Bounds of numbers; the others are 0 or more.
-RANGES = dict.fromkeys(("lam", "layer_decay", "merge_lr", "tag_noise", "known", "held_out"), (0, 1))
-RANGES |= dict.fromkeys(("merges", "keep", "topk", "prompt_vectors", "accumulate"), (1, math.inf))
-RANGES["keep"] = (1, 140)  # of the paper's 140 regions
-RANGES |= dict.fromkeys(("train_size", "val_size", "test_size"), (1, math.inf))
+# Whose a setting is, from which follows what has to be told apart by it.
+METHOD = "method"  # of the method: each method has its own default
+DATA = "data"  # of the pictures, their labels and the VLP: other values, other features
+MASK = "mask"  # which of the training labels are hidden; features stay the same
+RUN = "run"  # of the length, the device and the evaluation of a run, whatever the method
+
+
+def setting(
+    default=dataclasses.MISSING, *, of=METHOD, low=0, high=math.inf, choices=None, weights=True, scores=False, since=1
+):
+    r"""A field of ``Config`` that states everything about itself; a plain default has the values given here.
+
+    Args:
+        default: without one, every preset has to give a value.
+        of: METHOD, DATA, MASK or RUN. All but the first are shared by all methods in an experiment.
+        low, high: bounds of a number, both included.
+        choices: the values it may have.
+        weights: whether trained weights depend on it. A run is not resumed under another value.
+        scores: whether scores of trained weights depend on it. A calibration belongs to one value.
+        since: 2 for a field that came after the first saved runs: at its default it is no part of a run's name.
+    """
+    about = {"of": of, "low": low, "high": high, "choices": choices, "weights": weights, "scores": scores}
+    return dataclasses.field(default=default, metadata=about | {"since": since})
 
 
 @dataclass(frozen=True)
@@ -63,66 +72,71 @@ class Config:
 
     method = "hrcf"  # whose config this is, as ``baselines.method`` knows it; no field
 
-    name: str  # preset this config started from
-    dataset: str  # one of ``CHOICES``
-    vlp: str  # open_clip model name of the frozen VLP
-    vlp_weights: str | None  # open_clip tag, path of a checkpoint, or None: the weights that ship with ``hrcf-mini``
+    name: str = setting(of=RUN, weights=False)  # preset this config started from
+    dataset: str = setting(
+        of=DATA, choices=("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder")
+    )  # whose pictures
+    vlp: str = setting(of=DATA)  # open_clip model name of the frozen VLP
+    vlp_weights: str | None = setting(of=DATA)  # open_clip tag, path of a checkpoint, or None: ``hrcf-mini``'s
     phases: tuple[Phase, ...]  # alternate training, in order (Sec. III-E)
 
     # Hierarchical clue gathering (Sec. III-B)
-    hcg: bool = True  # off: the N^2 patch tokens are the regions (Table II)
-    merges: int = 3  # levels; each merge takes 4 off the side of the map: 14 -> 10 -> 6 -> 2
+    hcg: bool = setting(True, scores=True)  # off: the N^2 patch tokens are the regions (Table II)
+    merges: int = setting(3, low=1)  # levels; each merge takes 4 off the side of the map: 14 -> 10 -> 6 -> 2
     merge_starts_at_zero: bool = True  # second convolution starts at 0, so level 0 is pooled VLP tokens (ours)
     levels: tuple[int, ...] = ()  # whose regions are scored, such as (1, 3); (): all
     shared_merges: bool = True  # off: each merge has convolutions of its own, 39.6 M parameters in place of 18.3 (ours)
 
     # Hierarchical score aggregation (Sec. III-C)
-    rsa: bool = True  # off: top-k mean pooling over whatever the regions are (Table II)
-    rss: bool = True  # region selection, at test time only
-    lam: float = 0.25  # lambda of Eq. 14, weight of the region score; 0.5 on Open Images
-    keep: int = 108  # regions that RSS keeps, of 140
-    topk: int = 16  # k of top-k mean pooling (MKT)
-    normalize_fusion: bool = True  # divide both scores by their L2 norm over the labels before Eq. 14 (MKT's code)
+    rsa: bool = setting(True, scores=True)  # off: top-k mean pooling over whatever the regions are (Table II)
+    rss: bool = setting(True, scores=True, weights=False)  # region selection, at test time only
+    lam: float = setting(0.25, high=1, scores=True)  # lambda of Eq. 14, weight of the region score; 0.5 on Open Images
+    keep: int = setting(108, low=1, high=140, scores=True, weights=False)  # regions that RSS keeps, of 140
+    topk: int = setting(16, low=1, scores=True)  # k of top-k mean pooling (MKT)
+    normalize_fusion: bool = setting(True, scores=True)  # norm over labels 1 before Eq. 14 (MKT's code)
 
     # Hybrid prompt learning (Sec. III-D)
-    prompt: str = "hybrid"  # fixed, learnable, hybrid or tuning (Table III)
-    prompt_vectors: int = 8  # M
+    prompt: str = setting("hybrid", choices=("fixed", "learnable", "hybrid", "tuning"))  # Table III
+    prompt_vectors: int = setting(8, low=1)  # M
 
     # Losses (Sec. III-E)
-    ranking_reduction: str = "violations"  # or "sum", the letter of Eq. 15, or "pairs"
+    ranking_reduction: str = setting("violations", choices=("violations", "pairs", "sum"))  # sum: the letter of Eq. 15
     distillation: float = 1.0  # weight of Eq. 5; 0 switches it off (Table IV)
-    distillation_reduction: str = "mean"  # or "sum", the letter of Eq. 5
+    distillation_reduction: str = setting("mean", choices=("mean", "sum"))  # sum: the letter of Eq. 5
 
     # Optimiser (Sec. IV-B; AdamW)
     lr: float = 1e-3  # image side
     prompt_lr: float = 1e-3  # prompts
     weight_decay: float = 0.05  # 0 on 1-D parameters
-    layer_decay: float = 0.65  # the last block learns at lr * layer_decay, head and merges at lr
-    merge_lr: float = 1.0  # the convolutions of the merges learn at lr * merge_lr; 0: they stay as they start (ours)
-    warmup_epochs: float = 2.0  # image side, once, linear from 0
-    min_lr: float = 1e-6  # end of both cosines
-    bf16: bool = True  # image side in bfloat16 where the device has it; scores, losses and weights stay float32
-    accumulate: int = 1  # parts in which each process computes its share of a batch: less memory, the same numbers
+    layer_decay: float = setting(0.65, high=1)  # the last block learns at lr * layer_decay, head and merges at lr
+    merge_lr: float = setting(1.0, high=1)  # convolutions of the merges learn at lr * merge_lr; 0: not at all (ours)
+    warmup_epochs: float = setting(2.0, of=RUN)  # image side, once, linear from 0
+    min_lr: float = setting(1e-6, of=RUN)  # end of both cosines
+    bf16: bool = setting(True, of=RUN)  # image side in bfloat16 where the device has it; scores and losses in float32
+    accumulate: int = setting(1, of=RUN, low=1, weights=False)  # parts of each process's share of a batch: less memory
 
     # Data and evaluation
-    train_size: int | None = None  # pictures; None: all of the dataset
-    val_size: int | None = None
-    test_size: int | None = None
-    tag_noise: float = 0.0  # share of training positives that nobody tagged (MojiScenes)
-    data_seed: int = 0  # seed of the MojiScenes splits
-    vocabulary_seed: int = 0  # which labels of MojiScenes are unseen; 0: the split that ships, others: a draw by group
-    augment: str = "none"  # "none" (frozen features are cached, then) or "rand-m9-mstd0.5-inc1" (timm's RandAugment)
-    stream: bool = False  # read the training table shard by shard, shuffled within a buffer, and never hold it whole
-    cache: str = "float16"  # number format of stored frozen features: float16, bfloat16 or float32
-    views: int = 0  # augmented views of each training picture, computed once and stored; 0: augmented anew every epoch
-    workers: int | None = None  # processes that decode pictures; None: the cores, shared by the GPUs of a machine
-    known: float = 1.0  # share of the training labels that are known (``data.partial``); the others read 0
-    single_positive: bool = False  # of each training picture one positive label is known, and nothing else
-    mask_seed: int | None = None  # which labels these are; None: the published seeds, 0 and 1200
-    held_out: float = 0.0  # share of the official training pictures that are val, labels complete; 0.2 in Cole et al.
-    protocol: str = "per_class"  # of evaluation, by name (``protocols.PROTOCOLS``)
-    ks: tuple[int, ...] = (3, 5)  # K of P/R/F1@K; (10, 20) on Open Images
-    seed: int = 0  # weights and order of training pictures
+    train_size: int | None = setting(None, of=RUN, low=1)  # pictures; None: all of the dataset
+    val_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
+    test_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
+    tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that nobody tagged (MojiScenes)
+    data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
+    vocabulary_seed: int = setting(0, of=DATA, since=2)  # which labels of MojiScenes are unseen; 0: as shipped
+    augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
+    stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
+    workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores
+    known: float = setting(1.0, of=MASK, high=1, since=2)  # share of the training labels that are known; others read 0
+    single_positive: bool = setting(False, of=MASK, since=2)  # one positive label a training picture, nothing else
+    mask_seed: int | None = setting(None, of=MASK, since=2)  # which labels are known; None: published seeds, 0 and 1200
+    held_out: float = setting(0.0, of=DATA, high=1, since=2)  # share of train that is val; 0.2 in Cole et al.
+    protocol: str = setting(
+        "per_class",
+        of=RUN,
+        weights=False,
+        choices=("per_class", "per_class_unknown_negative", "biam_open_images", "biam_open_images_per_class"),
+    )  # of evaluation, by name (``protocols.PROTOCOLS``)
+    ks: tuple[int, ...] = setting((3, 5), of=RUN, weights=False)  # K of P/R/F1@K; (10, 20) on Open Images
+    seed: int = setting(0, of=RUN)  # weights and order of training pictures
 
     def __post_init__(self):
         object.__setattr__(self, "phases", tuple(_phase(p) for p in self.phases))  # lists come from JSON and papermill
@@ -132,10 +146,6 @@ class Config:
             raise ValueError("phases is empty: give at least one, such as ('hcg', 4, 64)")
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        if self.views and self.augment == "none":
-            raise ValueError(f"views = {self.views} with augment 'none': set augment, or set views to 0")
-        if self.views and self.stream:
-            raise ValueError(f"views = {self.views} cannot be stored of a stream: set stream to False, or views to 0")
         if self.vocabulary_seed and self.dataset != "mojiscenes":
             seed = self.vocabulary_seed
             raise ValueError(f"vocabulary_seed = {seed} of {self.dataset}, whose unseen labels are given: set it to 0")
@@ -155,7 +165,7 @@ class Config:
 
     def replace(self, **changes) -> "Config":
         """A copy with some fields changed. Raises ``ValueError`` naming an unknown field and the nearest known one."""
-        check_known(changes, [f.name for f in dataclasses.fields(self)], "unknown config name")
+        _check_names(changes, [f.name for f in dataclasses.fields(self)])
         return dataclasses.replace(self, **changes)
 
     def smoke(self) -> "Config":
@@ -176,12 +186,40 @@ class Config:
 
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}  # field -> its default, MISSING where it has none
+RETIRED = {"cache": "float16", "views": 0}  # fields that earlier configs had, and their defaults
+
+
+def names_where(kind: type[Config] = Config, **about) -> tuple[str, ...]:
+    """Names of the fields of a config whose settings say this of themselves, such as ``names_where(scores=True)``.
+
+    ``kind`` is a class of configs. A value may be a tuple of several. Raises ``KeyError`` for what no setting says.
+    """
+    wanted = {key: value if isinstance(value, tuple) else (value,) for key, value in about.items()}
+    return tuple(f.name for f in dataclasses.fields(kind) if all(stated(f)[key] in of for key, of in wanted.items()))
+
+
+def stated(field: dataclasses.Field) -> dict:
+    """What a field says of itself, by the arguments of ``setting``; a plain default says what these are by default."""
+    return {**_PLAIN, **field.metadata}
+
+
+_PLAIN = setting(None).metadata
+
+
+def choices(name: str, kind: type[Config] = Config) -> tuple:
+    """The values that a field of a config may have, of one that states them."""
+    (field,) = (f for f in dataclasses.fields(kind) if f.name == name)
+    return stated(field)["choices"]
 
 
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
-    """The inverse of ``Config.to_dict``; an unknown name, or one that is missing and has no default, is an error."""
+    """The inverse of ``Config.to_dict``, retired fields left aside.
+
+    An unknown name, or one that is missing and has no default, is an error.
+    """
     fields = dataclasses.fields(kind)
-    check_known(values, [f.name for f in fields], "unknown config name")
+    values = {name: value for name, value in values.items() if name not in RETIRED}
+    _check_names(values, [f.name for f in fields])
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:
         raise ValueError(f"this config lacks {', '.join(missing)}: give them, or start from a preset")
@@ -286,15 +324,25 @@ def _phase(value) -> Phase:
         raise ValueError(f"phase {value!r}: give what it trains, epochs and batch, as in ('hcg', 4, 64)") from None
 
 
+def _check_names(names, known: list[str]) -> None:
+    if gone := [name for name in names if name in RETIRED]:
+        raise ValueError(
+            f"{gone[0]} is no setting any more: features are stored once, as float16, and augmented pictures are read "
+            "anew every epoch; leave it out"
+        )
+    check_known(names, known, "unknown config name")
+
+
 def _checked(field: dataclasses.Field, value):
-    """The value in the type of its field. Raises ``ValueError`` for another type or a number out of ``RANGES``."""
-    if field.name in CHOICES and value not in CHOICES[field.name]:
-        raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(CHOICES[field.name])}")
+    """The value in the type of its field. Raises ``ValueError`` for another type, choice or a number out of bounds."""
+    about = stated(field)
+    if about["choices"] and value not in about["choices"]:
+        raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(about['choices'])}")
     if field.type in (int, float) or (field.type == int | None and value is not None):
         kind = Real if field.type is float else Integral
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
             raise ValueError(f"{field.name} = {value!r} must be a {'number' if kind is Real else 'whole number'}")
-        low, high = RANGES.get(field.name, (0, math.inf))
+        low, high = about["low"], about["high"]
         if not low <= value <= high:
             bound = f"at least {low}" if high == math.inf else f"from {low} to {high}"
             raise ValueError(f"{field.name} = {value!r} must be {bound}")

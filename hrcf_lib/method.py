@@ -1,89 +1,80 @@
 r"""What every classifier here is, HRCF and the methods it is compared with: one protocol, as small as it can be.
 
 pictures -> ``vlp.trunk`` (frozen) -> ``image_embeddings`` -> a global embedding and regions
-names    -> ``label_embeddings``                           -> a vector a label
+names    -> ``label_embeddings``                           -> one vector per label
 both     -> ``score_embeddings``                           -> scores (B, K)
 
-A new method says these three and, in ``build``, which modules they need; ``losses`` and the rest have defaults. Then
+A new method defines these three and, in ``build``, which modules they need; ``losses`` and the rest have defaults. Then
 ``training.train``, ``evaluation.evaluate``, ``studies.run`` and ``classify`` take it. A template is in
-``baselines/template.py``. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
+``methods/template.py``. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
 width.
 """
 
 import copy
-import json
-import re
-from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 
-from hrcf_lib import card, vlp
 from hrcf_lib import config as configs
+from hrcf_lib import vlp
 from hrcf_lib.engine import devices
-from hrcf_lib.engine import files as files_module
+from hrcf_lib.engine.files import load_into
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.losses import distillation_loss, ranking_loss
-
-FILES = ("config.json", "model.safetensors")  # what ``from_pretrained`` reads; a model card lies beside them
-OPTIONAL = ("calibration.json",)  # what it reads too, of a model that has one
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name on the Hugging Face hub; no path from . or /
+from hrcf_lib.pretrained import Pretrained
 
 
-class Method(nn.Module):
-    r"""A classifier on a frozen VLP.
+class Method(Pretrained, nn.Module):
+    r"""A classifier on a frozen VLP. ``save_pretrained`` and ``from_pretrained`` come from ``Pretrained``.
 
     Args:
         config: of the kind ``Config``, which is a class attribute.
         pretrained: ``False`` builds the VLP with random weights and needs no network.
 
     Attributes: ``vlp`` frozen; ``reference_labels`` the seen labels of training, the vocabulary that a user's own
-    labels are scored in; ``calibration`` what makes probabilities of scores, or None (``calibration.py``);
-    ``trainable`` the parameters that each side trains, as beginnings of their names.
+    labels are scored in; ``extras`` plain values that are saved with the model, by name.
 
     Raises what ``vlp.load`` raises. Whatever is drawn at random depends on ``config.seed`` alone, and the global random
     state stays as it was.
     """
 
     title = "Method"  # what tables call it
-    Config = configs.Config  # whose ``method`` is what ``baselines.build`` calls it
-    trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE
-    text_prefixes: tuple[str, ...] = (
-        "prompt.",
-    )  # beginnings of the names of parameters that ``label_embeddings`` depends on
-    open_vocabulary = True  # scores any labels; False: those it was trained on, which are ``config.categories``
+    about = "An open-vocabulary multi-label classifier."  # one line on its model card
+    Config = configs.Config  # its ``method`` is the name that ``methods.build`` knows it by
+
+    # What the library asks a method, so that it never has to look at its name
+    trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE  # prefixes of the parameters that each side trains
+    text_prefixes: tuple[str, ...] = ("prompt.",)  # of the parameters that ``label_embeddings`` depends on
+    trained_blocks = 1  # last blocks of the ViT that it trains; ``image_embeddings`` gets the tokens before them
+    open_vocabulary = True  # scores any labels; False: only those it was trained on, ``config.categories``
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
+    has_lambda = False  # weighs regions against the whole picture by ``config.lam``
+    has_selection = False  # leaves regions out at test time, by ``config.rss`` and ``config.keep``
+    map_kind: str | None = None  # what its regions show of a label: "votes", "scores" or "attention" (``maps``)
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
         super().__init__()
         if not isinstance(config, self.Config):
             raise ValueError(
                 f"{type(self).__name__} takes a {self.Config.__name__}, not a {type(config).__name__}: "
-                f"use baselines.build({self.Config.method!r}, config)"
+                f"use methods.build({self.Config.method!r}, config)"
             )
         self.config = config
         self.reference_labels: tuple[str, ...] = ()
-        self.calibration = None
+        self.extras: dict[str, dict] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.vlp = vlp.load(config.vlp, config.vlp_weights, pretrained)
             if not 0 <= self.trained_blocks <= self.vlp.depth:
-                raise ValueError(
-                    f"blocks = {self.trained_blocks} of a ViT with {self.vlp.depth}: choose from 0 to that"
-                )
+                blocks, depth = self.trained_blocks, self.vlp.depth
+                raise ValueError(f"blocks = {blocks} of a ViT with {depth}: choose from 0 to that")
             self.vlp.trained_blocks = self.trained_blocks
             self.build()
 
-    # What a method says -----------------------------------------------------------------------------------------------
-
-    @property
-    def trained_blocks(self) -> int:
-        """How many last blocks of the ViT it trains; pictures come to ``image_embeddings`` as tokens before them."""
-        return 1
+    # What a method defines ----------------------------------------------------------------------------------------
 
     def build(self) -> None:
-        """Make the modules. Parameters of the text side have names that begin as ``text`` says."""
+        """Make the modules. Names of parameters of the text side begin as ``text_prefixes`` says."""
         raise NotImplementedError
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +88,15 @@ class Method(nn.Module):
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         r"""What ``image_embeddings`` gave, and (K, D) -> (B, K). Any set of labels, also ones never trained on."""
         raise NotImplementedError
+
+    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
+        r"""Scores (B, K) of the labels ``own`` (K, D), each alone beside the ``reference`` (R, D).
+
+        R + 1 labels are scored K times; a method with a shorter way says so. No label of ``own`` may be among
+        ``reference``.
+        """
+        parts = [self.score_embeddings(e_g, regions, torch.cat([reference, t[None]]))[:, -1] for t in own]
+        return torch.stack(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         r"""The parts of the loss by name, each a mean over the B pictures: here ranking and distillation.
@@ -135,12 +135,6 @@ class Method(nn.Module):
 
     # What a user calls ------------------------------------------------------------------------------------------------
 
-    def fit(self, data, folder: str | Path | None = None, **options):
-        """Train on ``data`` (such as ``fit.source(method, "train")``) as ``training.train`` does; returns its frame."""
-        from hrcf_lib.training import train  # which stands above all methods
-
-        return train(self, data, folder, **options)
-
     @torch.no_grad()
     def score(self, images: Tensor, labels, batch: int = 64) -> Tensor:
         r"""Pictures (B, 3, side, side), uint8 or float in 0..1, and K names (or embeddings (K, D)) -> scores (B, K).
@@ -152,7 +146,7 @@ class Method(nn.Module):
         if not isinstance(images, Tensor):
             raise ValueError(
                 f"images is a {type(images).__name__}: give a tensor (B, 3, {self.vlp.side}, {self.vlp.side}); "
-                "predict.classify reads files and PIL images"
+                "classify reads files and PIL images"
             )
         training = self.training
         try:
@@ -222,59 +216,7 @@ class Method(nn.Module):
     def load_trainable(self, state: dict[str, Tensor], source) -> None:
         """Load what ``trainable_state`` gave. Raises ``ValueError`` listing names and shapes that do not fit."""
         frozen = {n: v for n, v in self.state_dict().items() if n.startswith("vlp.")}
-        files_module.load_into(self, state | frozen, source)
-
-    def save_pretrained(self, folder: str | Path, metrics=None, training=None, licence: str | None = None) -> Path:
-        r"""Write ``model.safetensors`` (trainable parts), ``config.json`` (config, hash of the VLP, seen labels), and a
-        model card, ``README.md``.
-
-        The VLP itself is not written; a calibration is, as ``calibration.json``. ``metrics`` (what ``evaluate``
-        returned, or a dict split -> that), ``training`` and ``licence`` go on the card: see ``card.card``. Returns the
-        folder, which is made if need be. Raises ``ValueError`` for metrics without a protocol, before anything is
-        written.
-        """
-        from hrcf_lib.apply import calibration  # which stands above all methods
-
-        about_it = card.card(self, metrics, training, licence)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        files_module.write_tensors(self.trainable_state(), folder / "model.safetensors")
-        about = {"config": self.config.to_dict(), "vlp_hash": self.vlp.hash, "reference_labels": self.reference_labels}
-        about = {"method": self.config.method} | about
-        (folder / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
-        calibration.write_calibration(self.calibration, folder)
-        card.write(about_it, folder)
-        return folder
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **changes) -> "Method":
-        r"""The model saved in ``folder``, in evaluation mode; ``changes`` replace config values.
-
-        ``folder`` may also name a repository ``owner/name`` of the Hugging Face hub. Raises ``FileNotFoundError`` that
-        says what is missing, ``ValueError`` if method, config, weights or VLP do not fit, and what ``vlp.load`` raises.
-        """
-        from hrcf_lib.apply import calibration  # which stands above all methods
-
-        about = read_about(folder := find_folder(folder))
-        if about["method"] != cls.Config.method:
-            raise ValueError(
-                f"{folder} holds a {about['method']!r}, not {cls.Config.method!r}: use baselines.load(folder)"
-            )
-        try:
-            config = configs.from_dict(about["config"], cls.Config)
-            expected, seen = about["vlp_hash"], about["reference_labels"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not a config of save_pretrained: {error!r}") from error
-        model = cls(config.replace(**changes))
-        if model.vlp.hash != expected:
-            raise ValueError(
-                f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "
-                f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights)"
-            )
-        model.load_trainable(files_module.read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
-        model.reference_labels = tuple(seen)
-        model.calibration = calibration.read_calibration(folder)
-        return model.eval()
+        load_into(self, state | frozen, source)
 
 
 def finite(scores: Tensor) -> Tensor:
@@ -282,31 +224,3 @@ def finite(scores: Tensor) -> Tensor:
     if not scores.isfinite().all():
         raise FloatingPointError
     return scores
-
-
-def read_about(folder: Path) -> dict:
-    """What ``config.json`` of a folder says, with the name of the method. Raises ``ValueError`` for another file."""
-    path = folder / "config.json"
-    try:
-        return {"method": "hrcf"} | json.loads(path.read_text(encoding="utf-8"))  # older folders name no method
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a config of save_pretrained: {error!r}") from error
-
-
-def find_folder(source: str | Path) -> Path:
-    """A folder of ``save_pretrained`` on this machine, fetched from the hub first where the name is of that kind."""
-    folder = Path(source)
-    if not folder.exists() and REPOSITORY.fullmatch(str(source)):
-        try:
-            cached_only = not vlp.online()
-            files = [*FILES, *OPTIONAL]
-            folder = Path(snapshot_download(str(source), allow_patterns=files, local_files_only=cached_only))
-        except Exception as error:  # no such repository, no access, no network: every kind of its own
-            reason = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(
-                f"{source} is no folder here, and the hub gave none of that name: {reason}"
-            ) from error
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} holds no {file}: give a folder that save_pretrained wrote")
-    return folder

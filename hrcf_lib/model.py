@@ -36,6 +36,10 @@ class HRCF(Method):
     """
 
     title = "HRCF"
+    about = (
+        "HRCF: open-vocabulary multi-label classification with hierarchical region clues (Ma et al., IEEE TMM 2025)."
+    )
+    has_lambda, has_selection, map_kind = True, True, "votes"
 
     def build(self) -> None:
         """The last block, the norm and the head start as the VLP's own."""
@@ -68,6 +72,13 @@ class HRCF(Method):
         """
         select = self.config.rss and not self.training
         return scores.score(e_g, regions, label_embeddings, self.config, select)
+
+    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
+        """As ``Method.score_alone``, in closed form (``scores.score_alone``) where the scores are those of HSA."""
+        if type(self).score_embeddings is not HRCF.score_embeddings:
+            return super().score_alone(e_g, regions, reference, own)
+        select = self.config.rss and not self.training
+        return scores.score_alone(e_g, regions, reference, own, self.config, select)
 
     def lr_scale(self, side: str, name: str) -> float:
         """The ViT block learns at ``layer_decay``, the convolutions of the merges at ``merge_lr``; prompts that learn

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 REGIONS = 140  # J of the paper, which ``config.keep`` counts from
 LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on `aggregate` spares memory
 PART = 2**22  # entries of a large (B, J, K) worked on at a time, 16 MiB in float32, which fit a processor's cache
+BESIDE = 2**24  # entries of (B, R, K) that `score_alone` works on at a time, 64 MiB in float32
 KEPT = 2**28  # entries, 1 GiB in float32: more scores than these are computed again for the backward pass
 
 
@@ -227,6 +228,62 @@ def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select
     else:
         s_region = pool(regions, label_embeddings, config.topk)
     return fuse(global_scores(e_g, label_embeddings), s_region, config.lam, config.normalize_fusion)
+
+
+def score_alone(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, config, select: bool) -> Tensor:
+    r"""HSA of each label $k$ of ``own`` beside the reference labels $R$ and nothing else: $S_k$ of $R \cup \{k\}$.
+
+    (B, D), (B, J, D), (R, D), (K, D) -> (B, K). Such a score does not depend on which other labels a user asks for.
+    With kept regions $j$, $Z_j = \sum_{r \in R} e^{s_{jr}}$ and the logistic function $\sigma$, the softmax over $R$
+    and one more label gives
+
+    $$S^{region}_k = \sum_j s_{jk}\, \sigma(s_{jk} - \log Z_j), \qquad
+      S^{region}_r = \sum_j s_{jr}\, \frac{e^{s_{jr}}}{Z_j}\, \sigma(\log Z_j - s_{jk}) \;\; (r \in R)$$
+
+    The second is needed for the norm alone; for all K labels at once it is one matrix product per picture, so that
+    nothing is scored label by label. ``config`` and ``select`` as for ``score``. No label of ``own`` may be among
+    ``reference``.
+    """
+    n = max(1, BESIDE // max(1, len(e_g) * max(len(reference), regions.shape[1])))  # labels at a time
+    parts = [_score_beside(e_g, regions, reference, part, config, select) for part in own.split(n)]
+    return torch.cat(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
+
+
+def _score_beside(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, config, select: bool) -> Tensor:
+    """HSA for each label of ``own`` beside ``reference``: (B, D), (B, J, D), (R, D), (K, D) -> (B, K)."""
+    s_r = region_scores(regions, reference)  # (B, J, R)
+    s_k = region_scores(regions, own)  # (B, J, K)
+    kept = _kept_beside(regions, reference, s_k, config) if select else torch.ones_like(s_k)  # (B, J, K) of 0 and 1
+    if config.rsa:
+        z = s_r.logsumexp(dim=2, keepdim=True)  # (B, J, 1)  log Z_j
+        of_k = (kept * s_k * (s_k - z).sigmoid()).sum(dim=1)  # (B, K)
+        of_r = (s_r * (s_r - z).exp()).transpose(1, 2) @ (kept * (z - s_k).sigmoid())  # (B, R, K)
+    else:
+        of_k, of_r = _pooled_beside(s_r, s_k, kept, config)
+    g_r, g_k = global_scores(e_g, reference), global_scores(e_g, own)  # (B, R), (B, K)
+    if config.normalize_fusion:
+        of_k = of_k / (of_k.square() + of_r.square().sum(dim=1)).sqrt().clamp(min=1e-12)
+        g_k = g_k / (g_k.square() + g_r.square().sum(dim=1, keepdim=True)).sqrt().clamp(min=1e-12)
+    return config.lam * of_k + (1 - config.lam) * g_k  # (B, K)  Eq. 14
+
+
+def _kept_beside(regions: Tensor, reference: Tensor, s_k: Tensor, config) -> Tensor:
+    """1 where RSS keeps region j when label k is scored beside the reference: (B, J, K)."""
+    J = regions.shape[1]
+    keep = regions_to_keep(config, J)
+    said = relevance(regions, reference)[:, :, None] + s_k  # (B, J, K)  Eq. 16 over R and k
+    best = said.sort(dim=1, descending=True, stable=True).indices[:, :keep]  # (B, keep, K), ties to the lower
+    return torch.zeros_like(s_k).scatter_(1, best, 1.0)
+
+
+def _pooled_beside(s_r: Tensor, s_k: Tensor, kept: Tensor, config) -> tuple[Tensor, Tensor]:
+    """Top-k mean pooling of kept regions: of the labels (B, K), and of the reference beside each (B, R, K)."""
+    k = min(config.topk, int(kept[0, :, 0].sum()) if kept.numel() else config.topk)
+    of_k = s_k.masked_fill(kept == 0, -torch.inf).topk(k, dim=1).values.mean(dim=1)  # (B, K)
+    if bool((kept == 1).all()):
+        return of_k, topk_mean(s_r, k)[:, :, None].expand(-1, -1, s_k.shape[2])
+    beside = [topk_mean(s_r.masked_fill(kept[:, :, [i]] == 0, -1e30), k) for i in range(s_k.shape[2])]
+    return of_k, torch.stack(beside, dim=2)  # (B, R, K)
 
 
 def _same_width(embeddings: Tensor, label_embeddings: Tensor) -> None:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.config import SIDES, Config
+from hrcf_lib.config import SIDES, Config, names_where
 from hrcf_lib.data.feeds.embeddings import rest
 from hrcf_lib.data.feeds.features import check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
@@ -288,16 +288,11 @@ def _agree(accelerator, done: int, checkpoint: Path) -> None:
         )
 
 
-# Settings that change no weight, or whose effect ``identity`` tells: a run may be resumed with others.
-FREE = ("accumulate", "workers", "stream", "protocol", "ks", "keep", "rss", "val_size", "test_size", "name")
-FREE += ("cache", "views")
-
-
 def _about(model, data) -> dict:
     """What a checkpoint belongs to: config, VLP, pictures and seen annotation; plain values."""
     about = {"method": model.config.method, "VLP": model.vlp.hash}
     about |= {"seen labels": LabelSpace(data.space.seen).hash} | data.identity()
-    return about | {n: repr(v) for n, v in vars(model.config).items() if n not in FREE}
+    return about | {n: repr(getattr(model.config, n)) for n in names_where(type(model.config), weights=True)}
 
 
 def _save(path: Path, about: dict, model, optimizers, history, step: int) -> None:
@@ -311,7 +306,8 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     known = {f.name: repr(f.default) for f in dataclasses.fields(model.config)}  # a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say
     there = {n: known[n] for n in about if n in known} | state["about"]
-    names = [n for n in about | there if n not in FREE]
+    free = names_where(type(model.config), weights=False)  # a run may be resumed with others
+    names = [n for n in about | there if n not in free]
     differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
     if differ:
         mend = "remove it or choose another folder"

@@ -30,14 +30,16 @@ from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.apply.alone import score_alone
 from hrcf_lib.apply.vocabulary import read_alike
+from hrcf_lib.config import names_where
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.engine.files import write_json
 from hrcf_lib.evaluation import score_all
+from hrcf_lib.pretrained import read_extra
 
-FILE = "calibration.json"  # in a folder of ``save_pretrained``
-SETTINGS = ("hcg", "keep", "lam", "normalize_fusion", "rsa", "rss", "similarity", "topk")  # of a config, for scores
+NAME = "calibration"  # among a model's extras
+FILE = f"{NAME}.json"  # in a folder of ``save_pretrained``
+ANEW = "python -m hrcf_lib.apply.calibration FOLDER makes it anew, without it there are no probabilities"
 KNOTS, EACH = 20, 20  # most knots of the curve; answers of the rarer kind, yes or no, for each
 
 
@@ -149,7 +151,7 @@ def beside_reference(model, data, names, batch: int = 64) -> Tensor:
 
 def _beside(model, reference: Tensor):
     """A scorer for ``score_all``: each label alone beside ``reference`` (R, D)."""
-    return lambda e_g, regions, own: score_alone(model, e_g, regions, reference, own)
+    return lambda e_g, regions, own: model.score_alone(e_g, regions, reference, own)
 
 
 def fit_curve(scores: Tensor, labels: Tensor) -> Calibration:
@@ -277,17 +279,41 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
 
 
 def fingerprint(model) -> str:
-    """16 hex digits of what scores depend on beside the VLP: trained weights, reference labels and ``SETTINGS``."""
-    settings = {name: value for name in SETTINGS if (value := getattr(model.config, name, None)) is not None}
+    """16 hex digits of what scores depend on beside the VLP: trained weights, reference labels, settings."""
+    names = sorted(names_where(type(model.config), scores=True))
+    settings = {name: value for name in names if (value := getattr(model.config, name)) is not None}
     digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
     for name, x in sorted(model.trainable_state().items()):
         digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
+def attach(model, calibration: Calibration | None) -> None:
+    """Keep a calibration with a model, which saves it; None takes away the one that is there."""
+    model.extras.pop(NAME, None)
+    if calibration is not None:
+        model.extras[NAME] = asdict(calibration)
+
+
+def of_model(model) -> Calibration | None:
+    """The calibration that is kept with a model, whatever it was made for, or None.
+
+    Raises ``ValueError`` for values that are none.
+    """
+    if (values := model.extras.get(NAME)) is None:
+        return None
+    try:
+        return Calibration(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"the model's calibration is damaged ({error}): {ANEW}") from error
+
+
 def for_model(model) -> Calibration | None:
-    """The calibration of a model, or None; one made for other weights, labels or settings is ignored with a warning."""
-    own = getattr(model, "calibration", None)
+    """The calibration of a model, or None; one made for other weights, labels or settings is ignored with a warning.
+
+    Raises as ``of_model``.
+    """
+    own = of_model(model)
     if own is not None and own.made_for and own.made_for != fingerprint(model):
         warnings.warn(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
@@ -298,29 +324,12 @@ def for_model(model) -> Calibration | None:
     return own
 
 
-def write_calibration(calibration: Calibration | None, folder: str | Path) -> None:
-    """``calibration.json`` of a saved model; without a calibration one of before is removed."""
-    path = Path(folder) / FILE
-    path.unlink(missing_ok=True) if calibration is None else write_json(path, asdict(calibration))
-
-
-def read_calibration(folder: str | Path) -> Calibration | None:
-    """What ``write`` wrote, or None. Raises ``ValueError`` for a file that is damaged."""
-    path = Path(folder) / FILE
-    if not path.is_file():
-        return None
-    try:
-        return Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, AttributeError) as error:
-        mend = f"python -m hrcf_lib.apply.calibration {folder} makes it anew, without it there are no probabilities"
-        raise ValueError(f"{path} is no calibration ({error}); {mend}") from error
-
-
 def _forget_damaged(folder: Path) -> None:
     """A damaged file goes, as it would keep the model from loading; a good one stays until there is another."""
     try:
-        read_calibration(folder)
-    except ValueError:
+        if (folder / FILE).is_file():
+            Calibration(**read_extra(folder, NAME))
+    except (ValueError, TypeError, AttributeError):
         (folder / FILE).unlink()
 
 
@@ -351,7 +360,7 @@ def main(words=None) -> None:
         made = made.at_prevalence(given.prevalence) if given.prevalence else made
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    write_calibration(made, given.folder)
+    write_json(given.folder / FILE, asdict(made))
     print(f"{given.folder / FILE}: prevalence {made.prevalence:.4f}, threshold {made.threshold:.3f}")
     for split in [s for s in splits if s.startswith("test")] if given.test else []:
         data = source(split)

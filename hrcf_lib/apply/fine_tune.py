@@ -31,7 +31,7 @@ from torch import Tensor
 
 from hrcf_lib.apply import calibration, vocabulary
 from hrcf_lib.apply.predict import load_model
-from hrcf_lib.config import Config
+from hrcf_lib.config import DATA, DEFAULTS, Config, names_where
 from hrcf_lib.data import load
 from hrcf_lib.data.feeds.embeddings import Embedded, embed
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
@@ -103,18 +103,19 @@ def tune(
     scratch = isinstance(start, Config)
     lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
     about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
-    found = extract(model.vlp, dataset, dataset.labels, cache or out / "features", precision=config.cache)
+    found = extract(model.vlp, dataset, dataset.labels, cache or out / "features")
     data = _beside(found, y[:, there], labels, model.reference_labels)
     training, test = data.take(rows), data.take(held)
     _claim(out, about)
     shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
     score = lambda: mean_ap(model, test, shown) if shown else math.nan
-    before, model.calibration, first = score(), None, copy.deepcopy(model.trainable_state())
+    before, first = score(), copy.deepcopy(model.trainable_state())
+    calibration.attach(model, None)
     model.config = config.replace(lr=lr)
     history = train(model, training, out)
     model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
     model.load_trainable(between(first, model.trainable_state(), share), out)
-    model.calibration = _calibrated(model, test)
+    calibration.attach(model, _calibrated(model, test))
     table = pd.DataFrame({"mAP": [before, score()], "pictures": len(test), "labels": len(shown)}, ["before", "after"])
     files = [str(dataset.files[i]) for i in held]
     _save(model, out / "model")
@@ -187,8 +188,8 @@ def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
     each = passes or max(PASSES, math.ceil(STEPS / math.ceil(n / batch)))
     sides = dict.fromkeys(phase.trains for phase in model.config.phases)  # each once
     phases = tuple((side, each, batch) for side in sides if not learns_text(model, side))
-    own = {"dataset": "folder", "vocabulary_seed": 0, "train_size": None, "val_size": None, "test_size": None}
-    own |= {"augment": "none", "views": 0, "stream": False, "tag_noise": 0.0, "data_seed": 0}
+    data = set(names_where(of=DATA)) - {"vlp", "vlp_weights"} | {"train_size", "val_size", "test_size"}
+    own = {name: DEFAULTS[name] for name in data} | {"dataset": "folder"}
     return model.config.replace(phases=phases or model.config.phases, seed=seed, **own)
 
 

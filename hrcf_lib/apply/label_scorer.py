@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hrcf_lib.apply import alone, calibration, region_maps, vocabulary
+from hrcf_lib.apply import calibration, region_maps, vocabulary
 from hrcf_lib.apply.calibration import Calibration
 from hrcf_lib.engine import devices
 from hrcf_lib.method import Method
@@ -76,7 +76,7 @@ class LabelScorer:
     def _alone(self, e_g: Tensor, regions: Tensor) -> Tensor:
         """``alone`` of what ``embed`` gave. A label of the reference vocabulary is scored with it and nothing else."""
         inside = e_g.new_empty(len(e_g), len(self.reference))
-        outside = alone.score_alone(self.model, e_g, regions, self.reference, self.own)
+        outside = self.model.score_alone(e_g, regions, self.reference, self.own)
         if (self.columns < len(self.reference)).any():
             inside = self.model.score_embeddings(e_g, regions, self.reference)
         return torch.cat([inside, outside], dim=1)[:, self.columns].cpu()  # (B, K)

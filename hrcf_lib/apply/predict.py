@@ -24,9 +24,10 @@ from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.order import read_ahead
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.engine.messages import list_some
-from hrcf_lib.method import FILES, OPTIONAL, Method
+from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
+from hrcf_lib.pretrained import EXTRAS, FILES
 
 __all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds"]
 
@@ -50,7 +51,7 @@ def load_model(model: Method | str | Path | None = None) -> Method:
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, or the folder of one")
     folder = Path(model).expanduser()
-    there = [path for file in (*FILES, *OPTIONAL) if (path := folder / file).is_file()]
+    there = [path for file in (*FILES, *(f"{name}.json" for name in EXTRAS)) if (path := folder / file).is_file()]
     return _loaded(str(folder if there else model), tuple(path.stat().st_mtime_ns for path in there)).eval()
 
 

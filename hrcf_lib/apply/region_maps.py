@@ -16,8 +16,6 @@ from hrcf_lib.apply.vocabulary import beside_reference
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.scores import region_scores, regions_to_keep, relevance, take_best, votes
 
-OWN = {"hrcf": "votes", "mkt": "scores"}  # methods that score a region by its dot product with a label: their maps
-
 
 @torch.no_grad()
 def region_shares(regions: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -126,23 +124,22 @@ def _way(model, level: int | None, kind: str | None) -> tuple[str, list[int], sl
 
 def has_maps(model) -> bool:
     """Whether a method has maps of its own."""
-    return hasattr(model, "maps") or model.config.method in OWN
+    return model.map_kind is not None
 
 
 def kind_of(model) -> str:
     """``votes``, ``scores`` or ``attention``. Raises ``ValueError`` for a method without maps of its own."""
-    if hasattr(model, "maps"):
-        return "attention"
-    check_regions(model)
-    return OWN[model.config.method]
+    if model.map_kind != "attention":
+        check_regions(model)
+    return model.map_kind
 
 
 def check_regions(model) -> None:
     """Raise ``ValueError`` for a method without regions that are scored one by one."""
-    if model.config.method not in OWN:
+    if model.map_kind not in ("votes", "scores"):
         raise ValueError(
-            f"{model.title} does not score its regions one by one by t_k: region maps are of {' and '.join(OWN)}; "
-            "take grad_cam.grad_cam, which is of any method"
+            f"{model.title} does not score its regions one by one by t_k, so it has no region maps (its map_kind is "
+            f"{model.map_kind!r}): take grad_cam.grad_cam, which is of any method"
         )
 
 
@@ -188,7 +185,7 @@ def clues(model, images: Tensor, labels) -> Clues:
     t, (_, regions) = model.label_embeddings(words.names), model.embed(images)  # (V, D), (B, J, D)
     kept = _kept(model, regions, t)  # (B, J)
     s = region_scores(regions, t)  # (B, J, V)
-    if model.config.method == "hrcf" and model.config.rsa:
+    if model.map_kind == "votes" and model.config.rsa:
         added = votes(s)[..., words.columns]  # (B, J, K)  Eq. 13
     else:
         added = _of_best(s[..., words.columns], kept, model.config.topk)
@@ -202,7 +199,7 @@ def clues(model, images: Tensor, labels) -> Clues:
 def _kept(model, regions: Tensor, t: Tensor) -> Tensor:
     """(B, J) bool: the regions that RSS keeps, of a method that has it switched on."""
     B, J, _ = regions.shape
-    if model.config.method != "hrcf" or not model.config.rss:
+    if not (model.has_selection and model.config.rss):
         return torch.ones(B, J, dtype=torch.bool, device=regions.device)
     numbers = torch.arange(J, device=regions.device).expand(B, J).unsqueeze(-1)  # (B, J, 1)
     best = take_best(numbers, relevance(regions, t), regions_to_keep(model.config, J)).squeeze(-1)  # (B, keep)

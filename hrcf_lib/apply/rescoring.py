@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.apply import region_maps
-from hrcf_lib.apply.calibration import SETTINGS
 from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import load_model, ranked
-from hrcf_lib.config import Config
+from hrcf_lib.config import Config, names_where
 from hrcf_lib.data.images import read_image
 from hrcf_lib.method import Method
 from hrcf_lib.scores import REGIONS, regions_to_keep
@@ -45,8 +44,8 @@ class Rescorer:
     def __init__(self, model: Method | str | Path | None = None):
         self.model = load_model(model)
         config = self.model.config
-        self.selects = config.method == "hrcf"  # other methods have no RSS
-        self.weighs = config.method in ("hrcf", "mkt", "ovml_vlp")  # a lambda
+        self.selects = self.model.has_selection
+        self.weighs = self.model.has_lambda
         self.lam, self.keep = config.lam, config.keep if config.rss and self.selects else REGIONS
         self.labels: list[str] = []
         self.scorer: LabelScorer | None = None
@@ -91,7 +90,7 @@ class Rescorer:
         config, own = self.config(lam, keep), self.model.config
         scorer = copy.copy(self.scorer)
         scorer.model = self.model.under(config)
-        if any(getattr(config, name, None) != getattr(own, name, None) for name in SETTINGS):
+        if any(getattr(config, n) != getattr(own, n) for n in names_where(type(own), scores=True)):
             scorer.curve = None
         s, p = scorer.scores(self.e_g, self.regions)
         return s[0], None if p is None else p[0]

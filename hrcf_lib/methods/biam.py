@@ -75,6 +75,7 @@ class BiAM(Method):
     """Regions enriched by ``BiLevelAttention`` are the embeddings; the ViT rests, and labels enter at the very end."""
 
     title, Config = "BiAM", BiAMConfig
+    about = "BiAM: bi-level attention (Narayan, Gupta et al., ICCV 2021)."
     trainable = {"images": ("network.",), "prompts": ()}
     trained_blocks = 0
 

@@ -34,6 +34,7 @@ class CLIPFT(LastBlocks):
     """Only the global embedding takes part; there are no regions."""
 
     title, Config = "CLIP-FT", CLIPFTConfig
+    about = "CLIP-FT: the VLP's image tower, fine-tuned on the seen labels with the ranking loss."
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Trunk tokens (B, 1 + N^2, C) -> e_g (B, D), and no regions (B, 0, D)."""

@@ -48,6 +48,8 @@ class MKT(LastBlocks):
     """Global stream and local stream share blocks, final norm and projection."""
 
     title, Config = "MKT", MKTConfig
+    about = "MKT: multi-modal knowledge transfer (He et al., AAAI 2023)."
+    has_lambda, map_kind = True, "scores"
     trainable = LastBlocks.trainable | {"prompts": ("prompt.",)}
 
     def build(self) -> None:

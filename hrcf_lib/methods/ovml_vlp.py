@@ -100,6 +100,8 @@ class OVMLVLP(Method):
     """What learns is the attention, and the projection before the contrastive loss, which training alone uses."""
 
     title, Config = "OVML-VLP", OVMLVLPConfig
+    about = "OVML-VLP (Dao et al., ICME 2023): label embeddings ask the VLP's feature map."
+    has_lambda = True
     trainable = {"images": ("attention.", "projection."), "prompts": ()}
     trained_blocks = 0
 

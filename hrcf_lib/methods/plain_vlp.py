@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
+from hrcf_lib.config import setting
 from hrcf_lib.data.feeds.features import FrozenFeatures
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.messages import check_known
@@ -32,7 +33,7 @@ class PreCLIPConfig(MethodConfig):
     method = "pre_clip"
 
     prompt_set: str = "photo"  # key of ``zero_shot.PROMPTS``: a single template, or "ensemble"
-    similarity: str = "dot"  # key of ``zero_shot.SIMILARITIES``
+    similarity: str = setting("dot", scores=True)  # key of ``zero_shot.SIMILARITIES``
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,6 +45,7 @@ class PreCLIP(Method):
     """The plain VLP; ``fit`` has nothing to learn and takes no step."""
 
     title, Config = "Pre-CLIP", PreCLIPConfig
+    about = "Pre-CLIP: the VLP as it comes, one global embedding per picture."
     trainable = {"images": (), "prompts": ()}
     trained_blocks = 0
 

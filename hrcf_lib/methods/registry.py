@@ -14,7 +14,7 @@ from pathlib import Path
 from hrcf_lib.config import Config
 from hrcf_lib.data import hide_labels
 from hrcf_lib.engine.messages import check_known
-from hrcf_lib.method import Method, find_folder, read_about
+from hrcf_lib.method import Method
 from hrcf_lib.methods.biam import BiAM
 from hrcf_lib.methods.clip_ft import CLIPFT
 from hrcf_lib.methods.missing_labels.asl import ASL
@@ -27,6 +27,7 @@ from hrcf_lib.methods.mkt import MKT
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
 from hrcf_lib.model import HRCF
+from hrcf_lib.pretrained import find_folder, read_about
 
 METHODS = {  # name (lower case, "_" between words) -> class, in the order of tables
     "hrcf": HRCF,

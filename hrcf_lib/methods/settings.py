@@ -6,12 +6,6 @@ from hrcf_lib import config as configs
 from hrcf_lib.config import Config, Phase
 from hrcf_lib.labels import check_names
 
-# Fields that belong to the experiment and not to the method: data, VLP, precision, evaluation, the length of training.
-SHARED = ("name", "dataset", "vlp", "vlp_weights", "train_size", "val_size", "test_size", "tag_noise")
-SHARED += ("data_seed", "vocabulary_seed", "augment", "stream", "cache", "views", "workers", "protocol", "ks", "seed")
-SHARED += ("known", "single_positive", "mask_seed")
-SHARED += ("bf16", "accumulate", "warmup_epochs", "min_lr")
-
 
 @dataclass(frozen=True)
 class MethodConfig(Config):
@@ -24,9 +18,9 @@ class MethodConfig(Config):
     def of(cls, config: Config, **changes) -> "MethodConfig":
         r"""The method's own defaults in the experiment of ``config``, such as a preset.
 
-        Fields of ``SHARED`` come from ``config``, and so does every field that differs from its preset: what a user
-        changed stays changed. ``budget`` turns its phases into the method's. Raises ``ValueError`` for an unknown name
-        in ``changes``, a value out of range, or a config of another method.
+        Settings of data, masks and run come from ``config``, and so does every field that differs from its preset:
+        what a user changed stays changed. ``budget`` turns its phases into the method's. Raises ``ValueError`` for an
+        unknown name in ``changes``, a value out of range, or a config of another method.
         """
         if isinstance(config, cls):
             return config.replace(**changes)
@@ -34,7 +28,11 @@ class MethodConfig(Config):
             raise ValueError(
                 f"{cls.__name__} cannot be made of a {type(config).__name__}: give a preset such as mini()"
             )
-        own = {n: getattr(config, n) for n in SHARED} | config.changes() | {"phases": cls.budget(config)}
+        own = (
+            {n: getattr(config, n) for n in configs.names_where(of=(configs.DATA, configs.MASK, configs.RUN))}
+            | config.changes()
+            | {"phases": cls.budget(config)}
+        )
         return cls(**own).replace(**changes)
 
     @classmethod

@@ -24,7 +24,7 @@ class TemplateConfig(MethodConfig):
     method = "template"  # the name in METHODS, lower case; no field, so without a type
 
     distillation: float = 0.0  # a field of Config: weight of the distillation loss
-    scale: float = 1.0  # a field of its own; numbers below 0 are refused unless config.RANGES says otherwise
+    scale: float = 1.0  # a field of its own, 0 or more; ``config.setting`` states other bounds, choices and uses
 
 
 class Template(Method):

@@ -36,12 +36,8 @@ from hrcf_lib.studies.compare import KEYS
 from hrcf_lib.training import train
 
 RESAMPLED = "resampled.safetensors"
-DATA = ("dataset", "vlp", "vlp_weights", "tag_noise", "data_seed", "vocabulary_seed", "augment", "stream", "views")
-DATA += ("cache", "held_out")
-YOUNGER = ("vocabulary_seed", "known", "single_positive", "mask_seed", "held_out")  # fields of config that came later
-COMPLETE = {name: configs.DEFAULTS[name] for name in ("known", "single_positive", "mask_seed")}  # no label is hidden
+COMPLETE = {name: configs.DEFAULTS[name] for name in configs.names_where(of=configs.MASK)}  # no label is hidden
 AS_TRAINED = {"": {}}  # the setting that changes nothing
-SCORING = {"lam", "keep", "rss", "rsa", "topk", "normalize_fusion", "similarity"}  # settings that leave texts alone
 
 
 @dataclass
@@ -79,7 +75,7 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
 
     def take(config: Config) -> dict:
         config = config.replace(val_size=base.val_size, test_size=base.test_size)
-        differ = [n for n in DATA if getattr(config, n) != getattr(base, n)]
+        differ = [n for n in configs.names_where(of=configs.DATA) if getattr(config, n) != getattr(base, n)]
         if config.train_size != base.train_size and (config.train_size or math.inf) > (base.train_size or math.inf):
             differ.append("train_size")
         if differ:
@@ -202,8 +198,8 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
-    values = config.to_dict()
-    for name in YOUNGER:  # runs older than these fields are found so, under the name they always had
+    values = config.to_dict() | configs.RETIRED
+    for name in configs.names_where(since=2):  # older runs are found under the name they always had
         if values[name] == configs.DEFAULTS[name]:
             del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -307,7 +303,7 @@ def scorer(model, setting: dict | Callable) -> Callable:
 
 def _asked(model, setting: dict | Callable):
     """Whose label embeddings a setting is scored with: the model's own, unless it may change them, as a template."""
-    if callable(setting) or setting.keys() <= SCORING:
+    if callable(setting) or setting.keys() <= set(configs.names_where(type(model.config), scores=True)):
         return model
     return model.under(model.config.replace(**setting))
 

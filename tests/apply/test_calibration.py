@@ -10,11 +10,10 @@ import torch
 from sklearn.metrics import f1_score
 
 from hrcf_lib import config as configs
-from hrcf_lib.apply import alone, calibration
+from hrcf_lib.apply import calibration
 from hrcf_lib.apply.calibration import Calibration
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.model import HRCF
-from hrcf_lib.studies import runs
 
 
 def answers(n=20000, curve=lambda s: 6 * s - 2, seed=0):
@@ -156,10 +155,10 @@ def test_a_calibration_is_kept_with_its_model(tmp_path):
 def test_it_is_saved_and_loaded_and_left_aside_when_it_does_not_fit(tmp_path):
     model = HRCF(configs.mini().replace(bf16=False))
     model.reference_labels = ("cat", "dog")
-    model.calibration = Calibration((0.0, 1.0), (-1.0, 1.0), 0.4, 0.1, made_for=calibration.fingerprint(model))
+    calibration.attach(model, Calibration((0.0, 1.0), (-1.0, 1.0), 0.4, 0.1, made_for=calibration.fingerprint(model)))
     folder = model.save_pretrained(tmp_path / "model")
     again = HRCF.from_pretrained(folder)
-    assert again.calibration == model.calibration == calibration.for_model(again)
+    assert calibration.of_model(again) == calibration.of_model(model) == calibration.for_model(again)
     changed = HRCF.from_pretrained(folder, lam=0.9)
     with pytest.warns(UserWarning, match="other weights, settings"):
         assert calibration.for_model(changed) is None
@@ -167,9 +166,9 @@ def test_it_is_saved_and_loaded_and_left_aside_when_it_does_not_fit(tmp_path):
         again.head.weight[0, 0] += 1
     with pytest.warns(UserWarning, match="make it anew"):
         assert calibration.for_model(again) is None
-    model.calibration = None
+    calibration.attach(model, None)
     assert not (model.save_pretrained(folder) / "calibration.json").exists(), "nor of the model before"
-    assert HRCF.from_pretrained(folder).calibration is None
+    assert calibration.of_model(HRCF.from_pretrained(folder)) is None
 
 
 @pytest.mark.parametrize("change", [{"reference_labels": ("cat",)}, {"config": {"keep": 50}}])
@@ -181,10 +180,6 @@ def test_a_fingerprint_knows_labels_and_settings(change):
     for name, value in change.items():
         setattr(model, name, value)
     assert calibration.fingerprint(model) != before
-
-
-def test_settings_are_those_that_studies_vary():
-    assert runs.SCORING <= set(calibration.SETTINGS)
 
 
 def test_numbers_that_are_no_calibration():
@@ -212,7 +207,7 @@ def test_held_out_labels_are_scored_beside_the_other_folds_only():
         e_g, regions = model.image_embeddings(data.batch(torch.arange(6))[0])
         rest = model.label_embeddings([names[i] for i in sorted(order[1].tolist())])
         own = model.label_embeddings([names[i] for i in order[0]])
-        torch.testing.assert_close(s[:, order[0]], alone.score_alone(model, e_g, regions, rest, own))
+        torch.testing.assert_close(s[:, order[0]], model.score_alone(e_g, regions, rest, own))
     model.reference_labels = data.space.seen
     beside = calibration.beside_reference(model, data, ["boat", "beach"])
     assert torch.allclose(beside[:, [0]], calibration.beside_reference(model, data, ["boat"]), atol=1e-6)
@@ -229,7 +224,7 @@ def test_calibrate_is_held_out_and_fit():
     made = calibration.calibrate(model, data, folds=2)
     assert made.logits == calibration.fit_curve(*calibration.held_out(model, data, folds=2)).logits
     assert made.made_for == calibration.fingerprint(model) and made.about["pictures"] == 20
-    model.calibration = made
+    calibration.attach(model, made)
     assert calibration.for_model(model) is made
 
 
@@ -241,7 +236,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     calibration.main([str(folder), "--folds", "2", "--test", "--prevalence", "0.05"])
     said = capsys.readouterr().out
     assert "prevalence 0.0500" in said and "unseen labels of test-line" in said
-    made = HRCF.from_pretrained(folder).calibration
+    made = calibration.of_model(HRCF.from_pretrained(folder))
     assert (
         made.prevalence == 0.05 and made.about["split"] == "val" and calibration.for_model(HRCF.from_pretrained(folder))
     )

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hrcf_lib import methods
+from hrcf_lib.apply import calibration
 from hrcf_lib.apply.calibration import Calibration, fingerprint
 from hrcf_lib.apply.explorer import Explorer, names
 from hrcf_lib.apply.explorer_page import span_of
@@ -28,7 +29,7 @@ def model():
     model.reference_labels = ("cat", "dog", "bus", "sun", "tree", "boat")
     with torch.no_grad():
         model.gather.conv2.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
-    model.calibration = Calibration((-0.5, 0.5), (-3.0, 3.0), 0.4, 0.2, made_for=fingerprint(model))
+    calibration.attach(model, Calibration((-0.5, 0.5), (-3.0, 3.0), 0.4, 0.2, made_for=fingerprint(model)))
     return model.eval()
 
 

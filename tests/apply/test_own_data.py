@@ -48,7 +48,7 @@ def test_labels_are_those_of_the_csv_beside_what_the_start_knows(tmp_path, start
     assert tuned.model.reference_labels == ("Cat", "bus", "owl", "sea", "dog", "tree")  # both cats are one label
     assert start.reference_labels == ("cat", "dog", "tree") and same(before, weights(start))
     assert not same(before, weights(tuned.model), "block.") and same(before, weights(tuned.model), "vlp.")
-    assert tuned.held_out == [] and tuned.table["mAP"].isna().all() and tuned.model.calibration is None
+    assert tuned.held_out == [] and tuned.table["mAP"].isna().all() and calibration.of_model(tuned.model) is None
 
 
 def test_old_labels_are_unknown(start):
@@ -197,11 +197,11 @@ def test_held_out_pictures_calibrate(tmp_path, start):
     rows = {f"{i}.png": "|".join(n for k, n in enumerate(("owl", "bus", "sea")) if (i >> k) % 2) for i in range(40)}
     tuned = tune(folder(tmp_path / "p", rows), tmp_path / "out", start, held_out=0.5, passes=2)
     assert len(tuned.held_out) == 20 and tuned.table["mAP"].between(1, 100).all()
-    assert tuned.model.calibration.made_for == calibration.fingerprint(tuned.model)
+    assert calibration.of_model(tuned.model).made_for == calibration.fingerprint(tuned.model)
     assert (tmp_path / "out" / "model" / "calibration.json").is_file()
     with pytest.warns(UserWarning, match="show labels .* times, 20 are the least"):
         few = tune(folder(tmp_path / "few"), tmp_path / "out2", start, held_out=0.3, passes=2)
-    assert few.model.calibration is None
+    assert calibration.of_model(few.model) is None
 
 
 def test_mean_ap_is_that_of_classify(tmp_path, start):

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods
+from hrcf_lib.apply import calibration
 from hrcf_lib.apply.calibration import Calibration, fingerprint
 from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import answers, classify, load_model, own_thresholds, ranked
@@ -325,9 +326,9 @@ def test_bad_pictures_can_be_left_out(model, folder, tmp_path):
 @pytest.fixture
 def calibrated(model):
     """The model with a steep curve, so that small differences of scores would be seen."""
-    model.calibration = Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(model))
+    calibration.attach(model, Calibration((-0.1, 0.3), (-20.0, 20.0), 0.5, 0.1, made_for=fingerprint(model)))
     yield model
-    model.calibration = None
+    calibration.attach(model, None)
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1000])
@@ -350,7 +351,7 @@ def test_a_probability_is_the_curve_of_the_label_alone_beside_the_reference(cali
     for label in ("zebra", "moon", "dog"):
         names = list(dict.fromkeys([*REFERENCE, label]))
         s = calibrated.score(pictures, names)[:, names.index(label)]
-        expected = calibrated.calibration.probability(s)
+        expected = calibration.of_model(calibrated).probability(s)
         np.testing.assert_allclose(found.probability[found.label == label], expected, atol=1e-5)
 
 
@@ -381,7 +382,7 @@ def test_none_of_these(calibrated, folder):
 
 
 def test_thresholds_of_the_calibration_and_of_ones_own(calibrated, folder):
-    calibrated.calibration = replace(calibrated.calibration, threshold=0.25, thresholds={"Moon": 0.75})
+    calibration.attach(calibrated, replace(calibration.of_model(calibrated), threshold=0.25, thresholds={"Moon": 0.75}))
     limit = lambda threshold: dict(
         classify(folder / "0.png", ["zebra", "moon"], calibrated, threshold=threshold)[["label", "threshold"]].values
     )
@@ -459,7 +460,7 @@ def test_any_method_and_one_without_a_reference(name, folder):
     other = methods.build(name, synthetic.config(), pretrained=False)
     assert len(classify(folder, ["zebra", "moon"], other)) == 8, "untrained: no reference labels"
     other.reference_labels = REFERENCE
-    other.calibration = Calibration((-1.0, 1.0), (-2.0, 2.0), 0.5, 0.1, made_for=fingerprint(other))
+    calibration.attach(other, Calibration((-1.0, 1.0), (-2.0, 2.0), 0.5, 0.1, made_for=fingerprint(other)))
     found = classify(folder, ["zebra", "moon"], other)
     alone = classify(folder, ["moon"], other)
     np.testing.assert_allclose(found.probability[found.label == "moon"], alone.probability, atol=1e-6)

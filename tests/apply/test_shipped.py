@@ -76,7 +76,7 @@ def test_the_shipped_model_sits_on_the_shipped_vlp():
 
 def test_the_shipped_calibration_is_of_the_shipped_model():
     """Made by ``python -m hrcf_lib.apply.calibration hrcf_lib/assets/hrcf-mini-trained``, anew when the model is."""
-    assert calibration.for_model(default_model()) is default_model().calibration is not None
+    assert calibration.for_model(default_model()) == calibration.of_model(default_model()) is not None
     alone = classify(torch_picture(), ["koala"])
     among = classify(torch_picture(), openmoji.names(), top_k=308)
     assert float(among.probability[among.label == "koala"].iloc[0]) == pytest.approx(alone.probability[0], abs=1e-6)

@@ -103,7 +103,6 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         *({"lr": -1e-3}, {"lr": float("inf")}, {"tag_noise": 1.5}, {"layer_decay": 2}, {"warmup_epochs": -1}),
         *({"hcg": 1}, {"rsa": "no"}, {"bf16": None}, {"vlp": None}, {"dataset": 3}, {"prompt": "soft"}),
         *({"augment": "flip"}, {"ranking_reduction": "mean"}, {"distillation_reduction": "violations"}),
-        *({"cache": "half"}, {"cache": None}, {"views": -1}, {"views": 1.5}, {"views": 2}),
         *({"vocabulary_seed": v} for v in (-1, 1.0, "1", True, None)),
         *({"ks": ()}, {"ks": (0,)}, {"ks": (3.5,)}),
         *({"phases": (("image", 1, 8),)}, {"phases": (("hcg", 0, 8),)}, {"phases": (("hcg", 1, 0),)}),
@@ -191,12 +190,11 @@ def test_values_that_no_run_can_have(change):
         configs.mini().replace(**change)
 
 
-def test_stored_views_are_augmented_and_not_streamed():
-    with pytest.raises(ValueError, match="views = 2 with augment 'none': set augment, or set views to 0"):
-        configs.mini().replace(views=2)
-    with pytest.raises(ValueError, match="views = 2 cannot be stored of a stream: set stream to False, or views to 0"):
-        configs.nus_wide().replace(views=2, stream=True)
-    assert configs.nus_wide().replace(views=2, cache="bfloat16").views == 2
+def test_a_retired_setting_is_read_from_old_files_and_refused_as_a_change():
+    old = configs.mini().to_dict() | configs.RETIRED
+    assert configs.from_dict(old) == configs.mini()
+    with pytest.raises(ValueError, match="cache is no setting any more: features are stored once, as float16"):
+        configs.mini().replace(cache="bfloat16")
 
 
 def test_another_split_of_the_vocabulary_is_one_of_mojiscenes():

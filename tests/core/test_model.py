@@ -307,7 +307,7 @@ def test_a_repository_of_the_hub_is_fetched(saved, monkeypatch):
         return str(saved[1])
 
     monkeypatch.setattr("hrcf_lib.vlp.online", lambda: True)
-    monkeypatch.setattr("hrcf_lib.method.snapshot_download", download)
+    monkeypatch.setattr("hrcf_lib.pretrained.snapshot_download", download)
     assert torch.equal(HRCF.from_pretrained("somebody/hrcf-nus").head.weight, saved[0].head.weight)
     assert asked[0][0] == "somebody/hrcf-nus" and set(asked[0][1]["allow_patterns"]) == {
         "config.json",

@@ -53,8 +53,8 @@ def tiny(tmp_path_factory):
 def test_every_data_set_of_a_config_has_a_name():
     from hrcf_lib.data.benchmarks import PREPARE
 
-    assert {*PREPARE, "mojiscenes"} == set(config.CHOICES["dataset"])
-    assert set(config.CHOICES["protocol"]) == set(protocols.PROTOCOLS)
+    assert {*PREPARE, "mojiscenes"} == set(config.choices("dataset"))
+    assert set(config.choices("protocol")) == set(protocols.PROTOCOLS)
     assert config.open_images().protocol == "biam_open_images" and config.nus_wide().protocol == "per_class"
 
 

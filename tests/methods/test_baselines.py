@@ -65,7 +65,7 @@ class Fitted(dict):
 
     def __missing__(self, name):
         model = build(name)
-        self[name] = model, synthetic.weights(model), model.fit(features())
+        self[name] = model, synthetic.weights(model), train(model, features())
         return self[name]
 
 
@@ -105,7 +105,7 @@ class Own(Template):
 def test_a_method_outside_of_the_package_is_entered_as_a_class(monkeypatch, tmp_path):
     monkeypatch.setitem(methods.METHODS, "own", Own)
     model = methods.build("own", experiment(), scale=0.5)
-    model.fit(features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
+    train(model, features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
     again = methods.load(model.save_pretrained(tmp_path))
     assert type(again) is Own and again.config.scale == 0.5
     assert torch.equal(again.score(pictures(), KNOWN), model.score(pictures(), KNOWN))
@@ -119,10 +119,10 @@ def test_slips_of_a_new_method_are_named():
     with pytest.raises(
         ValueError, match="Template has parameters such as 'layer.weight', and its trainable names none"
     ):
-        wrong(TemplateConfig.of(experiment()), pretrained=False).fit(features())
+        train(wrong(TemplateConfig.of(experiment()), pretrained=False), features())
     alone = type("Alone", (Template,), {"losses": lambda self, *a: {"ranking": Template.losses(self, *a)["ranking"]}})
     with pytest.raises(ValueError, match="losses of Template gives ranking, its weights names ranking, distillation"):
-        alone(TemplateConfig.of(experiment()), pretrained=False).fit(features())
+        train(alone(TemplateConfig.of(experiment()), pretrained=False), features())
 
 
 # Configs --------------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_bad_configs_are_errors_that_name_the_field():
     with pytest.raises(ValueError, match="unknown prompt_set 'fotos'; did you mean 'photo'"):
         build("pre_clip", prompt_set="fotos")
     with pytest.raises(ValueError, match="HRCF has no side that phases call 'images'"):
-        HRCF(experiment(phases=(("images", 1, 4),)), pretrained=False).fit(features())
+        train(HRCF(experiment(phases=(("images", 1, 4),)), pretrained=False), features())
 
 
 def test_a_smoke_run_shrinks_a_method_too(monkeypatch):
@@ -297,37 +297,37 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted, name):
     model, _, history = fitted[name]
     again = build(name)
     torch.manual_seed(123)  # whatever the global random state is
-    rerun = again.fit(features())
+    rerun = train(again, features())
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
     columns = [c for c in history.columns if c not in ("seconds", "waited")]
     pd.testing.assert_frame_equal(rerun[columns], history[columns])
     other = build(name, seed=1)
-    other.fit(features())
+    train(other, features())
     assert not synthetic.same(synthetic.weights(other), synthetic.weights(model))
 
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_an_interrupted_run_goes_on_to_the_same_bits(fitted, name, tmp_path):
     model = fitted[name][0]
-    build(name).fit(features(), tmp_path, stop_after=5)
+    train(build(name), features(), tmp_path, stop_after=5)
     again = build(name)
-    history = again.fit(features(), tmp_path)
+    history = train(again, features(), tmp_path)
     assert len(history) == len(fitted[name][2])
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
     with pytest.raises(ValueError, match="belongs to another run"):
-        build(name, lr=0.5).fit(features(), tmp_path)
+        train(build(name, lr=0.5), features(), tmp_path)
 
 
 def test_a_checkpoint_of_another_method_is_refused(monkeypatch, tmp_path):
     """Also where config and weights would fit. One that is older than this says no method, and is taken up."""
-    build("template").fit(features(), tmp_path, stop_after=3)
+    train(build("template"), features(), tmp_path, stop_after=3)
     file = tmp_path / "checkpoint.pt"
     state = torch.load(file, weights_only=True)
     with pytest.raises(ValueError, match="belongs to another run.*\n  method: there template, here own"):
-        Own(Own.Config.of(experiment()), pretrained=False).fit(features(), tmp_path)
+        train(Own(Own.Config.of(experiment()), pretrained=False), features(), tmp_path)
     del state["about"]["method"]
     torch.save(state, file)
-    assert len(build("template").fit(features(), tmp_path)) > 3
+    assert len(train(build("template"), features(), tmp_path)) > 3
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -338,7 +338,7 @@ def test_features_that_leave_the_vit_elsewhere_are_refused(augmented):
     other = methods.build("biam", config, pretrained=False)
     says = "tokens before the last 2 blocks of the ViT, BiAM takes those before the last 0: make them for this model"
     with pytest.raises(ValueError, match=says):
-        other.fit(data)
+        train(other, data)
     if not augmented:
         for look in (evaluation.evaluate, embed):
             with pytest.raises(ValueError, match=says):
@@ -349,7 +349,7 @@ def test_features_that_leave_the_vit_elsewhere_are_refused(augmented):
 def test_training_lowers_the_loss(name):
     """On 10 pictures that can be learnt by heart."""
     model = build(name, phases=(("images", 30, 5),) if name != "hrcf" else (("hcg", 30, 5),), lr=3e-3)
-    history = model.fit(features())
+    history = train(model, features())
     assert history["ranking"].tail(6).mean() < history["ranking"].head(6).mean()
     assert list(history.columns[5:-2]) == list(model.weights("images"))
 
@@ -359,7 +359,7 @@ def test_unseen_columns_are_never_looked_at(fitted, name):
     data = features()
     data.labels[:, synthetic.SPACE.n_seen :] *= -1
     model = build(name)
-    model.fit(data)
+    train(model, data)
     assert synthetic.same(synthetic.weights(model), synthetic.weights(fitted[name][0]))
 
 
@@ -372,7 +372,7 @@ def test_pictures_without_a_positive_take_no_part(name):
         trunk = data.trunk[:].clone()
         trunk[::3] = value
         model = build(name)
-        model.fit(dataclasses.replace(data, trunk=trunk))
+        train(model, dataclasses.replace(data, trunk=trunk))
         found.append(synthetic.weights(model))
     assert synthetic.same(*found)
 
@@ -381,7 +381,7 @@ def test_pictures_without_a_positive_take_no_part(name):
 def test_a_diverged_run_says_so(name):
     model = build(name, lr=1e30, prompt_lr=1e30, warmup_epochs=0.0)
     with pytest.raises((FloatingPointError, ValueError), match="diverged: lower lr|NaN or infinite features"):
-        model.fit(features())
+        train(model, features())
 
 
 # Saving ---------------------------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def test_a_diverged_run_says_so(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_save_and_load(name, tmp_path):
     model = methods.build(name, experiment())  # the shipped VLP, which a loaded model has to find again
-    model.fit(features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
+    train(model, features(space=LabelSpace(seen=KNOWN[:5], unseen=KNOWN[5:])))
     names = ["owl", "pizza", "bus"]
     s = model.score(pictures(), names)
     folder = model.save_pretrained(tmp_path / "saved")
@@ -605,7 +605,7 @@ def test_pre_clip_is_the_zero_shot_evaluation(prompt, similarity):
     plain = dataclasses.replace(data, teacher=e_p)
     expected = plain_vlp.zero_shot(model.vlp, plain, prompt, similarity, ks=(1, 2))
     pd.testing.assert_frame_equal(evaluation.evaluate(model, data), expected)
-    assert not len(model.fit(data)) and model.groups("images") == []
+    assert not len(train(model, data)) and model.groups("images") == []
 
 
 # MKT and CLIP-FT against MKT's code -----------------------------------------------------------------------------------
@@ -720,7 +720,7 @@ def test_mkt_counts_with_and_without_the_mlp_that_is_never_used(big):
 def test_mkts_second_stage_leaves_the_image_side_alone_and_distils_nothing():
     model = build("mkt", phases=(("prompts", 2, 5),))
     before = synthetic.weights(model)
-    history = model.fit(features())
+    history = train(model, features())
     after = synthetic.weights(model)
     assert {n for n in after if not torch.equal(before[n], after[n])} == {"prompt.table"}
     assert model.weights("prompts")["distillation"] == 0 and history["distillation"].notna().all()
@@ -728,7 +728,7 @@ def test_mkts_second_stage_leaves_the_image_side_alone_and_distils_nothing():
 
 def test_mkt_without_distillation_weight_reports_it_and_trains_on_ranking_alone():
     model, data = build("mkt", phases=(("images", 1, 10),), distillation=0.0), features()
-    history = model.fit(data)
+    history = train(model, data)
     fresh = build("mkt")
     e_g, _ = fresh.image_embeddings(data.trunk[:].float())
     assert history["distillation"][0] == pytest.approx(distillation_loss(e_g, data.teacher).item(), rel=1e-4)
@@ -751,7 +751,7 @@ def test_the_one_cycle_curve_is_torchs():
 
 def test_train_is_what_fit_calls():
     a, b = build("mkt"), build("mkt")
-    a.fit(features())
+    train(a, features())
     train(b, features())
     assert synthetic.same(synthetic.weights(a), synthetic.weights(b))
     assert isinstance(a.config, MethodConfig)

@@ -22,6 +22,7 @@ from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.missing_labels import base as parts
 from hrcf_lib.methods.settings import PartialConfig
 from hrcf_lib.studies import one_run, runs
+from hrcf_lib.training import train
 
 METHODS = methods.names("missing_labels")
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]  # words that the mini VLP was trained on
@@ -52,7 +53,7 @@ class Fitted(dict):
 
     def __missing__(self, name):
         model = build(name)
-        self[name] = model, synthetic.weights(model), model.fit(features())
+        self[name] = model, synthetic.weights(model), train(model, features())
         return self[name]
 
 
@@ -104,9 +105,9 @@ def test_fit_trains_what_the_groups_say_and_nothing_else(fitted, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_bits_also_where_it_was_interrupted(fitted, name, tmp_path):
     model, _, history = fitted[name]
-    build(name).fit(features(), tmp_path, stop_after=4)
+    train(build(name), features(), tmp_path, stop_after=4)
     again = build(name)
-    rerun = again.fit(features(), tmp_path)
+    rerun = train(again, features(), tmp_path)
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
     columns = [c for c in history.columns if c not in ("seconds", "waited")]
     pd.testing.assert_frame_equal(rerun[columns], history[columns])
@@ -136,7 +137,7 @@ def test_what_is_hidden_never_reaches_a_method_that_ignores_it(name, share):
         data = sources.relabelled(synthetic.features(10, 0, SPACE), hide_labels.hide_as(config, dataset))
         own = {} if name == "hrcf" else {"categories": NAMES}
         model = methods.build(name, config, pretrained=False, **own)
-        history = model.fit(data).drop(columns=["seconds", "waited"])
+        history = train(model, data).drop(columns=["seconds", "waited"])
         found.append((history, synthetic.weights(model)))
     pd.testing.assert_frame_equal(found[0][0], found[1][0])
     assert synthetic.same(found[0][1], found[1][1])
@@ -166,7 +167,7 @@ class Annotated:
 @pytest.mark.parametrize("name", METHODS)
 def test_save_and_load(name, tmp_path):
     model = build(name, pretrained=True)
-    model.fit(features())
+    train(model, features())
     s = model.score(pictures(), NAMES)
     again = methods.load(model.save_pretrained(tmp_path))
     assert type(again) is type(model) and again.config == model.config
@@ -177,7 +178,7 @@ def test_save_and_load(name, tmp_path):
 def test_training_lowers_the_loss(name):
     model = build(name)
     model = build(name, phases=tuple((p.trains, 25, 5) for p in model.config.phases))
-    history = model.fit(features())
+    history = train(model, features())
     assert history["classification"].tail(6).mean() < history["classification"].head(6).mean()
 
 

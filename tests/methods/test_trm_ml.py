@@ -14,6 +14,7 @@ from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.missing_labels import pseudo_labels, trm_ml
 from hrcf_lib.methods.missing_labels.pseudo_labels import OTHER, PRESENT, Memory
 from hrcf_lib.studies import missing_labels
+from hrcf_lib.training import train
 
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]
 SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
@@ -197,7 +198,7 @@ def test_evaluation_teaches_nothing_and_a_change_of_what_is_known_shows():
 )
 def test_switches_leave_no_parameter_that_nothing_trains(changes, gone):
     model = build(**changes)
-    history = model.fit(features())
+    history = train(model, features())
     names = [n for group in model.groups("both") for n in group["names"]]
     assert not any(name.startswith(gone) for name in names)
     assert set(names) == {n for n, _ in model.named_parameters() if not n.startswith("vlp.")}
@@ -323,17 +324,17 @@ def test_a_label_that_looks_less_present_than_others_gets_no_pair_of_labels():
 
 def test_a_resumed_run_ends_in_the_same_bits_with_memory_and_thresholds(tmp_path):
     whole, broken = build(memory=2), build(memory=2)
-    whole.fit(features())
-    broken.fit(features(), tmp_path, stop_after=5)
+    train(whole, features())
+    train(broken, features(), tmp_path, stop_after=5)
     again = build(memory=2)
-    again.fit(features(), tmp_path)
+    train(again, features(), tmp_path)
     assert whole.memory.steps == 9 and whole.memory.seen.any() and (whole.memory.seen > 2).any()
     assert synthetic.same(synthetic.weights(whole), synthetic.weights(again))
     assert synthetic.same(synthetic.weights(whole), synthetic.weights(again), "memory.")
 
 
 def test_pseudo_labels_start_when_they_are_said_to():
-    first, never = (build(pseudo_labels=on, pseudo_after=4).fit(features(), stop_after=6) for on in (True, False))
+    first, never = (train(build(pseudo_labels=on, pseudo_after=4), features(), stop_after=6) for on in (True, False))
     differ = (first["classification"] != never["classification"]).tolist()
     assert differ[:4] == [False] * 4 and any(differ[4:])
 
@@ -343,7 +344,7 @@ def test_categories_without_a_known_positive_are_named():
     assert model.without_positives() == tuple(NAMES)
     data.labels[:, 2] = -data.labels[:, 2].abs()
     data.labels[:, 0] = 1
-    model.fit(data)
+    train(model, data)
     assert "bus" in model.without_positives() and "owl" not in model.without_positives()
     assert model.memory.bank[2].abs().max() == 0
 
@@ -353,7 +354,7 @@ def test_single_positives_give_thresholds_too():
     only = torch.zeros_like(data.labels)
     only[torch.arange(10), torch.arange(10) % 5] = 1
     data.labels = only
-    model.fit(data)
+    train(model, data)
     high, low = model.memory.thresholds(0.0, 0.0)
     assert high.isfinite().all() and low.isfinite().all()
     made, given = missing_labels.filled(model, data)
@@ -398,7 +399,7 @@ def test_quality_refuses_what_does_not_fit():
 
 def test_quality_over_epochs_leaves_the_run_as_it_is(tmp_path):
     plain, looked = build(), build()
-    plain.fit(features())
+    train(plain, features())
     truth = synthetic.features(10, 0, SPACE).labels[:, :5]
     frame = missing_labels.over_epochs(looked, features(), truth, tmp_path)
     assert synthetic.same(synthetic.weights(plain), synthetic.weights(looked))
@@ -411,7 +412,7 @@ def test_quality_over_epochs_leaves_the_run_as_it_is(tmp_path):
 
 
 def test_quality_goes_on_from_within_an_epoch(tmp_path):
-    build().fit(features(), tmp_path, stop_after=4)
+    train(build(), features(), tmp_path, stop_after=4)
     truth = synthetic.features(10, 0, SPACE).labels[:, :5]
     frame = missing_labels.over_epochs(build(), features(), truth, tmp_path, pictures=6)
     assert frame["step"].tolist() == [6, 6, 9, 9]

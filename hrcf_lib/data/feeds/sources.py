@@ -8,7 +8,7 @@ import numpy as np
 
 from hrcf_lib.data import benchmarks, hide_labels
 from hrcf_lib.data.feeds.features import AugmentedFeatures, FrozenFeatures, extract
-from hrcf_lib.data.feeds.pictures import AugmentedView, Pictures, StreamedPictures
+from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
 
@@ -38,13 +38,9 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     workers = (
         config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else devices.workers()
     )
-    stored = partial(extract, model.vlp, space=dataset.labels, folder=cache, workers=workers, precision=config.cache)
+    stored = partial(extract, model.vlp, space=dataset.labels, folder=cache, workers=workers)
     if config.augment == "none":
         found = stored(dataset)
-    elif config.views and training:
-        views = [AugmentedView(dataset, model.vlp, config.augment, view) for view in range(config.views)]
-        plain = Pictures(dataset, model.vlp, workers=config.workers)
-        found = AugmentedFeatures([stored(view) for view in views], config.augment, plain)
     else:
         found = Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
     if training and hide_labels.hides(config):

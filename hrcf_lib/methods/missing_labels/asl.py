@@ -35,6 +35,7 @@ class ASL(Partial):
     """What learns is a weight vector and an offset for each label."""
 
     title, Config = "ASL", ASLConfig
+    about = "ASL: a linear layer on the VLP's global embedding, trained with the asymmetric loss."
     trainable = {"images": (), "prompts": ("head.",)}
     text_prefixes, open_vocabulary = ("head.",), False
 

@@ -51,6 +51,7 @@ class CoOp(Partial):
     """What learns are the vectors of the prompt, the temperature and the offset."""
 
     title, Config = "CoOp", CoOpConfig
+    about = "CoOp: one learnt prompt that all labels share, and the VLP's global embedding."
     trainable = {"images": (), "prompts": ("prompt.", "likeness.")}
     text_prefixes = ("prompt.", "likeness.")  # the image side rests while these learn
 

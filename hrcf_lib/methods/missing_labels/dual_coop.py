@@ -49,6 +49,8 @@ class DualCoOp(Partial):
     """What learns are the vectors of both prompts."""
 
     title, Config = "DualCoOp", DualCoOpConfig
+    about = "DualCoOp: one learnt prompt for present labels, one for absent ones."
+    map_kind = "attention"
     trainable = {"images": (), "prompts": ("prompt.", "likeness.")}
     text_prefixes = ("prompt.", "likeness.")
 

@@ -120,6 +120,8 @@ class SemanticAware(Partial):
     """What learns is the fusion, and the vectors of each category's prompt with temperature and offset."""
 
     title, Config = "Semantic-aware", SemanticAwareConfig
+    about = "Semantic-aware representation (Ruan, Xu et al., ACM TOMM 2024)."
+    map_kind = "attention"
     open_vocabulary = False  # unless categories share their prompt
 
     def build(self) -> None:

@@ -96,6 +96,8 @@ class TRMML(Partial):
     """What learns are queries, attention and MLP, the context of all texts, temperature and offset."""
 
     title, Config = "TRM-ML", TRMMLConfig
+    about = "TRM-ML: text and regions matched for each category, with pseudo-labels."
+    map_kind = "attention"
     trainable = {"images": ("attention.", "mlp.", "likeness."), "prompts": ("context.", "queries")}
     trainable["both"] = trainable["images"] + trainable["prompts"]
     text_prefixes, open_vocabulary = ("context.", "queries"), False

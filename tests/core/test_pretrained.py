@@ -8,8 +8,8 @@ import synthetic
 import torch
 from huggingface_hub import ModelCard
 
-from hrcf_lib import card, methods, protocols
 from hrcf_lib import config as configs
+from hrcf_lib import methods, pretrained, protocols
 from hrcf_lib.evaluation import metrics_row
 from hrcf_lib.training import _frame
 
@@ -39,7 +39,7 @@ def sections(made: ModelCard) -> dict[str, str]:
 
 
 def test_a_card_without_metrics_claims_no_number(model):
-    made = card.card(model)
+    made = pretrained.model_card(model)
     assert made.data.eval_results is None and "model-index" not in made.content
     assert sections(made)["Evaluation"].strip() == "No numbers were given."
     assert "Training" not in sections(made) and not re.search("mAP|F1|%", made.content)
@@ -61,23 +61,23 @@ def test_the_front_is_read_back_as_the_hub_reads_it(model, table, tmp_path):
 
 
 def test_the_text_shows_numbers_with_their_protocol(model, table):
-    text = sections(card.card(model, {"test": table, "test-line": table}))["Evaluation"]
+    text = sections(pretrained.model_card(model, {"test": table, "test-line": table}))["Evaluation"]
     assert "Split `test`" in text and "Split `test-line`" in text
     for value in table["mAP"]:
         assert f"| {value:.2f} |" in text
     assert f"* `per_class`: {protocols.named('per_class').words}." in text
-    assert "the split was not named" in sections(card.card(model, table))["Evaluation"]
+    assert "the split was not named" in sections(pretrained.model_card(model, table))["Evaluation"]
 
 
 def test_a_metric_that_is_missing_is_left_out_and_not_made_up(model, table):
     table.loc["ZSL", "mAP"] = float("nan")
-    made = card.card(model, table)
+    made = pretrained.model_card(model, table)
     values = {(r.dataset_config, r.metric_type) for r in made.data.eval_results}
     assert ("GZSL", "mAP") in values and ("ZSL", "mAP") not in values and "nan" not in made.content
 
 
 def test_a_table_of_a_record_will_do(model, table):
-    assert card.card(model, table.reset_index()).content == card.card(model, table).content
+    assert pretrained.model_card(model, table.reset_index()).content == pretrained.model_card(model, table).content
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_metrics_that_are_refused_before_anything_is_written(model, table, tmp_p
 
 
 def test_it_says_what_the_model_is_and_was_trained_on(model):
-    made = card.card(model)
+    made = pretrained.model_card(model)
     text, data = made.text, sections(made)["Data"]
     assert "hierarchical region clues" in text and "`lam = 0.4`" in text and f"hash `{model.vlp.hash}`" in text
     assert "MojiScenes" in data and "at most 8,000" in data and "12 seen labels" in data
@@ -107,12 +107,12 @@ def test_it_says_what_the_model_is_and_was_trained_on(model):
 
 
 def test_an_untrained_model_is_not_said_to_be_trained():
-    text = sections(card.card(synthetic.model()))["Data"]
+    text = sections(pretrained.model_card(synthetic.model()))["Data"]
     assert "No training is on record" in text and "seen labels:" not in text
 
 
 def test_a_method_has_its_own_words_and_tag():
-    made = card.card(methods.build("mkt", synthetic.config(), pretrained=False))
+    made = pretrained.model_card(methods.build("mkt", synthetic.config(), pretrained=False))
     assert "multi-modal knowledge transfer" in made.text and "mkt" in made.data.tags
     assert made.text.lstrip().startswith("# MKT on MojiScenes")
 
@@ -120,39 +120,39 @@ def test_a_method_has_its_own_words_and_tag():
 def test_other_data_and_a_clip_have_no_licence_unless_it_is_said():
     clip, config = synthetic.model(), configs.nus_wide()
     clip.config, clip.vlp.name = config, config.vlp  # what a card reads of them; the towers may be small
-    made = card.card(clip)
+    made = pretrained.model_card(clip)
     assert made.data.license is None and "Weights: not stated" in made.text and "OpenMoji" not in made.text
     assert made.data.base_model == "timm/vit_base_patch16_clip_224.openai"
-    assert card.card(clip, licence="mit").data.license == "mit"
-    own = card.card(clip, licence="Terms of Us").data.to_dict()
+    assert pretrained.model_card(clip, licence="mit").data.license == "mit"
+    own = pretrained.model_card(clip, licence="Terms of Us").data.to_dict()
     assert (own["license"], own["license_name"]) == ("other", "Terms of Us")
     clip.config = config.replace(vlp_weights="/home/somebody/secret/clip.pt")
-    made = card.card(clip)
+    made = pretrained.model_card(clip)
     assert "somebody" not in made.content and "`clip.pt`" in made.text and made.data.base_model is None
 
 
 def test_training_is_told_by_phase(model):
     row = lambda step, i, side, loss: (step, i, side, 0.5, 1e-3, loss, 0.1, 2.0, 0.0)
     history = _frame([row(1, 0, "hcg", 3.0), row(2, 0, "hcg", 2.5), row(3, 1, "prompts", 2.25)], model)
-    text = sections(card.card(model, training=history))["Training"]
+    text = sections(pretrained.model_card(model, training=history))["Training"]
     assert "| 0 | hcg | 2 | 2.5 | 0.1 |" in text and "| 1 | prompts | 1 | 2.25 | 0.1 |" in text
-    assert "Training" not in sections(card.card(model, training=history[:0]))
-    assert "* device: a CPU" in sections(card.card(model, training={"device": "a CPU"}))["Training"]
+    assert "Training" not in sections(pretrained.model_card(model, training=history[:0]))
+    assert "* device: a CPU" in sections(pretrained.model_card(model, training={"device": "a CPU"}))["Training"]
 
 
 def test_a_card_of_somebody_elses_stays(model, tmp_path):
     model.save_pretrained(tmp_path)
     own = tmp_path / "README.md"
-    assert card.MARK in own.read_text(encoding="utf-8")
+    assert pretrained.MARK in own.read_text(encoding="utf-8")
     own.write_text("# mine", encoding="utf-8")
     with pytest.warns(UserWarning, match="README.md was not written by save_pretrained and stays"):
         model.save_pretrained(tmp_path)
     assert own.read_text(encoding="utf-8") == "# mine"
-    own.write_text(card.MARK, encoding="utf-8")
+    own.write_text(pretrained.MARK, encoding="utf-8")
     model.save_pretrained(tmp_path)
     assert "HRCF on MojiScenes" in own.read_text(encoding="utf-8")
 
 
 def test_a_cell_with_a_bar_does_not_break_its_table():
-    text = card._markdown(pd.DataFrame({"a|b": ["x|y"], "c": [1.5]}))
+    text = pretrained.markdown(pd.DataFrame({"a|b": ["x|y"], "c": [1.5]}))
     assert text.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| x\\|y | 1.5 |"]

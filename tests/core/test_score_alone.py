@@ -6,7 +6,6 @@ import torch
 from torch.testing import assert_close
 
 from hrcf_lib import methods, scores
-from hrcf_lib.apply import alone
 from hrcf_lib.apply.label_scorer import LabelScorer
 
 
@@ -24,7 +23,7 @@ def inputs(J=140, B=3, R=9, K=5, D=16, scale=1.5):
 def test_the_closed_form_is_one_label_at_a_time(rsa, rss, normalize):
     config = synthetic.config(rsa=rsa, rss=rss, normalize_fusion=normalize, lam=0.3)
     e_g, regions, reference, own = inputs()
-    found = alone._closed(e_g, regions, reference, own, config, rss)
+    found = scores.score_alone(e_g, regions, reference, own, config, rss)
     slow = [scores.score(e_g, regions, torch.cat([reference, t[None]]), config, rss)[:, -1] for t in own]
     assert_close(found, torch.stack(slow, dim=1))
 
@@ -32,23 +31,23 @@ def test_the_closed_form_is_one_label_at_a_time(rsa, rss, normalize):
 def test_other_labels_of_the_user_change_nothing():
     model = synthetic.model().eval()
     e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
-    whole = alone.score_alone(model, e_g, regions, reference, own)
+    whole = model.score_alone(e_g, regions, reference, own)
     for i in range(len(own)):
-        assert_close(alone.score_alone(model, e_g, regions, reference, own[[i]])[:, 0], whole[:, i])
+        assert_close(model.score_alone(e_g, regions, reference, own[[i]])[:, 0], whole[:, i])
 
 
 def test_parts_agree_with_the_whole(monkeypatch):
     model = synthetic.model().eval()
     e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
-    whole = alone.score_alone(model, e_g, regions, reference, own)
-    monkeypatch.setattr(alone, "PART", 1)
-    assert_close(alone.score_alone(model, e_g, regions, reference, own), whole)
+    whole = model.score_alone(e_g, regions, reference, own)
+    monkeypatch.setattr(scores, "BESIDE", 1)
+    assert_close(model.score_alone(e_g, regions, reference, own), whole)
 
 
 def test_large_scores_do_not_overflow():
     config = synthetic.config()
     e_g, regions, reference, own = (x.float() for x in inputs(scale=60.0))
-    assert alone._closed(e_g, regions, reference, own, config, True).isfinite().all()
+    assert scores.score_alone(e_g, regions, reference, own, config, True).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["mkt", "pre_clip"])
@@ -56,7 +55,7 @@ def test_any_method(name):
     model = methods.build(name, synthetic.config(), pretrained=False).eval()
     e_g, regions, reference, own = (x.float() for x in inputs(J=196, D=128, scale=0.3))
     with torch.no_grad():
-        found = alone.score_alone(model, e_g, regions, reference, own)
+        found = model.score_alone(e_g, regions, reference, own)
         slow = model.score_embeddings(e_g, regions, torch.cat([reference, own[[2]]]))[:, -1]
     assert found.shape == (3, 5)
     assert_close(found[:, 2], slow)
@@ -72,19 +71,19 @@ def test_a_label_of_the_reference_is_scored_with_the_reference():
     with torch.no_grad():
         e_g, regions = model.embed(pictures)
         inside = model.score_embeddings(e_g, regions, scorer.reference)
-        outside = alone.score_alone(model, e_g, regions, scorer.reference, scorer.own)
+        outside = model.score_alone(e_g, regions, scorer.reference, scorer.own)
     assert_close(found, torch.stack([outside[:, 0], inside[:, 2], outside[:, 1], inside[:, 0]], dim=1))
-    assert alone.score_alone(model, e_g, regions, scorer.reference, scorer.own[:0]).shape == (3, 0)
+    assert model.score_alone(e_g, regions, scorer.reference, scorer.own[:0]).shape == (3, 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1000])
 def test_a_list_of_any_length_says_the_same_of_a_label(n):
     model = synthetic.model().eval()
     e_g, regions, reference, own = (x.float() for x in inputs(K=1000, D=128, scale=0.3))
-    first = alone.score_alone(model, e_g, regions, reference, own[:1])
+    first = model.score_alone(e_g, regions, reference, own[:1])
     with torch.no_grad():
         slow = model.score_embeddings(e_g, regions, torch.cat([reference, own[:1]]))[:, -1:]
-    found = alone.score_alone(model, e_g, regions, reference, own[:n])
+    found = model.score_alone(e_g, regions, reference, own[:n])
     assert found.shape == (3, n)
     assert_close(found[:, :1], first, atol=1e-6, rtol=0)
     assert_close(found[:, :1], slow, atol=1e-6, rtol=0)
@@ -98,4 +97,4 @@ def test_a_method_that_scores_otherwise_has_no_closed_form():
     other = synthetic.model().eval()
     other.__class__ = Other
     e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
-    assert_close(alone.score_alone(other, e_g, regions, reference, own), e_g @ own.T)
+    assert_close(other.score_alone(e_g, regions, reference, own), e_g @ own.T)
