@@ -44,13 +44,13 @@ class Report:
         """Title -> table of text, in the paper's order."""
         s = self.sources
         return {
-            "Table I": tables.table1(s),
+            "Table I": tables.beside("Table I", s),
             "Table I, Open Images": tables.open_images(),
-            "Table II": tables.table2(s),
-            "Table III": tables.table3(s),
+            "Table II": tables.beside("Table II", s),
+            "Table III": tables.beside("Table III", s),
             "Table III, cost": costs.prompt_costs(s),
-            "Table IV": tables.table4(s),
-            "Table V": tables.table5(s),
+            "Table IV": tables.beside("Table IV", s),
+            "Table V": tables.beside("Table V", s),
             "Table VI": costs.table6(s),
             "inference times": costs.times(s),
             "costs on the mini VLP": costs.mini_costs(s),
@@ -60,7 +60,7 @@ class Report:
             "missing labels": missing_labels.over_known(s),
             "missing labels, effects": missing_labels.directions(s),
             "a single positive": missing_labels.single_positive(s),
-            "effects": self.effect_table(),
+            "effects": effects.table(effects.planned(), s),
         }
 
     def summary(self) -> pd.DataFrame:
@@ -72,17 +72,6 @@ class Report:
         """The summary for a record: a row for each data of ours and item of the paper."""
         parts = {data: effects.count(frame) for data, frame in self.effects.items()}
         return pd.concat(parts, names=["ours"]).reset_index()
-
-    def effect_table(self) -> pd.DataFrame:
-        """All effects as text: the paper's difference with its data, ours with the interval and what that is."""
-        first = next(iter(self.effects.values()))
-        shown = first[effects.KEYS].rename(columns={"item": "of the paper", "label": "effect"})
-        said = [tables.signed(d) if not np.isnan(d) else "better" for d in first["paper"]]
-        shown["the paper (data in brackets)"] = [f"{text} ({data})" for text, data in zip(said, first["data"])]
-        for data, frame in self.effects.items():
-            shown[f"ours ({data})"] = [tables.measured(row) for row in frame.to_dict("records")]
-            shown[f"direction ({data})"] = frame["direction"]
-        return shown
 
     def figure(self, data: str = MINI, width: float = figures.PAGE):
         """Forest plot of the effects that are measured, the paper's differences as diamonds; None if there is none."""

@@ -9,7 +9,7 @@ from hrcf_lib.studies import records
 
 
 def main(words=None) -> None:
-    """Write the HTML file; an error of the user's ends it with one line that says what to mend."""
+    """Write the HTML file; bad input ends the command with one line that says what to fix."""
     parser = argparse.ArgumentParser(
         prog="python -m hrcf_lib.report",
         description=report.__doc__,

@@ -1,50 +1,41 @@
-r"""The paper's figures and the claims of its text, each with what we measured of it."""
+r"""The paper's figures and the claims of its text, each with what we measured of it.
 
-import re
-from math import comb
+``papers/published/hrcf_claims_measured.csv`` says what answers each claim of ``hrcf_text_claims.csv`` (a key of
+``ANSWERS``), and the numbers of the paper that this needs.
+"""
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
-from hrcf_lib.report import costs, tables
-from hrcf_lib.report.effects import Effect, chosen, measure, planned
-from hrcf_lib.report.records import Missing, Records, names
+from hrcf_lib.report import effects
+from hrcf_lib.report.effects import Effect
+from hrcf_lib.report.records import HYPERPARAMETERS, MAIN, Missing, Records
 from hrcf_lib.studies import records as results
 
-SETTINGS = {"lam": "λ", "keep": "regions kept", "M": "prompt vectors M"}
-FIGURES = {  # item of the paper -> what it shows, notebook
-    "Table I": ("HRCF against other methods", "05"),
-    "Table II": ("HCG, RSA and RSS", "06"),
-    "Table III": ("kinds of prompt", "07"),
-    "Table IV": ("distillation", "08"),
-    "Table V": ("HRCF against the plain VLP", "04"),
-    "Table VI": ("trained parameters", "10"),
-    "inference times": ("one picture, a test set", "10"),
-    "Figs. 1-2": ("the method, drawn: nothing to measure", "03"),
-    "Fig. 3": ("average precision of each unseen label against MKT's", "05"),
-    "Fig. 4(a)": ("λ", "09"),
-    "Fig. 4(b)": ("regions kept by RSS", "09"),
-    "Fig. 4(c)": ("prompt vectors M", "09"),
-    "Fig. 5": ("predictions on single pictures", "05"),
-    "Figs. 6-7": ("where in the picture: Grad-CAM", "11"),
-    "Sec. IV-F": ("frozen blocks of the ViT", "10"),
+BLOCKS = 1  # of the ViT that HRCF trains: ``model.HRCF.block``, a copy of the last
+CURVES = {  # figure -> the setting as our records spell it, and as the report does
+    "Fig. 4(a)": ("lam", "λ"),
+    "Fig. 4(b)": ("keep", "regions kept"),
+    "Fig. 4(c)": ("M", "prompt vectors M"),
 }
 
 
-def coverage(sources) -> pd.DataFrame:
+def coverage(sources: list[Records]) -> pd.DataFrame:
     """Every table and figure of the paper, the notebook that makes ours, and whether its record is there."""
     rows = []
-    for item, (shows, number) in FIGURES.items():
-        cells = {"of the paper": item, "shows": shows, "notebook": names()[number]}
+    for item, shows, notebook in results.published("hrcf_items").itertuples(index=False):
+        cells = {"of the paper": item, "shows": shows, "notebook": notebook}
         for records in sources:
-            cells[f"record ({records.data})"] = "no record needed" if number == "03" else _there(records, number)
+            nothing = notebook.startswith("03")  # it measures nothing
+            cells[f"record ({records.data})"] = "no record needed" if nothing else _date(records, notebook)
         rows.append(cells)
     return pd.DataFrame(rows)
 
 
-def _there(records: Records, number: str) -> str:
+def _date(records: Records, notebook: str) -> str:
     try:
-        return records.record(names()[number])["date"]
+        return records.record(notebook)["date"]
     except Missing as why:
         return f"not yet: {why}"
 
@@ -57,15 +48,16 @@ def combine(directions) -> str:
     return "opposite" if "opposite" in found else "agrees" if found == {"agrees"} else "open"
 
 
-def claims(sources) -> pd.DataFrame:
-    """Each row of ``hrcf_text_claims.csv``: where, what the paper says and on which data, ours, the direction."""
-    rows = []
-    for row in results.published("hrcf_text_claims").to_dict("records"):
+def claims(sources: list[Records]) -> pd.DataFrame:
+    """Each claim of the text: where, what the paper says and on which data, ours, and the direction."""
+    said, rows = results.published("hrcf_text_claims"), []
+    answered = said.merge(results.published("hrcf_claims_measured"), how="left", on=["where", "claim"])
+    for row in answered.to_dict("records"):
         cells = {"where": row["where"], "claim": row["claim"]}
         cells["the paper (data in brackets)"] = f"{row['value']} ({row['dataset']})"
         for records in sources:
             try:
-                ours, direction = _claim(row, records)
+                ours, direction = _answer(row, records)
             except Missing as why:
                 ours, direction = str(why), "not measured"
             cells |= {f"ours ({records.data})": ours, f"direction ({records.data})": direction}
@@ -73,36 +65,43 @@ def claims(sources) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _claim(row: dict, records: Records) -> tuple[str, str]:
-    where = row["where"]
-    if where.startswith("Fig. 3"):
-        return _labels(row, records)
-    if where.startswith("Sec. IV-F"):
-        return _blocks(row, records)
-    if row["claim"].startswith("best"):
-        return best(records, "M" if "(c)" in where else "lam", re.findall(r"[\d.]+", row["value"])[0])
-    held = [(e, measure(e, records)) for e in planned() if e.item == where]
-    texts = [f"{e.label}, {e.task} {e.metric}: {tables.interval(m)}" for e, m in held if not np.isnan(m["difference"])]
+def _answer(row: dict, records: Records) -> tuple[str, str]:
+    """What we measured of a claim, as text, and its direction. Raises ``Missing``."""
+    if row["answer"] not in ANSWERS:
+        raise Missing(f"nothing here answers {row['claim']!r}")
+    return ANSWERS[row["answer"]](records, row["where"], *_numbers(row))
+
+
+def _numbers(row: dict) -> list[str]:
+    return [] if pd.isna(row["numbers"]) else row["numbers"].split()
+
+
+def by_effects(records: Records, where: str, *_) -> tuple[str, str]:
+    """The effects of this figure, all of which have to agree."""
+    measured = [(effect, effects.measure(effect, records)) for effect in effects.of_item(where)]
+    texts = [
+        f"{effect.label}, {effect.task} {effect.metric}: {effects.with_interval(found)}"
+        for effect, found in measured
+        if not np.isnan(found["difference"])
+    ]
     if not texts:
-        raise Missing(held[0][1]["basis"])
-    return "; ".join(texts), combine(m["direction"] for _, m in held)
+        raise Missing(measured[0][1]["basis"])
+    return "; ".join(texts), combine(found["direction"] for _, found in measured)
 
 
-def _labels(row: dict, records: Records) -> tuple[str, str]:
-    """Fig. 3: AP of each unseen label, HRCF's minus MKT's, means over seeds."""
-    frame = records.table(names()["05"], "per label", ["label", "HRCF", "MKT"])
-    gain = (frame["HRCF"] - frame["MKT"]).astype(float).set_axis(frame["label"])
-    for words, answer in FIGURE3.items():
-        if words in row["claim"]:
-            return answer(gain, *map(float, re.findall(r"\d+", row["value"])[:1]))
-    raise Missing(f"nothing here answers {row['claim']!r}")
+# -- Fig. 3: average precision of each unseen label
 
 
-def won(gain: pd.Series, *_) -> tuple[str, str]:
+def gains(records: Records) -> pd.Series:
+    """AP of each unseen label, HRCF's minus MKT's in points, means over seeds."""
+    frame = records.table(MAIN, "per label", ["label", "HRCF", "MKT"])
+    return (frame["HRCF"] - frame["MKT"]).astype(float).set_axis(frame["label"])
+
+
+def labels_won(gain: pd.Series) -> tuple[str, str]:
     """On how many labels the gain is positive; a direction needs p < 0.05 in a two-sided sign test over the labels."""
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    n, most = better + worse, max(better, worse)
-    p = min(1.0, 2 * sum(comb(n, k) for k in range(most, n + 1)) / 2**n)  # as many or more, if either is as likely
+    p = binomtest(better, better + worse).pvalue if better + worse else 1.0
     text = f"{better} of {len(gain)} (sign test: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
     return text, "open" if p >= 0.05 else "agrees" if better > worse else "opposite"
 
@@ -122,36 +121,21 @@ def largest_loss(gain: pd.Series, most: float) -> tuple[str, str]:
     return f"{_points(gain.min())} ({gain.idxmin()!r}){more}", "opposite" if over else "agrees"
 
 
-FIGURE3 = {"beats": won, "largest gain": largest_gain, "losses": largest_loss}  # words of a claim -> what answers it
-
-
 def _points(value: float) -> str:
-    return f"{value:+.1f} points".replace("-", "−")
+    return f"{effects.signed(value)} points"
 
 
-def _blocks(row: dict, records: Records) -> tuple[str, str]:
-    """Counted from what the image side trains; MKT's part from the record of notebook 05, if it is there."""
-    frozen = [int(number) for number in re.findall(r"\d+", row["value"])]  # HRCF, MKT
-    total = int(re.findall(r"of (\d+)", row["claim"])[0])
-    ours = [total - costs.trained_blocks()]
-    try:
-        table = records.table(names()["05"], "frozen blocks", ["method", "trained blocks"]).set_index("method")
-        ours.append(total - int(table["trained blocks"]["MKT"]))
-        other = f"; MKT trains {total - ours[1]}, {ours[1]} of {total} are frozen"
-    except (Missing, KeyError):
-        other = " (MKT: notebook 05)"
-    same = "agrees" if ours == frozen[: len(ours)] else "opposite"
-    return f"ViT-B/16: HRCF trains the last block alone, {ours[0]} of {total} are frozen{other}", same
+# -- Fig. 4: one setting at a time
 
 
 def curve(records: Records, kind: str) -> pd.DataFrame:
-    """mAP on ``test`` for each value of a setting: value, seed, task, mAP. Raises ``Missing``."""
-    frame = records.runs(names()["09"])
+    """mAP on ``test`` for each value of a setting: value, text, seed, task, mAP. Raises ``Missing``."""
+    frame = records.runs(HYPERPARAMETERS)
     text = frame["variant"] if kind == "M" else frame["setting"].where(frame["variant"] == "HRCF", "")
-    value = text.str.extract(rf"^{kind} = ([\d.]+)$")[0]
-    frame = frame.assign(value=value.astype(float), text=value)[value.notna()]
+    text = text.str.extract(rf"^{kind} = ([\d.]+)$")[0]
+    frame = frame.assign(value=text.astype(float), text=text)[text.notna()]
     if not len(frame):
-        raise Missing(f"the record of notebook 09 has no {kind} = ...")
+        raise Missing(f"the record of notebook {HYPERPARAMETERS[:2]} has no {kind} = ...")
     return frame.sort_values("value")[["value", "text", "seed", "task", "mAP"]]
 
 
@@ -160,42 +144,60 @@ def best(records: Records, kind: str, value: str) -> tuple[str, str]:
     frame = curve(records, kind)
     means = frame[frame["task"] == "ZSL"].groupby("text")["mAP"].mean()
     if value not in means:
-        raise Missing(f"the record of notebook 09 has no {kind} = {value}")
-    found = [
-        measure(Effect("", "", names()["09"], *(_variant(kind, v) for v in (value, other)), sign=1), records)
-        for other in means.index.drop(value)
-    ]
+        raise Missing(f"the record of notebook {HYPERPARAMETERS[:2]} has no {kind} = {value}")
+    run = lambda v: (f"M = {v}", "") if kind == "M" else ("HRCF", f"{kind} = {v}")
+    others = [Effect(HYPERPARAMETERS, *run(value), *run(other), direction=1) for other in means.index.drop(value)]
     text = f"{means.idxmax()} (ZSL mAP {means.max():.1f}; at {value}: {means[value]:.1f})"
-    return text, combine(one["direction"] for one in found)
+    return text, combine(effects.measure(effect, records)["direction"] for effect in others)
 
 
-def _variant(kind: str, value: str) -> tuple[str, str]:
-    return (f"M = {value}", "") if kind == "M" else ("HRCF", f"{kind} = {value}")
-
-
-def figure4(sources) -> pd.DataFrame:
-    """The curves of Fig. 4 as numbers: mean over seeds. The paper prints no curve, only what it chose."""
-    rows = {}
-    places = {"lam": "Fig. 4(a)", "keep": "Fig. 4(b)", "M": "Fig. 4(c)"}
-    for kind, where in places.items():
-        choice = chosen(where)[0]
-        rows[where, choice] = {
-            "of the paper": where,
-            "setting": SETTINGS[kind],
-            "value": choice,
-            "the paper": "its choice",
+def figure4(sources: list[Records]) -> pd.DataFrame:
+    """The curves of Fig. 4 as numbers: means over seeds. The paper prints no curve, only what it chose."""
+    choices = results.published("hrcf_claims_measured").dropna().drop_duplicates("where").set_index("where")["numbers"]
+    rows = []
+    for where, (kind, title) in CURVES.items():
+        choice = choices[where]
+        columns = {
+            f"ours ({records.data}): mAP, ZSL / GZSL": _curve_texts(records, kind, choice) for records in sources
         }
-        for records in sources:
-            head = f"ours ({records.data}): mAP, ZSL / GZSL"
-            try:
-                frame = curve(records, kind)
-            except Missing as why:
-                rows[where, choice][head] = str(why)
-                continue
-            means = frame.groupby(["text", "task"], sort=False)["mAP"].mean().unstack()
-            for text, mean in means.iterrows():
-                about = {"of the paper": where, "setting": SETTINGS[kind], "value": text, "the paper": ""}
-                cells = rows.setdefault((where, text), about)
-                cells[head] = " / ".join(f"{mean[task]:.1f}" for task in ("ZSL", "GZSL"))
-    ordered = sorted(rows, key=lambda key: (key[0], float(key[1])))
-    return pd.DataFrame([rows[key] for key in ordered]).fillna("")
+        for value in sorted({choice}.union(*columns.values()), key=float):
+            cells = {"of the paper": where, "setting": title, "value": value}
+            cells["the paper"] = "its choice" if value == choice else ""
+            rows.append(cells | {head: texts.get(value, "") for head, texts in columns.items()})
+    return pd.DataFrame(rows)
+
+
+def _curve_texts(records: Records, kind: str, choice: str) -> dict[str, str]:
+    """Value -> mean mAP of both tasks, or at the paper's choice why there is none."""
+    try:
+        means = curve(records, kind).groupby(["text", "task"])["mAP"].mean().unstack()
+    except Missing as why:
+        return {choice: str(why)}
+    return {value: f"{row['ZSL']:.1f} / {row['GZSL']:.1f}" for value, row in means.iterrows()}
+
+
+# -- Sec. IV-F
+
+
+def frozen_blocks(records: Records, frozen: int, frozen_mkt: int, total: int) -> tuple[str, str]:
+    """HRCF trains ``BLOCKS`` blocks of the ViT; how many MKT trains is in the record of notebook 05, if it is there."""
+    ours = [total - BLOCKS]
+    try:
+        table = records.table(MAIN, "frozen blocks", ["method", "trained blocks"]).set_index("method")
+        ours.append(total - int(table["trained blocks"]["MKT"]))
+        other = f"; MKT trains {total - ours[1]}, {ours[1]} of {total} are frozen"
+    except (Missing, KeyError):
+        other = f" (MKT: notebook {MAIN[:2]})"
+    same = "agrees" if ours == [frozen, frozen_mkt][: len(ours)] else "opposite"
+    return f"ViT-B/16: HRCF trains the last block alone, {ours[0]} of {total} are frozen{other}", same
+
+
+ANSWERS = {  # what answers a claim, from our records, the place of the claim and its numbers
+    "effects": by_effects,
+    "labels won": lambda records, where: labels_won(gains(records)),
+    "largest gain": lambda records, where, least: largest_gain(gains(records), float(least)),
+    "largest loss": lambda records, where, most: largest_loss(gains(records), float(most)),
+    "best lam": lambda records, where, value: best(records, "lam", value),
+    "best M": lambda records, where, value: best(records, "M", value),
+    "frozen blocks": lambda records, where, *numbers: frozen_blocks(records, *map(int, numbers)),
+}

@@ -2,9 +2,8 @@ r"""What HRCF costs, beside the paper: trained parameters, the time of an epoch 
 
 import pandas as pd
 
-from hrcf_lib.config import TRAINABLE
-from hrcf_lib.report.effects import PROMPTS
-from hrcf_lib.report.records import Missing, Records, names, printed
+from hrcf_lib.report.effects import runs_of
+from hrcf_lib.report.records import MAIN, PROMPTS, SPEED, Missing, Records, printed
 from hrcf_lib.studies import records as results
 
 COUNTED = "ours (ViT-B/16, counted)"
@@ -16,29 +15,29 @@ UNUSED = {"MKT": "MKT with the unused MLP"}  # a method -> its second row: the p
 
 def prompt_costs(sources) -> pd.DataFrame:
     """The other half of Table III: numbers that learn, and the time of an epoch."""
-    rows = []
+    runs, rows = runs_of("Table III"), []
     for row in results.published("hrcf_table3_prompts").to_dict("records"):
-        kind, text = PROMPTS[row["prompt"]], row["trainable_params"]
-        n = _value(sources[0], "10", "prompts", kind, "numbers that learn")
+        (kind, _), text = runs[row["prompt"]], row["trainable_params"]
+        n = _value(sources[0], SPEED, "prompts", kind, "numbers that learn")
         cells = {"prompt": row["prompt"], "the paper: numbers that learn": text}
         cells[COUNTED] = _text(n, "{:,.0f}")
         cells["as printed"] = "" if isinstance(n, Missing) else _yes(printed(n, text))
         cells["the paper (NUS-WIDE, its GPU): minutes an epoch"] = f"{row['train_minutes_per_epoch']:g}"
         for records in sources:
-            seconds = _value(records, "07", "prompts", kind, "seconds_per_epoch")
+            seconds = _value(records, PROMPTS, "prompts", kind, "seconds_per_epoch")
             cells[f"ours ({records.data}): seconds an epoch"] = _text(seconds, "{:.3g}")
         rows.append(cells)
     return pd.DataFrame(rows)
 
 
-def _value(records: Records, number: str, title: str, row: str, column: str) -> float | Missing:
+def _value(records: Records, notebook: str, title: str, row: str, column: str) -> float | Missing:
     """One number of a table whose first column names the rows, or why it is not there."""
     try:
-        frame = records.table(names()[number], title, [column])
+        frame = records.table(notebook, title, [column])
     except Missing as why:
         return why
     found = frame[frame.iloc[:, 0] == row][column].dropna()
-    return float(found.iloc[0]) if len(found) else Missing(f"the record of notebook {number} has no row {row!r}")
+    return float(found.iloc[0]) if len(found) else Missing(f"the record of notebook {notebook[:2]} has no row {row!r}")
 
 
 def _text(value: float | Missing, form: str) -> str:
@@ -66,12 +65,12 @@ def table6(sources) -> pd.DataFrame:
 def _counted(records: Records, method: str, paper: list[str]) -> list[tuple[str, str, str]]:
     """(row, ours, whether it is as printed) of a method; ours is the reason where there is none."""
     if method == "HRCF":
-        numbers = [_value(records, "10", "parameters", "HRCF, counted here", side) for side in SIDES]
+        numbers = [_value(records, SPEED, "parameters", "HRCF, counted here", side) for side in SIDES]
         return [(method, " / ".join(_text(n, "{:.6f}") for n in numbers), _as_printed(numbers, paper))]
     found = []
     for name in (method, UNUSED.get(method)):
         try:
-            frame = records.table(names()["05"], "parameters", ["method", *SIDES.values()]).set_index("method")
+            frame = records.table(MAIN, "parameters", ["method", *SIDES.values()]).set_index("method")
         except Missing as why:
             return [(method, str(why), "")]
         if name in frame.index:
@@ -93,10 +92,10 @@ def times(sources) -> pd.DataFrame:
     """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data."""
     frame = results.published("hrcf_inference_time")
     gpu, head, rows = frame["gpu"].iloc[0], f"ours (ViT-B/16, {_machine(sources[0])})", []
-    other = ELSEWHERE if sources[0].has(names()["05"]) else OTHER
+    other = ELSEWHERE if sources[0].has(MAIN) else OTHER
     for method, single, whole in frame.iloc[:, :3].itertuples(index=False):
         ours = [
-            _value(sources[0], "10", "times", name, "HRCF, ours") for name in ("one picture, s", "a test set, hours")
+            _value(sources[0], SPEED, "times", name, "HRCF, ours") for name in ("one picture, s", "a test set, hours")
         ]
         texts = (_text(ours[0], "{:.3g} s"), _text(ours[1], "{:.3g} h")) if method == "HRCF" else (other, other)
         cells = {"method": method, f"the paper ({gpu}): a picture": f"{single:g} ms", f"{head}: a picture": texts[0]}
@@ -108,8 +107,8 @@ def times(sources) -> pd.DataFrame:
 def mini_costs(sources) -> pd.DataFrame:
     """What methods cost on the mini VLP, in one run on one machine: beside each other, never beside the paper's."""
     try:
-        frame = sources[0].table(names()["05"], "costs", ["method", "training_seconds", "ms_per_picture"])
-        machine = sources[0].record(names()["05"])["device"]
+        frame = sources[0].table(MAIN, "costs", ["method", "training_seconds", "ms_per_picture"])
+        machine = sources[0].record(MAIN)["device"]
     except Missing as why:
         return pd.DataFrame([{"method": "all", "ours (mini VLP)": str(why)}])
     head = f"ours (mini VLP, {machine})"
@@ -119,11 +118,6 @@ def mini_costs(sources) -> pd.DataFrame:
 
 def _machine(records: Records) -> str:
     try:
-        return records.record(names()["10"])["device"]
+        return records.record(SPEED)["device"]
     except Missing:
         return "no record"
-
-
-def trained_blocks() -> int:
-    """How many blocks of the ViT the image side trains: those among the parts that its phases change."""
-    return sum(part.startswith("block") for part in TRAINABLE["hcg"])

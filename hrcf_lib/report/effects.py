@@ -1,136 +1,88 @@
-r"""The paper's effects, what we measured of each, and whether the directions agree.
+r"""The effects that papers print, what we measured of each, and whether the directions agree.
 
-An effect is a difference of one metric between two variants, in percentage points. Ours has an interval; a direction is
-claimed only where the interval leaves 0 out.
+An effect is a difference of one metric between two variants, in percentage points. Each is a row of a table
+``papers/published/*_effects.csv``, which names the rows of the paper's table and the runs of ours that are compared.
+Ours has an interval; a direction is claimed only where the interval leaves 0 out.
 """
 
-import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
 
-from hrcf_lib.report.records import Missing, Records, names
+from hrcf_lib.report.records import Missing, Records
 from hrcf_lib.studies import records as results
 
 DIRECTIONS = ("agrees", "opposite", "open", "not measured")
 NONE = "no direction"  # the paper's difference is within the rounding of what it prints
 ROUNDING = 0.1  # two numbers with one decimal differ by less than this more than they seem to
 COLUMNS = ["variant", "setting", "against", "against_setting", "split", "task", "metric", "difference", "low", "high"]
-FEW = "20"  # regions: the fewest that notebook 09 keeps
 KEYS = ["item", "label", "task", "metric"]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What the paper says of one difference, and where ours is."""
+    """One row of an effects table: the two variants of a paper, and where our record has them."""
 
-    item: str  # of the paper: "Table II", "Fig. 4(a)"
-    label: str
-    record: str  # notebook that measures it
-    ours: tuple[str, str]  # (variant, setting) in its record
-    against: tuple[str, str]
-    paper: float = np.nan  # difference in percentage points; NaN where it prints a direction only
-    sign: int | None = None  # of the direction; by default that of ``paper``, 0 within ROUNDING
+    notebook: str  # whose record measures it
+    variant: str
+    setting: str
+    against_variant: str
+    against_setting: str
+    item: str = ""  # of the paper: "Table II", "Fig. 4(a)"
+    label: str = ""  # the effect in words
     task: str = "ZSL"
     metric: str = "mAP"
-    data: str = "NUS-WIDE"  # what the paper measured it on
-    by_seed: bool = False  # runs are compared seed by seed, where the record has no bootstrap of the difference
+    dataset: str = "NUS-WIDE"  # what the paper measured it on
+    row: str = ""  # of the paper's table
+    against: str = ""  # the other row
+    printed: float = np.nan  # the metric in both rows; NaN where the paper shows a direction only
+    printed_against: float = np.nan
+    direction: float = np.nan  # +1 or -1 where nothing is printed
+    interval: str = "bootstrap"  # or "seeds": runs are compared seed by seed, as the record has no bootstrap of them
 
     @property
-    def direction(self) -> int:
-        """+1, -1, or 0 where the paper shows none."""
-        if self.sign is not None:
-            return self.sign
+    def ours(self) -> tuple[str, str]:
+        """(variant, setting) of the first variant in our record."""
+        return self.variant, self.setting
+
+    @property
+    def other(self) -> tuple[str, str]:
+        """(variant, setting) of the one it is compared with."""
+        return self.against_variant, self.against_setting
+
+    @property
+    def paper(self) -> float:
+        """The paper's difference in percentage points, or NaN."""
+        return self.printed - self.printed_against
+
+    @property
+    def sign(self) -> int:
+        """The paper's direction: +1, -1, or 0 where its difference is within rounding."""
+        if not np.isnan(self.direction):
+            return int(self.direction)
         return int(np.sign(self.paper)) if abs(self.paper) > ROUNDING + 1e-9 else 0
 
 
-def planned() -> list[Effect]:
-    """Every effect that the paper prints and that ours can be held against, numbers from ``papers/published``."""
-    return [*_table1(), *_table2(), *_table3(), *_table4(), *_table5(), *_figure4()]
+@cache
+def planned(table: str = "hrcf_effects") -> tuple[Effect, ...]:
+    """The effects of a table in ``papers/published``, in its order."""
+    frame = results.published(table)
+    texts = [name for name, kind in Effect.__annotations__.items() if kind is str]
+    frame[texts] = frame[texts].astype(object).fillna("")
+    return tuple(Effect(**row) for row in frame.to_dict("records"))
 
 
-def _table1():
-    frame = results.published("hrcf_table1_sota").query("dataset == 'NUS-WIDE'").set_index(["method", "task"])["mAP"]
-    for method, task in frame.index:
-        if method != "HRCF":
-            paper = frame["HRCF", task] - frame[method, task]
-            yield Effect(
-                "Table I", f"HRCF against {method}", names()["05"], ("HRCF", ""), (method, ""), paper, task=task
-            )
+def of_item(item: str) -> list[Effect]:
+    """The planned effects of one table or figure of the HRCF paper."""
+    return [effect for effect in planned() if effect.item == item]
 
 
-STEPS = {  # (HCG, RSA, RSS) of Table II -> (variant, setting), and what the row adds to the one before
-    (0, 0, 0): (("without HCG and RSA", "without RSS"), ""),
-    (1, 0, 0): (("without RSA", "without RSS"), "HCG added"),
-    (1, 1, 0): (("HRCF", "without RSS"), "RSA added"),
-    (1, 1, 1): (("HRCF", ""), "RSS added"),
-}
-PROMPTS = {
-    "Fixed Prompt": "fixed",
-    "Tuning Embedding": "tuning",
-    "Learnable Prompt": "learnable",
-    "Learnable + Fixed": "hybrid",
-}
-
-
-def _table2():
-    frame = results.published("hrcf_table2_hcg_hsa").set_index(["HCG", "RSA", "RSS"])["mAP"]
-    for before, after in zip(STEPS, list(STEPS)[1:]):
-        (ours, label), (against, _) = STEPS[after], STEPS[before]
-        yield Effect("Table II", label, names()["06"], ours, against, frame[after] - frame[before])
-
-
-def _table3():
-    frame = results.published("hrcf_table3_prompts").set_index("prompt")
-    for prompt, variant in PROMPTS.items():
-        for metric in ("mAP", "F1@3") if variant == "fixed" else ("mAP",) if variant != "hybrid" else ():
-            paper = frame.loc["Learnable + Fixed", metric] - frame.loc[prompt, metric]
-            label, both = f"hybrid against {variant} prompt", (("hybrid", ""), (variant, ""))
-            yield Effect("Table III", label, names()["07"], *both, paper, metric=metric)
-
-
-def _table4():
-    frame = results.published("hrcf_table4_distillation").set_index(["model", "task"])["mAP"]
-    for task in ("ZSL", "GZSL"):
-        paper = frame["HRCF", task] - frame["HRCF (w/o L_kd)", task]
-        yield Effect("Table IV", "distillation", names()["08"], ("HRCF", ""), ("weight 0", ""), paper, task=task)
-
-
-def _table5():
-    frame = results.published("hrcf_table5_preclip").set_index(["model", "task"])["mAP"]
-    for task in ("ZSL", "GZSL"):
-        paper = frame["HRCF", task] - frame["Pre-CLIP", task]
-        both = (("HRCF", ""), ("plain VLP", ""))
-        about = {"task": task, "by_seed": True}
-        yield Effect("Table V", "HRCF against the plain VLP", names()["04"], *both, paper, **about)
-
-
-def claim(where: str, column: str = "value") -> str:
-    """What a figure's row of the text claims holds that names a number."""
-    claims = results.published("hrcf_text_claims")
-    return claims[(claims["where"] == where) & (claims["value"] != "direction only")][column].iloc[0]
-
-
-def chosen(where: str) -> list[str]:
-    """The numbers that a claim's value holds, the paper's choice first: 0.25; 108 and 140; 8."""
-    return re.findall(r"[\d.]+", claim(where))
-
-
-def _figure4():
-    best, (kept, every), m = chosen("Fig. 4(a)")[0], chosen("Fig. 4(b)"), chosen("Fig. 4(c)")[0]
-    for end in (0, 1):
-        both = (("HRCF", f"lam = {best}"), ("HRCF", f"lam = {end}"))
-        yield Effect("Fig. 4(a)", f"λ = {best} against {end}", names()["09"], *both, sign=1)
-    for keep in (every, FEW):
-        both = (("HRCF", f"keep = {kept}"), ("HRCF", f"keep = {keep}"))
-        about = {"sign": 1, "task": "GZSL", "data": "Open Images"}
-        yield Effect("Fig. 4(b)", f"{kept} regions kept against {keep}", names()["09"], *both, **about)
-    for other in re.findall(r"\d+", claim("Fig. 4(c)", "claim")):
-        if other != m:
-            yield Effect(
-                "Fig. 4(c)", f"M = {m} against {other}", names()["09"], (f"M = {m}", ""), (f"M = {other}", ""), sign=1
-            )
+def runs_of(item: str) -> dict[str, tuple[str, str]]:
+    """Row of a paper's table -> (variant, setting) of ours."""
+    sides = ((e.row, e.ours, e.against, e.other) for e in of_item(item))
+    return {name: run for row, ours, against, other in sides for name, run in ((row, ours), (against, other))}
 
 
 def direction(sign: int, low: float, high: float) -> str:
@@ -144,60 +96,54 @@ def direction(sign: int, low: float, high: float) -> str:
 
 
 def measure(effect: Effect, records: Records) -> dict:
-    """Our difference with its interval, its direction, and what the interval is; in words why where there is none."""
+    """Our ``difference`` with ``low`` and ``high``, its ``direction``, and the ``basis`` of the interval.
+
+    Where there is no difference, all three are NaN and ``basis`` says why.
+    """
     try:
-        difference, low, high, basis = (over_seeds if effect.by_seed else stored)(effect, records)
-        return {
-            **{"difference": difference, "low": low, "high": high},
-            **{"direction": direction(effect.direction, low, high), "basis": basis},
-        }
+        difference, low, high, basis = (over_seeds if effect.interval == "seeds" else stored)(effect, records)
     except Missing as why:
-        return dict.fromkeys(("difference", "low", "high"), np.nan) | {"direction": "not measured", "basis": str(why)}
+        difference, low, high, basis = np.nan, np.nan, np.nan, str(why)
+    found = {"difference": difference, "low": low, "high": high}
+    return found | {"direction": direction(effect.sign, low, high), "basis": basis}
 
 
 def stored(effect: Effect, records: Records) -> tuple[float, float, float, str]:
     """From the table ``differences`` of a record, where either of the two may come first. Raises ``Missing``."""
-    frame = records.table(effect.record, "differences", COLUMNS)
+    frame = records.table(effect.notebook, "differences", COLUMNS)
     frame = frame[(frame["split"] == "test") & (frame["task"] == effect.task) & (frame["metric"] == effect.metric)]
-    for (variant, setting), (other, other_setting), sign in (
-        (effect.ours, effect.against, 1),
-        (effect.against, effect.ours, -1),
-    ):
-        found = frame[(frame["variant"] == variant) & (frame["setting"] == setting)]
-        found = found[(found["against"] == other) & (found["against_setting"] == other_setting)]
-        if len(found):
-            low, high = sorted(sign * found.iloc[0][["low", "high"]].astype(float))
-            return sign * float(found.iloc[0]["difference"]), low, high, "95 % bootstrap"
-    pair = " against ".join(" ".join(filter(None, names)) for names in (effect.ours, effect.against))
-    raise Missing(f"the record of notebook {effect.record[:2]} does not hold {pair}")
+    frame = frame.set_index(["variant", "setting", "against", "against_setting"])[["difference", "low", "high"]]
+    for pair, sign in (((*effect.ours, *effect.other), 1), ((*effect.other, *effect.ours), -1)):
+        if pair in frame.index:
+            difference, low, high = sign * frame.loc[[pair]].iloc[0].astype(float)
+            return difference, min(low, high), max(low, high), "95 % bootstrap"
+    pair = " against ".join(" ".join(filter(None, run)) for run in (effect.ours, effect.other))
+    raise Missing(f"the record of notebook {effect.notebook[:2]} does not hold {pair}")
 
 
 def over_seeds(effect: Effect, records: Records) -> tuple[float, float, float, str]:
     """From the runs: the mean over seeds, and the least and the greatest seed in place of an interval.
 
-    One seed says nothing about a spread: its bounds are infinite. Raises ``Missing``.
+    One seed shows no spread: its bounds are infinite. Raises ``Missing``.
     """
     ours, other = (
-        records.scores(effect.record, *which, effect.task)[effect.metric] for which in (effect.ours, effect.against)
+        records.scores(effect.notebook, *run, effect.task)[effect.metric] for run in (effect.ours, effect.other)
     )
     by_seed = (ours - other).dropna()
     if len(by_seed) < 2:
         return float(by_seed.mean()), -np.inf, np.inf, "one seed"
-    return (
-        float(by_seed.mean()),
-        float(by_seed.min()),
-        float(by_seed.max()),
-        f"least and greatest of {len(by_seed)} seeds",
-    )
+    bounds = float(by_seed.min()), float(by_seed.max())
+    return float(by_seed.mean()), *bounds, f"least and greatest of {len(by_seed)} seeds"
 
 
 def frame(records: Records) -> pd.DataFrame:
-    """All effects: item, label, task, metric, data (the paper's), paper, then ours as in ``measure``; numbers."""
-    rows = [
-        {**{key: getattr(e, key) for key in (*KEYS, "data", "paper")}, "sign": e.direction, **measure(e, records)}
+    """All effects of the HRCF paper as numbers: item, label, task, metric, data, paper, sign, and as in ``measure``."""
+    return pd.DataFrame(
+        {key: getattr(e, key) for key in KEYS}
+        | {"data": e.dataset, "paper": e.paper, "sign": e.sign}
+        | measure(e, records)
         for e in planned()
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def count(effects: pd.DataFrame) -> pd.DataFrame:
@@ -207,3 +153,47 @@ def count(effects: pd.DataFrame) -> pd.DataFrame:
     table = table.reindex(dict.fromkeys(held["item"]))
     table.loc["all"] = table.sum()
     return table.rename_axis("of the paper").rename_axis(None, axis=1)
+
+
+# -- as text
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign.
+
+    >>> signed(-0.84)
+    '−0.8'
+    """
+    return f"{difference:+.1f}".replace("-", "−")
+
+
+def with_interval(found: dict) -> str:
+    """A difference and its bounds in percentage points; bounds that are infinite are left out.
+
+    >>> with_interval({"difference": -0.84, "low": -1.2, "high": -0.5})
+    '−0.8 [−1.2, −0.5]'
+    """
+    text = signed(found["difference"])
+    if np.isfinite(found["low"]):
+        text += f" [{signed(found['low'])}, {signed(found['high'])}]"
+    return text
+
+
+def with_basis(found: dict) -> str:
+    """What ``measure`` found, with the basis of its interval; or the basis alone, which says why there is none."""
+    return found["basis"] if np.isnan(found["difference"]) else f"{with_interval(found)} ({found['basis']})"
+
+
+def table(effects, sources: list[Records]) -> pd.DataFrame:
+    """One row of text per effect: the paper's difference with its data, ours with its interval, and the direction."""
+    rows = []
+    for effect in effects:
+        paper = "better" if np.isnan(effect.paper) else signed(effect.paper)
+        cells = {"of the paper": effect.item, "effect": effect.label, "task": effect.task, "metric": effect.metric}
+        cells["the paper (data in brackets)"] = f"{paper} ({effect.dataset})"
+        for records in sources:
+            found = measure(effect, records)
+            cells[f"ours ({records.data})"] = with_basis(found)
+            cells[f"direction ({records.data})"] = found["direction"]
+        rows.append(cells)
+    return pd.DataFrame(rows)

@@ -4,8 +4,11 @@ import re
 import tempfile
 from pathlib import Path
 
+from nbconvert import HTMLExporter
+
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.studies import records as results
+from hrcf_lib.studies.notebooks import run_notebook
 
 TITLE = "HRCF: every result beside the paper's"
 STYLE = """
@@ -34,8 +37,6 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     library has no repository around it, ``NotADirectoryError`` for a folder that does not exist; and as
     ``run_notebook``.
     """
-    from hrcf_lib.studies.notebooks import run_notebook  # papermill is needed here alone
-
     notebook = results.REPOSITORY / "notebooks" / "12_report.ipynb"
     records = Path(records or results.REPOSITORY / "notebooks" / "records")
     for folder in filter(None, (records, nus_wide)):
@@ -53,8 +54,6 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
 
 def html(notebook: str | Path) -> str:
     """An executed notebook as one HTML page, without its code. Raises ``ValueError`` if it needs a network."""
-    from nbconvert import HTMLExporter
-
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, embed_images=True)
     body, _ = exporter.from_filename(str(notebook))
     if found := FETCHED.search(body):

@@ -11,6 +11,9 @@ MINI, NUS = "MojiScenes mini", "NUS-WIDE"  # what a column of ours is measured o
 PRESETS = {MINI: ("mini", "mini_short"), NUS: ("nus_wide",)}
 STORED = "stored"  # folder of such a job (``grid.folder_name``)
 METRICS = ("F1@3", "F1@5", "mAP")
+TRAINED, MAIN = "04_alternate_training", "05_main_results"  # notebooks whose records the report reads
+PROMPTS, HYPERPARAMETERS, SPEED = "07_ablation_prompts", "09_hyperparameters", "10_parameters_and_speed"
+PARTIAL, SINGLE = "13_partial_labels", "14_single_positive"
 
 
 class Missing(Exception):
@@ -94,14 +97,6 @@ class Records:
 def preset(record: dict) -> str | None:
     """The preset that a record's numbers belong to; None where it names none."""
     return (record.get("config") or {}).get("name") or record["parameters"].get("preset")
-
-
-def names() -> dict[str, str]:
-    """Number -> name of the notebooks that the report reads or refers to."""
-    every = ("03_hierarchical_region_clues", "04_alternate_training", "05_main_results", "06_ablation_hcg_rsa_rss")
-    every += ("07_ablation_prompts", "08_ablation_distillation", "09_hyperparameters", "10_parameters_and_speed")
-    every += ("11_grad_cam", "13_partial_labels", "14_single_positive")
-    return {name[:2]: name for name in every}
 
 
 def printed(value: float, as_in: str) -> bool:

@@ -8,16 +8,23 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from hrcf_lib.report import claims, effects
+
 PAPERS = Path(__file__).parents[2] / "papers"
 TABLES = sorted((PAPERS / "published").glob("*.csv"))
+EFFECTS = [*effects.planned(), *effects.planned("partial_labels_effects")]
 
 # Columns that hold words. Every other column of every file must be numeric.
 TEXT_COLUMNS = {
-    "claim", "dataset", "features", "gpu", "method", "model", "note", "prompt", "setting", "source", "source_table",
-    "task", "trainable_params", "value", "where",
+    "against", "against_setting", "against_variant", "answer", "claim", "dataset", "features", "gpu", "interval",
+    "item", "label", "method", "metric", "model", "note", "notebook", "numbers", "prompt", "row", "setting", "shows",
+    "source", "source_table", "task", "trainable_params", "value", "variant", "where",
 }  # fmt: skip
 NOT_PERCENT = re.compile(r"K_|.*_M$|ms_|seconds_|train_minutes")  # numeric, but no percentage
-MAY_BE_BLANK = re.compile(r"[PR]_(small|large)$|text_encoder_M$|note$")  # what the papers leave out
+MAY_BE_BLANK = re.compile(  # what the papers leave out, and what an effect needs only sometimes; <file>:<column>
+    r":([PR]_(small|large)|text_encoder_M|note)$"
+    r"|_effects.csv:(setting|against_setting|printed|printed_against|direction)$|_measured.csv:numbers$"
+)
 
 HALF_STEP = 0.05  # a value printed with one decimal is known to +- 0.05
 F1_TOLERANCE = 0.25  # F1 from P and R that are each rounded
@@ -89,7 +96,7 @@ def test_published_table_is_clean(path):
     assert not table.duplicated(subset=keys).any(), f"two rows share {keys}"
     for name in table.columns:
         column = table[name]
-        assert MAY_BE_BLANK.match(name) or not column.isna().any(), f"blank in {name}"
+        assert MAY_BE_BLANK.search(f"{path.name}:{name}") or not column.isna().any(), f"blank in {name}"
         if name in TEXT_COLUMNS:
             continue
         assert pd.api.types.is_numeric_dtype(column), f"{name} is not numeric"
@@ -148,6 +155,48 @@ def test_tables_of_one_paper_agree():
     for name, query in full.items():
         row = pd.read_csv(published / name).query(query)
         assert tuple(row[["F1@3", "F1@5", "mAP"]].iloc[0]) == expected, name
+
+
+PRINTED_AT = {  # item of an effects table -> the table that prints it, the column that names its rows
+    "Table I": ("hrcf_table1_sota", "method"),
+    "Table II": ("hrcf_table2_hcg_hsa", ["HCG", "RSA", "RSS"]),
+    "Table III": ("hrcf_table3_prompts", "prompt"),
+    "Table IV": ("hrcf_table4_distillation", "model"),
+    "Table V": ("hrcf_table5_preclip", "model"),
+    "semantic-aware, Table 4": ("semanticaware_table4_ablation", "method"),
+    "TRM-ML, Table 1": ("partial_labels_map", "method"),
+}
+
+
+@pytest.mark.parametrize("effect", EFFECTS, ids=lambda e: f"{e.item}: {e.label}, {e.task}, {e.metric}")
+def test_an_effect_compares_two_cells_of_its_table(effect):
+    """Or says a direction, where its paper prints no number."""
+    if effect.item not in PRINTED_AT:
+        assert effect.direction in (1, -1) and pd.isna(effect.printed) and pd.isna(effect.printed_against)
+        return
+    file, names = PRINTED_AT[effect.item]
+    frame = pd.read_csv(PAPERS / "published" / f"{file}.csv")
+    for column, value in (("dataset", effect.dataset), ("task", effect.task)):
+        frame = frame[frame[column] == value] if column in frame else frame
+    column = effect.metric if effect.metric in frame else "10"  # percent of labels known
+    for row, printed in ((effect.row, effect.printed), (effect.against, effect.printed_against)):
+        if isinstance(names, list):
+            found = frame[(frame[names] == [name in row.split(" + ") for name in names]).all(axis=1)]
+        else:
+            found = frame[frame[names] == row]
+        assert found[column].item() == printed
+
+
+def test_effects_and_claims_name_notebooks_and_answers_that_exist():
+    notebooks = {path.stem for path in (PAPERS.parent / "notebooks").glob("*.ipynb")}
+    items = pd.read_csv(PAPERS / "published" / "hrcf_items.csv")
+    assert {effect.notebook for effect in EFFECTS} | set(items["notebook"]) <= notebooks
+    assert {effect.interval for effect in EFFECTS} == {"bootstrap", "seeds"}
+    said, measured = (
+        pd.read_csv(PAPERS / "published" / f"hrcf_{name}.csv") for name in ("text_claims", "claims_measured")
+    )
+    assert measured[["where", "claim"]].equals(said[["where", "claim"]])
+    assert set(measured["answer"]) == set(claims.ANSWERS)
 
 
 # --- pages
