@@ -1,4 +1,4 @@
-"""The command line of the benchmark."""
+"""The command line of the speed table."""
 
 import argparse
 import sys
@@ -10,9 +10,9 @@ from hrcf_lib.studies import records
 
 
 def main(words=None) -> int:
-    """0 if every row came through, 1 if one failed, 2 for a wrong argument."""
+    """Returns 0 if every row worked, 1 if one failed; exits with 2 for a wrong argument."""
     parser = argparse.ArgumentParser(
-        prog="python -m hrcf_lib.speed.table",
+        prog="python -m hrcf_lib.speed",
         description=table.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -28,7 +28,7 @@ def main(words=None) -> int:
         print(table.line(row), flush=True)
         rows.append(dict.fromkeys(table.COLUMNS) | row | where)
         if given.out:
-            write_json(given.out, rows)  # after each: a long run that is stopped leaves what it has
+            write_json(given.out, rows)  # after each row, so that a run that is stopped leaves its rows
 
     try:
         table.run(given.rows.split(","), show=show)

@@ -1,9 +1,10 @@
-r"""How far each stage is from what the machine can do: its arithmetic and its traffic against measured limits.
+r"""What training costs: operations counted from shapes, hours on one GPU, and how far each stage is from the limits.
 
-Arithmetic: floating-point operations of matrix products, convolutions and attention, by PyTorch's own counter, against
-the rate of a large matrix product here, in the type that the stage computes in. Traffic: bytes that all operations read
-and write, each by itself, against the rate at which a large array is copied here. What stays in a cache between two
-operations is counted and costs little, so the share of traffic can exceed 1; it is a bound for code without fusion.
+Arithmetic is the number of floating-point operations of matrix products, convolutions and attention, by PyTorch's own
+counter. ``cost`` compares it with the rate of a large matrix product on this machine, in the type that the stage
+computes in. Traffic is the number of bytes that all operations read and write, compared with the rate at which a large
+array is copied. Data that stay in a cache between two operations are counted but cost little, so the share of traffic
+can exceed 1; it is a bound for code without fusion.
 """
 
 import math
@@ -23,11 +24,12 @@ from hrcf_lib.engine import devices
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.model import HRCF
-from hrcf_lib.speed.measure import Sizes, annotate, draw, draw_images, names_of, seconds
+from hrcf_lib.speed.compare import fastest
+from hrcf_lib.speed.inputs import Sizes, label_names, random_images, random_labels, random_normal
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes that operations read and write while it is entered; views move nothing."""
+    """Context that counts the bytes that operations read and write. Views move nothing."""
 
     def __init__(self):
         super().__init__()
@@ -36,8 +38,8 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         read, written = _tensors((args, kwargs)), _tensors(result)
-        places = {x.untyped_storage().data_ptr() for x in read}
-        is_view = written and all(x.untyped_storage().data_ptr() in places for x in written)
+        storages = {x.untyped_storage().data_ptr() for x in read}
+        is_view = written and all(x.untyped_storage().data_ptr() in storages for x in written)
         if function._schema.is_mutable or not is_view:
             self.bytes += sum(map(_size, read + written))
         return result
@@ -52,27 +54,22 @@ def _size(x: Tensor) -> int:
 
 
 def machine(n: int = 4096, megabytes: int = 512) -> dict[str, float]:
-    """Rates of this machine: GFLOP/s of an n x n matrix product in float32 and bfloat16, GB/s of a large copy."""
+    """Rates of this machine: GFLOP/s of an n x n matrix product in float32 and in bfloat16, GB/s of a large copy."""
     rates, device = {}, devices.best()
     for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16}.items():
         a = torch.randn(n, n, device=device, dtype=dtype)
-        rates[name] = 2e-9 * n**3 / _fastest(lambda a=a: a @ a)
+        rates[name] = 2e-9 * n**3 / fastest(lambda a=a: a @ a, repeats=5)
     x = torch.ones(megabytes * 250_000, device=device)
     y = torch.empty_like(x)
-    return rates | {"GB/s": 2e-9 * x.numel() * x.element_size() / _fastest(lambda: y.copy_(x))}
-
-
-def _fastest(run: Callable, repeats: int = 5) -> float:
-    run()
-    return min(seconds(run)[0] for _ in range(repeats))
+    return rates | {"GB/s": 2e-9 * x.numel() * x.element_size() / fastest(lambda: y.copy_(x), repeats=5)}
 
 
 def stages(sizes: Sizes) -> dict[str, Callable]:
-    """The stages of training and inference by name, each a call; B pictures and K labels of NUS-WIDE."""
+    """Stage name -> call, of training and inference, for B pictures and K labels of NUS-WIDE."""
     model = sizes.model().train()
-    vlp, names, B = model.vlp, names_of(sizes.K), sizes.B
+    vlp, names, B = model.vlp, label_names(sizes.K), sizes.B
     vlp.requires_grad_(False)
-    images, t = draw_images(B, vlp.side), draw(sizes.K, vlp.D, scale=0.05)
+    images, t = random_images(B, vlp.side), random_normal(sizes.K, vlp.D, scale=0.05)
     with torch.no_grad(), model.autocast():
         trunk = vlp.trunk(images)
     e_g, regions = model.embed(images)
@@ -89,7 +86,7 @@ def stages(sizes: Sizes) -> dict[str, Callable]:
 
         return inside
 
-    quiet, labels = torch.no_grad(), annotate(B, sizes.K)
+    quiet, labels = torch.no_grad(), random_labels(B, sizes.K)
     score = lambda r: scores.score(e_g, r, t, model.config, select=False)
     s = score(regions).detach()
     return {
@@ -106,14 +103,17 @@ def stages(sizes: Sizes) -> dict[str, Callable]:
 
 
 def cost(sizes: Sizes, rates: dict[str, float] | None = None) -> pd.DataFrame:
-    """A row a stage: type, GFLOP, GB moved, seconds, GFLOP/s, and the shares of both limits (of ``machine``)."""
+    """One row per stage: type, GFLOP, GB moved, seconds, GFLOP/s, and shares of the two limits ``rates``.
+
+    ``rates`` are those of ``machine``, which is called if they are not given.
+    """
     rates, rows = rates or machine(), {}
     image_type = "bfloat16" if devices.native_bf16(devices.best()) else "float32"
     for name, run in stages(sizes).items():
         dtype = image_type if name.startswith(("trunk", "teacher", "student")) else "float32"
-        taken = _fastest(run, repeats=3)
+        taken = fastest(run, repeats=3)
         fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # an attention in one piece would be counted as nothing
+        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see fused attention
         try:
             with Traffic() as traffic:
                 operations, _ = count(run)
@@ -127,26 +127,26 @@ def cost(sizes: Sizes, rates: dict[str, float] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("stage").infer_objects()
 
 
-PICTURES = {  # of training; Open Images: those with human labels, as LESA's code lists them, of 9,011,219
+PICTURES = {  # of an epoch
     "nus_wide": nus_wide.IMAGES["train"],
-    "open_images": 5_501_586,
+    "open_images": 5_501_586,  # of 9,011,219: those with human labels, as LESA's code lists them
 }
 
 
 def count(run: Callable) -> tuple[int, object]:
-    """Floating-point operations of ``run()``, and what it returns."""
+    """Number of floating-point operations of ``run()``, and its result."""
     with FlopCounterMode(display=False) as counter:
         result = run()
     return counter.get_total_flops(), result
 
 
 def flops(config: Config, names: Sequence[str], B: int) -> dict[str, float]:
-    r"""Operations of each part of a step with B pictures and the labels ``names``.
+    r"""Floating-point operations of each part of a step with B pictures and the labels ``names``.
 
     Per picture: ``trunk`` (11 of 12 blocks), ``teacher`` (the last block, frozen), ``student`` and ``student
     backward`` (its copy, HCG and head), ``scores`` (HSA), ``scores backward to regions`` or ``to labels``. Per step:
-    ``label embeddings`` and ``label embeddings backward``. In bfloat16 where ``config.bf16``: trunk to student
-    backward.
+    ``label embeddings`` and ``label embeddings backward``. With ``config.bf16``, trunk to
+    student backward run in bfloat16.
     """
     model = HRCF(config, pretrained=False).to("meta").train()
     side = model.vlp.side
@@ -163,9 +163,10 @@ def flops(config: Config, names: Sequence[str], B: int) -> dict[str, float]:
     text_backward, _ = count(lambda: t.sum().backward())
     t = t.detach()
     parts["scores"], _ = count(torch.no_grad()(lambda: model.score_embeddings(e_g, regions, t)))
-    for learns, which in (("regions", (e_g, regions)), ("labels", (t,))):
-        for tensor in (e_g, regions, t):
-            tensor.requires_grad_(any(tensor is other for other in which))
+    for learns in ("regions", "labels"):
+        for tensor in (e_g, regions):
+            tensor.requires_grad_(learns == "regions")
+        t.requires_grad_(learns == "labels")
         both, _ = count(lambda: model.score_embeddings(e_g, regions, t).sum().backward())
         parts[f"scores backward to {learns}"] = both - parts["scores"]
     parts = {name: value / B for name, value in parts.items()}
@@ -173,9 +174,9 @@ def flops(config: Config, names: Sequence[str], B: int) -> dict[str, float]:
 
 
 def per_step(parts: dict[str, float], side: str, B: int) -> tuple[float, float]:
-    """Operations of one step of a phase that trains ``side``: (image side, scores and label embeddings)."""
+    """Operations of one step of a phase that trains ``side``: of the image side, and of scores and label embeddings."""
     image = parts["trunk"] + parts["teacher"] + parts["student"]
-    if side == "hcg":  # the label embeddings are computed once a phase
+    if side == "hcg":  # label embeddings are computed once per phase
         return B * (image + parts["student backward"]), B * (parts["scores"] + parts["scores backward to regions"])
     text = parts["label embeddings"] + parts["label embeddings backward"]
     return B * image, B * (parts["scores"] + parts["scores backward to labels"]) + text
@@ -184,18 +185,18 @@ def per_step(parts: dict[str, float], side: str, B: int) -> tuple[float, float]:
 def budget(
     config: Config, names: Sequence[str], tflops: float = 60.0, tflops_f32: float = 10.0, measured: dict | None = None
 ) -> pd.DataFrame:
-    r"""Hours of the whole training of ``config`` on one GPU, a row a side and a sum: an estimate, or as measured.
+    r"""Hours of the whole training of ``config`` on one GPU: one row per side, and the sum.
 
     Args:
-        config: its data set is a key of ``PICTURES``, the number of pictures of an epoch.
+        config: its data set is a key of ``PICTURES``.
         names: the seen labels.
-        tflops: 10^12 operations a second that the GPU sustains in the image side (bfloat16), not its peak. The
-            default is a fifth of an A100's peak.
+        tflops: 10^12 operations per second that the GPU sustains in the image side (bfloat16). This is not its peak;
+            the default is a fifth of an A100's peak.
         tflops_f32: the same for scores and label embeddings (float32); half of an A100's peak.
-        measured: seconds a step of each side on a GPU, used in place of the estimate.
+        measured: side -> seconds per step on a GPU, used in place of the estimate.
 
-    Decoding pictures is not counted: it runs beside the GPU, if the machine has the cores for it. Raises ``ValueError``
-    for a data set without a published number of pictures.
+    Decoding of pictures is not counted: it runs at the same time, if the machine has enough cores. Raises
+    ``ValueError`` for a data set without a published number of pictures.
     """
     check_known([config.dataset], list(PICTURES), "no number of training pictures for")
     rows = []

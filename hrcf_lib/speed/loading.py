@@ -1,4 +1,4 @@
-"""Rows on what a training waits for: pictures from JPEGs, with and without workers, and from the cache."""
+"""Rows on what training waits for: pictures from JPEGs, with and without workers, and features from the cache."""
 
 import io
 import tempfile
@@ -14,34 +14,35 @@ from hrcf_lib.data.feeds.pictures import Pictures
 from hrcf_lib.data.images import read_image
 from hrcf_lib.engine import devices
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.speed.measure import Sizes, annotate, names_of
+from hrcf_lib.speed.generated import noise_jpeg
+from hrcf_lib.speed.inputs import Sizes, label_names, random_labels
 
 AUGMENT = "rand-m9-mstd0.5-inc1"  # the paper's
 
 
 def loader(sizes: Sizes) -> dict:
-    """Training on JPEGs that are decoded and augmented beside the computation, against one after the other."""
+    """Training on JPEGs that worker processes decode and augment, against decoding between the steps."""
     model = sizes.model()
-    data = Jpegs(_steps(sizes) * sizes.B, names_of(sizes.K), model.vlp.side)
-    alone, waits = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=0))
-    beside, share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=devices.workers()))
-    note = f"waits for pictures {share:.1%} of the time with {devices.workers()} workers, {waits:.1%} with none"
+    data = Jpegs(_steps(sizes) * sizes.B, label_names(sizes.K), model.vlp.side)
+    plain_s, plain_share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=0))
+    ours_s, share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=devices.workers()))
+    note = f"waits for pictures {share:.1%} of the time with {devices.workers()} workers, {plain_share:.1%} with none"
     what = f"step of the image side on {AUGMENT} views of JPEGs, B = {sizes.B}"
-    return _row(alone, beside, what, note) | {"waiting": share, "waiting_plain": waits}
+    return _row(plain_s, ours_s, what, note) | {"waiting": share, "waiting_plain": plain_share}
 
 
 def cached_epoch(sizes: Sizes) -> dict:
-    """A step from the cache on disk, against one from JPEGs that are decoded and whose trunk is shared."""
+    """A step from the cache on disk, against one from decoded JPEGs with a shared trunk."""
     model = sizes.model()
-    data = Jpegs(_steps(sizes) * sizes.B, names_of(sizes.K), model.vlp.side)
-    alone, waits = _epoch(sizes, Pictures(data, model.vlp, workers=devices.workers()))
+    data = Jpegs(_steps(sizes) * sizes.B, label_names(sizes.K), model.vlp.side)
+    plain_s, plain_share = _epoch(sizes, Pictures(data, model.vlp, workers=devices.workers()))
     with tempfile.TemporaryDirectory() as folder:
         stored = extract(model.vlp, data, data.labels, folder)
-        cached, share = _epoch(sizes, stored)
-        del stored  # some systems remove no file that is mapped
-    note = f"waits {share:.1%} of the time from the cache, {waits:.1%} without"
+        ours_s, share = _epoch(sizes, stored)
+        del stored  # some systems do not remove a file that is mapped
+    note = f"waits {share:.1%} of the time from the cache, {plain_share:.1%} without"
     what = f"step of the image side from the cache against from JPEGs, B = {sizes.B}"
-    return _row(alone, cached, what, note) | {"waiting": share, "waiting_plain": waits}
+    return _row(plain_s, ours_s, what, note) | {"waiting": share, "waiting_plain": plain_share}
 
 
 def _row(plain_s: float, ours_s: float, what: str, note: str) -> dict:
@@ -49,7 +50,7 @@ def _row(plain_s: float, ours_s: float, what: str, note: str) -> dict:
 
 
 def _filling() -> int:
-    """Steps at the start of an epoch whose pictures the workers (two batches each) had made before they were needed."""
+    """Steps at the start of an epoch whose pictures were ready in advance: each worker makes two batches ahead."""
     return 2 * devices.workers() + 2
 
 
@@ -58,27 +59,21 @@ def _steps(sizes: Sizes) -> int:
 
 
 def _epoch(sizes: Sizes, pictures) -> tuple[float, float]:
-    """Median seconds a step, and the share of the time that was waited for pictures, once the pipe has run empty."""
+    """Median seconds per step and share of the time spent waiting, after the steps of ``_filling``."""
     augment = getattr(pictures, "augment", "none")
     model = sizes.model(phases=(("hcg", 1, sizes.B),), augment=augment)
     history = training.train(model, pictures).iloc[_filling() - 1 :]
-    took = history["seconds"].diff().iloc[1:]  # of each step, what it waited for included
+    took = history["seconds"].diff().iloc[1:]  # seconds of each step, waiting included
     return float(took.median()), float(history["waited"].iloc[1:].sum() / took.sum())
 
 
 class Jpegs(Dataset):
-    """JPEGs of 640 x 480 in main memory, about as heavy as photographs, annotated at random with seen labels."""
+    """JPEGs of 640 x 480 in main memory, about as large as photographs, with random seen labels."""
 
     def __init__(self, n: int, names: list[str], side: int, kinds: int = 16):
-        self.side, self.labels, self.y = side, LabelSpace(names), annotate(n, len(names)).cpu().float()
-        rng, self.files = np.random.default_rng(0), []
-        for _ in range(min(n, kinds)):
-            coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), np.int16)
-            noisy = (smooth + rng.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
-            file = io.BytesIO()
-            Image.fromarray(noisy).save(file, "JPEG", quality=90)
-            self.files.append(file.getvalue())
+        self.side, self.labels, self.y = side, LabelSpace(names), random_labels(n, len(names)).cpu().float()
+        rng = np.random.default_rng(0)
+        self.files = [noise_jpeg(rng, coarse=(15, 20), quality=90) for _ in range(min(n, kinds))]
 
     def __len__(self):
         return len(self.y)
@@ -87,7 +82,7 @@ class Jpegs(Dataset):
         return read_image(self.original(i), self.side), self.y[i]
 
     def original(self, i: int) -> Image.Image:
-        """The decoded picture, in its own size."""
+        """The decoded picture in its original size."""
         return Image.open(io.BytesIO(self.files[i % len(self.files)])).convert("RGB")
 
     def label_vector(self, i: int) -> Tensor:
@@ -95,5 +90,5 @@ class Jpegs(Dataset):
         return self.y[i]
 
     def fingerprint(self) -> str:
-        """These are always the same pictures."""
+        """The pictures are the same in every run."""
         return f"{len(self)} JPEGs of the benchmark"

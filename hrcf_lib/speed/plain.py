@@ -1,7 +1,7 @@
-r"""The plain forms: what the fast paths of this library replace, written as the equations and the field's code have it.
+r"""The plain forms that the fast paths of this library replace, written as in the equations and in published code.
 
-Nothing in the product calls them. They are what ``benchmark`` measures against, and what tests compare with. Symbols as
-in the modules that they are the twins of: B images, J regions, K labels, D embedding width, C width of the text tower.
+The library itself never calls them: the speed table times them, and tests compare with them. Symbols are those of the
+fast twins: B images, J regions, K labels, D embedding width, C width of the text tower.
 """
 
 import numpy as np

@@ -1,18 +1,18 @@
 r"""Each fast path beside the plain form it replaces: times of both, their ratio, and how far the numbers differ.
 
-    python -m hrcf_lib.speed.table [--out FILE.json] [--rows prompt_prefix,map_metric]
+    python -m hrcf_lib.speed [--out FILE.json] [--rows prompt_prefix,map_metric]
 
-Sizes are those of the paper: ViT-B/16 (random weights, speed does not depend on them), 925 and 7,186 labels. Every row
-runs in a process of its own, so that its peak of memory is its own, and where its two forms run more than once they
-take turns, so that a machine that slows down slows both. ``--out`` gets a JSON list with one object a row:
+Sizes are those of the paper: ViT-B/16 (random weights, since speed does not depend on them), 925 and 7,186 labels. Each
+row runs in a process of its own, so that its peak of memory is its own. Where the two forms of a row run more than
+once, they take turns, so that a machine that slows down slows both. ``--out`` gets a JSON list with one object per row:
 
 ``name``           one of ``ROWS``
 ``ratio``          seconds of the plain form / seconds of ours, of one run
 ``max_abs_diff``   largest difference of what the two compute
 ``grad_rel_diff``  largest difference of gradients, divided by the largest entry of the plain form's
-``peak_mb``        memory that our form takes beyond what is there before it, 10^6 bytes; of the GPU, if there is one
+``peak_mb``        memory that our form takes beyond what was held before, 10^6 bytes; of the GPU, if there is one
 ``plain_s``, ``ours_s``  the two times
-``what``, ``note``  what was compared, and what else is to be known of it
+``what``, ``note``  what was compared, and remarks
 
 A row whose plain form cannot run at that size says in its note how its time was obtained. ``HRCF_SIZE=smoke`` shrinks
 everything to seconds; ratios mean nothing then.
@@ -23,7 +23,7 @@ import pandas as pd
 from hrcf_lib.config import is_smoke
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.speed import images, loading, scoring, text
-from hrcf_lib.speed.measure import Sizes
+from hrcf_lib.speed.inputs import Sizes
 from hrcf_lib.speed.own_process import run_stage
 
 ROWS = {
@@ -41,16 +41,16 @@ COLUMNS = ["name", "ratio", "max_abs_diff", "grad_rel_diff", "peak_mb", "plain_s
 
 
 def run(names=tuple(ROWS), sizes: Sizes | None = None, show=lambda row: print(line(row), flush=True)) -> pd.DataFrame:
-    r"""The rows ``names`` of the benchmark, in order; ``show`` is called with each as it comes.
+    r"""The rows ``names`` of the speed table, in order; ``show`` is called with each as it is ready.
 
-    One row a name, with the columns of ``COLUMNS`` and what else a row tells. A row that fails has its ``error``, and
-    the others go on. Raises ``ValueError`` for an unknown name, with the nearest known one.
+    One row per name, with the columns of ``COLUMNS`` and further ones that some rows have. A row that fails has its
+    ``error``, and the others are still run. Raises ``ValueError`` for an unknown name, with the nearest known one.
     """
     check_known(names, list(ROWS), "unknown row")
     sizes, rows = sizes or Sizes.of(is_smoke()), []
     for name in names:
-        told = run_stage(name, ROWS[name], sizes)
-        row = {"name": name} | {key: told[key] for key in told if key not in ("stage", "peak_gb", "gpu_gb")}
+        result = run_stage(name, ROWS[name], sizes, preload=[__name__])
+        row = {"name": name} | {key: result[key] for key in result if key not in ("stage", "peak_gb", "gpu_gb")}
         rows.append(row)
         show(row)
     frame = pd.DataFrame(rows)

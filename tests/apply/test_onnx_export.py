@@ -18,7 +18,7 @@ from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.methods import registry
 from hrcf_lib.methods.template import Template
 from hrcf_lib.speed import table
-from hrcf_lib.speed.measure import Sizes
+from hrcf_lib.speed.inputs import Sizes
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -27,7 +27,7 @@ from hrcf_lib.methods import plain_vlp, registry
 from hrcf_lib.methods.settings import MethodConfig
 from hrcf_lib.methods.template import Template, TemplateConfig
 from hrcf_lib.model import HRCF
-from hrcf_lib.speed import methods as costs
+from hrcf_lib.speed import method_costs as costs
 from hrcf_lib.studies import one_run
 from hrcf_lib.training import train
 

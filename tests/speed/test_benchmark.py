@@ -14,10 +14,9 @@ from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.feeds.pictures import Pictures
 from hrcf_lib.engine import devices
 from hrcf_lib.prompts import PromptLearner
-from hrcf_lib.speed import __main__, curves, images, loading, measure, plain
-from hrcf_lib.speed import cost as budget
-from hrcf_lib.speed import table as benchmark
-from hrcf_lib.speed.measure import Sizes, differ, duel
+from hrcf_lib.speed import __main__, compare, cost, curves, images, loading, plain, table
+from hrcf_lib.speed.compare import compare_times, compare_values
+from hrcf_lib.speed.inputs import Sizes, label_names
 
 SMALL = Sizes.of(smoke=True)
 PROMISED = ("prompt_prefix", "ranking_loss", "ranking_loss_large", "feature_cache", "hsa_memory")
@@ -65,15 +64,15 @@ def test_the_plain_average_precision_is_mkts():
 
 
 def test_every_promised_row_is_there():
-    assert set(PROMISED) <= set(benchmark.ROWS)
+    assert set(PROMISED) <= set(table.ROWS)
 
 
-EXACT = [name for name in benchmark.ROWS if not name.startswith("inference") and name not in ("loader", "cached_epoch")]
+EXACT = [name for name in table.ROWS if not name.startswith("inference") and name not in ("loader", "cached_epoch")]
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_both_forms_of_a_row_compute_the_same(name):
-    row = benchmark.ROWS[name](SMALL)
+    row = table.ROWS[name](SMALL)
     assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"])
     assert row["max_abs_diff"] < 1e-5 and row.get("grad_rel_diff", 0) < 1e-4
     assert row["what"] and row["ours_s"] > 0
@@ -81,7 +80,7 @@ def test_both_forms_of_a_row_compute_the_same(name):
 
 def test_rows_on_loading_say_which_share_of_the_time_was_waited():
     for name in ("loader", "cached_epoch"):
-        row = benchmark.ROWS[name](SMALL)
+        row = table.ROWS[name](SMALL)
         assert 0 <= row["waiting"] <= 1 and 0 < row["waiting_plain"] <= 1
         assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and f"{row['waiting']:.1%}" in row["note"]
 
@@ -111,23 +110,23 @@ def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypat
 
 
 def test_inference_is_told_as_an_overhead_over_the_plain_vlp():
-    row = benchmark.ROWS["inference_overhead"](SMALL)
+    row = table.ROWS["inference_overhead"](SMALL)
     assert row["overhead"] == pytest.approx(row["ours_s"] / row["plain_s"])
 
 
 def test_the_arithmetic_of_a_step_is_the_one_the_issue_of_speed_rests_on():
     """20 GFLOP an image from the cache, 56 + 20 with a shared trunk, 88 + 20 in full, of ViT-B/16."""
-    parts = budget.flops(Sizes().model().config.replace(vlp_weights=None), ["cat", "dog"], 1)
+    parts = cost.flops(Sizes().model().config.replace(vlp_weights=None), ["cat", "dog"], 1)
     cached, shared = images._arithmetic(parts, cached=True), images._arithmetic(parts, cached=False)
     assert cached["gflop_plain"] == shared["gflop_plain"] == pytest.approx(88, abs=1)
     assert cached["gflop_ours"] == pytest.approx(20.5, abs=1) and shared["gflop_ours"] == pytest.approx(56, abs=1)
 
 
 def test_a_row_that_fails_is_reported_by_name_and_the_others_go_on(monkeypatch):
-    monkeypatch.setitem(benchmark.ROWS, "broken", fails)
+    monkeypatch.setitem(table.ROWS, "broken", fails)
     said = []
-    frame = benchmark.run(("broken", "ranking_loss"), SMALL, said.append).set_index("name")
-    assert frame.loc["broken", "error"] == "ValueError: no such luck" and "FAILED" in benchmark.line(said[0])
+    frame = table.run(("broken", "ranking_loss"), SMALL, said.append).set_index("name")
+    assert frame.loc["broken", "error"] == "ValueError: no such luck" and "FAILED" in table.line(said[0])
     assert frame.loc["ranking_loss", "ratio"] > 0 and frame["error"].isna()["ranking_loss"]
 
 
@@ -140,7 +139,7 @@ def test_the_command_writes_a_list_of_rows(tmp_path, monkeypatch, capsys):
     assert all({"ratio", "max_abs_diff", "peak_mb", "device", "commit"} <= row.keys() for row in rows)
     assert rows[1]["grad_rel_diff"] is None and rows[0]["grad_rel_diff"] is not None
     assert " x  ranking loss, B = 4, K = 40" in capsys.readouterr().out
-    monkeypatch.setitem(benchmark.ROWS, "broken", fails)
+    monkeypatch.setitem(table.ROWS, "broken", fails)
     assert __main__.main(["--rows", "broken"]) == 1
 
 
@@ -155,34 +154,36 @@ def test_an_unknown_row_is_refused_with_the_nearest(capsys):
 
 def test_a_duel_takes_turns_and_divides_plain_by_ours(monkeypatch):
     clock, calls = [0.0], []
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(compare, "timer", lambda: clock[0])
 
-    def form(name, cost):
+    def form(name, seconds):
         def run():
             calls.append(name)
-            clock[0] += cost
+            clock[0] += seconds
+            return name
 
         return run
 
-    row = duel(form("plain", 6.0), form("ours", 2.0), repeats=2)
+    row, results = compare_times(form("plain", 6.0), form("ours", 2.0), repeats=2)
+    assert results == ["plain", "ours"]
     assert row["ratio"] == 3 and (row["plain_s"], row["ours_s"]) == (6, 2)
     assert calls[-4:] == ["plain", "ours"] * 2
 
 
 def test_differences_are_seen_in_values_and_in_gradients():
     x = {"x": torch.tensor([1.0, 2.0])}
-    same = differ(lambda x: x**2, lambda x: x * x, x)
+    same = compare_values(lambda x: x**2, lambda x: x * x, x)
     assert same["max_abs_diff"] == 0 and same["grad_rel_diff"] < 1e-6
-    assert differ(lambda x: x**2, lambda x: x**2 + 1, x)["max_abs_diff"] == 1
-    assert differ(lambda x: x**2, lambda x: (x**2).detach() + 0 * x, x)["grad_rel_diff"] == 1
+    assert compare_values(lambda x: x**2, lambda x: x**2 + 1, x)["max_abs_diff"] == 1
+    assert compare_values(lambda x: x**2, lambda x: (x**2).detach() + 0 * x, x)["grad_rel_diff"] == 1
 
 
 @pytest.mark.skipif(not devices.forget_peak(), reason="this system does not forget a peak")
 def test_peak_memory_is_what_a_run_takes_beyond_what_was_there():
     held = np.ones(50_000_000)  # 400 MB that were there before
-    once = measure.peak_mb(lambda: np.ones(25_000_000).sum())  # 200 MB
+    once = compare.peak_mb(lambda: np.ones(25_000_000).sum())  # 200 MB
     assert 150 < once < 260 and held.sum() > 0
-    assert measure.peak_mb(lambda: None) < 50, "a peak of before is forgotten"
+    assert compare.peak_mb(lambda: None) < 50, "a peak of before is forgotten"
 
 
 # Cost model and curves ----------------------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def test_traffic_counts_what_operations_read_and_write():
     a, b = torch.ones(8, 4), torch.ones(4, 16)
 
     def bytes_of(run):
-        with budget.Traffic() as traffic:
+        with cost.Traffic() as traffic:
             run()
         return traffic.bytes
 
@@ -206,30 +207,30 @@ def test_traffic_counts_what_operations_read_and_write():
 
 def test_the_cost_model_counts_the_same_arithmetic_as_the_budget():
     rates = {"float32": 1.0, "bfloat16": 2.0, "GB/s": 4.0}
-    table = budget.cost(SMALL, rates)
-    parts = budget.flops(SMALL.model().config, measure.names_of(SMALL.K), SMALL.B)
-    assert table.loc["ranking loss, with backward", "GFLOP"] == 0 < table.loc["ranking loss, with backward", "GB"]
+    found = cost.cost(SMALL, rates)
+    parts = cost.flops(SMALL.model().config, label_names(SMALL.K), SMALL.B)
+    assert found.loc["ranking loss, with backward", "GFLOP"] == 0 < found.loc["ranking loss, with backward", "GB"]
     for stage in ("trunk", "teacher", "student"):
-        assert table.loc[stage, "GFLOP"] == pytest.approx(SMALL.B * parts[stage] / 1e9, rel=1e-6)
+        assert found.loc[stage, "GFLOP"] == pytest.approx(SMALL.B * parts[stage] / 1e9, rel=1e-6)
     learning = SMALL.B * (parts["student"] + parts["student backward"]) / 1e9
-    whole = table.loc["student, with backward", "GFLOP"]
+    whole = found.loc["student, with backward", "GFLOP"]
     assert learning <= whole < 1.03 * learning, "a fused attention computes its weights again on the way back"
-    row = table.loc["label embeddings, with backward"]
-    assert row["GFLOP"] > 1.8 * table.loc["label embeddings", "GFLOP"]
+    row = found.loc["label embeddings, with backward"]
+    assert row["GFLOP"] > 1.8 * found.loc["label embeddings", "GFLOP"]
     assert row["share of peak arithmetic"] == pytest.approx(row["GFLOP"] / row["seconds"] / rates[row["type"]])
     assert row["share of peak traffic"] == pytest.approx(row["GB"] / row["seconds"] / 4)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_plain_form_that_would_fill_the_memory_is_left_out_of_the_curves(monkeypatch):
-    table = curves.scaling(SMALL, {"K": (81, 256), "B": (1,), "J": (35,)}, repeats=1)
-    assert set(table["axis"]) == {"K", "B", "J"} and (table["seconds"] > 0).all()
-    forms = table[table["axis"] == "K"].groupby(["stage", "value"])["form"].agg(list)
+    found = curves.scaling(SMALL, {"K": (81, 256), "B": (1,), "J": (35,)}, repeats=1)
+    assert set(found["axis"]) == {"K", "B", "J"} and (found["seconds"] > 0).all()
+    forms = found[found["axis"] == "K"].groupby(["stage", "value"])["form"].agg(list)
     assert forms["ranking loss, with backward", 256] == ["plain", "ours"]
     assert forms["label embeddings", 81] == ["ours", "plain"] and forms["label embeddings", 256] == ["ours"]
-    monkeypatch.setattr(curves, "ROOM", 16 * 100 * 100)
-    table = curves.scaling(SMALL, {"K": (81, 256)}, repeats=1)
-    loss = table[table["stage"].str.startswith("ranking")]
+    monkeypatch.setattr(curves, "LARGEST", 16 * 100 * 100)
+    found = curves.scaling(SMALL, {"K": (81, 256)}, repeats=1)
+    loss = found[found["stage"].str.startswith("ranking")]
     assert loss[loss["form"] == "plain"]["value"].tolist() == [81] and loss[loss["form"] == "ours"].shape[0] == 2
 
 

@@ -10,8 +10,8 @@ import pytest
 from hrcf_lib import config
 from hrcf_lib.data import load, table_format
 from hrcf_lib.data.official import checks, nus_wide, open_images
-from hrcf_lib.speed import cost, dry_run, dry_stages, generated
-from hrcf_lib.speed.dry_stages import Plan
+from hrcf_lib.speed import cost, dry_run, generated
+from hrcf_lib.speed.dry_run import Plan
 from hrcf_lib.speed.generated import Size
 
 SMALL = Size(300, 200, 2_000, 1_400, 1_400, pictures=3)
@@ -44,16 +44,16 @@ def test_generated_open_images_are_prepared_with_the_right_counts(tmp_path):
     assert train["positives"] / (train["positives"] + train["negatives"]) == pytest.approx(0.48, abs=0.05)
 
 
-@pytest.mark.parametrize("dataset", list(dry_stages.READERS))
+@pytest.mark.parametrize("dataset", list(dry_run.READERS))
 def test_the_first_pictures_of_each_split_exist(tmp_path, dataset):
     plan = Plan(str(tmp_path), size=SMALL)
-    dry_stages.generate(plan, dataset)
-    dry_stages.prepare(plan, dataset)
+    dry_run.generate(plan, dataset)
+    dry_run.prepare(plan, dataset)
     for split in ("train", "test"):
-        pictures = dry_stages._some(plan, dataset, split, 3, side=112)
+        pictures = dry_run._first(plan, dataset, split, 3, side=112)
         assert [tuple(pictures[i][0].shape) for i in range(3)] == [(3, 112, 112)] * 3
         with pytest.raises(ValueError, match="4 pictures are needed, 3 exist: take fewer steps"):
-            dry_stages._some(plan, dataset, split, 4, side=112)
+            dry_run._first(plan, dataset, split, 4, side=112)
 
 
 def test_equal_seeds_give_equal_trees_and_a_tree_is_used_again(tmp_path):
@@ -73,7 +73,7 @@ def test_equal_seeds_give_equal_trees_and_a_tree_is_used_again(tmp_path):
 def test_a_generated_tree_takes_no_other_folders_place(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("words")
-    with pytest.raises(FileExistsError, match="holds something else than a generated tree; choose another folder"):
+    with pytest.raises(FileExistsError, match="holds something other than a generated tree; choose another folder"):
         generated.nus_wide(tmp_path / "mine", SMALL)
 
 
@@ -113,7 +113,7 @@ def nothing(plan, dataset):
 
 def test_a_failing_stage_is_reported_by_name_and_the_others_go_on(tmp_path, monkeypatch):
     stages = {"fails": fails, "dies": dies, "works": nothing}
-    monkeypatch.setattr(dry_run, "PER_DATASET", stages)
+    monkeypatch.setattr(dry_run, "STAGES", stages)
     said = []
     record = dry_run.dry_run(Plan(str(tmp_path), mini=True), ["nus_wide"], show=said.append)
     rows = {row["stage"]: row for row in record["stages"]}
@@ -212,7 +212,7 @@ def test_a_dry_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert dry_run.main(words) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     rows = pd.DataFrame(record["stages"]).set_index("stage")
-    assert list(rows.index) == [f"nus_wide: {title}" for title in dry_stages.PER_DATASET]
+    assert list(rows.index) == [f"nus_wide: {title}" for title in dry_run.STAGES]
     assert list(rows.columns) == dry_run.COLUMNS[1:]
     assert (rows["seconds"] >= 0).all() and (rows["peak_gb"] > 0.1).all() and rows["error"].isna().all()
     units = rows["unit"].dropna()

@@ -1,4 +1,4 @@
-"""What each method costs, all of them in turn in one run: parameters, steps of training, pictures scored."""
+"""What each method costs, all of them measured in one run: parameters, training steps, scoring of pictures."""
 
 import statistics
 
@@ -11,28 +11,29 @@ from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods import registry
-from hrcf_lib.speed.measure import draw, draw_images, seconds
+from hrcf_lib.speed.compare import seconds
+from hrcf_lib.speed.inputs import random_images, random_normal
 from hrcf_lib.training import train
 
 NAMES = ("hrcf", *registry.names("compared"))
 
 
 def costs(methods: dict, labels, rounds: int = 3, steps: int = 6, pictures: int = 64) -> pd.DataFrame:
-    r"""A row a method: trained parameters, the time of a training as its config has it, and of scoring.
+    r"""One row per method: trained parameters, time of the training that its config asks for, time of scoring.
 
-    Rounds go through all methods in turn, so that whatever else the machine does falls on all of them; each number is
-    the median over rounds. A step is a whole one, with reading features, all losses and the optimizer; features are
-    stored ones also where the config augments.
+    Each round goes through all methods in turn, so that other load of the machine falls on all of them; each number is
+    the median over rounds. A step includes reading features, all losses and the optimizer. Features are stored ones,
+    also where the config augments.
 
     Args:
         methods: title -> config.
-        labels: names that pictures are scored with, and whose first four fifths training knows.
+        labels: label names to score pictures with; the first four fifths are seen in training.
         rounds: how often each method is timed.
-        steps: of training, of each side, a round; the first of them is not counted.
-        pictures: that are scored at a time, from pixels.
+        steps: training steps of each side per round, after one that is not counted.
+        pictures: number of pictures that are scored at a time, from pixels.
 
-    Returns ``method``, ``image side`` and ``text side`` (numbers that learn), ``step of images, ms`` and
-    ``step of prompts, ms`` (NaN for a side without training), ``training_seconds`` and ``ms_per_picture``.
+    Columns: ``method``, ``image side`` and ``text side`` (numbers of trained parameters), ``step of images, ms`` and
+    ``step of prompts, ms`` (NaN for a side that is not trained), ``training_seconds`` and ``ms_per_picture``.
     """
     models = {title: registry.for_config(config).to(devices.best()) for title, config in methods.items()}
     times = {title: {"images": [], "prompts": [], "scores": []} for title in methods}
@@ -40,20 +41,25 @@ def costs(methods: dict, labels, rounds: int = 3, steps: int = 6, pictures: int 
         for title, model in models.items():
             for side, took in _steps(model, labels, steps).items():
                 times[title][side].append(took)
-            model.score(draw_images(4, model.vlp.side), labels)
-            took, _ = seconds(lambda m=model: m.score(draw_images(pictures, m.vlp.side), labels))
+            model.score(random_images(4, model.vlp.side), labels)
+            took = seconds(lambda m=model: m.score(random_images(pictures, m.vlp.side), labels))
             times[title]["scores"].append(took / pictures)
     return pd.DataFrame([_row(title, models[title], times[title]) for title in methods])
 
 
 def _steps(model, labels, steps: int) -> dict[str, float]:
-    """Seconds of a step of each side: the median of all but the first."""
+    """Side -> seconds of a step: the median of all but the first."""
     config, found = model.config, {}
     for phase in {p.trains: p for p in config.phases}.values():
         if not model.groups(phase.trains):
             continue
         data = _noise(model, labels, phase.batch * (steps + 1))
-        still = {"warmup_epochs": 0.0, "lr": 1e-12, "prompt_lr": 1e-12, "min_lr": 0.0}  # weights stay as they are
+        still = {
+            "warmup_epochs": 0.0,
+            "lr": 1e-12,
+            "prompt_lr": 1e-12,
+            "min_lr": 0.0,
+        }  # weights do not move
         stored = {"augment": "none", "views": 0, "stream": False}
         short = model.under(config.replace(phases=[(phase.trains, 1, phase.batch)], **stored, **still))
         took = train(short, data)["seconds"].diff().iloc[1:]
@@ -62,12 +68,12 @@ def _steps(model, labels, steps: int) -> dict[str, float]:
 
 
 def _noise(model, labels, n: int) -> FrozenFeatures:
-    """Features of random pictures in the shapes of the model's VLP, each with a positive seen label."""
+    """Random features in the shapes of the model's VLP; each picture has a positive seen label."""
     vlp, seen = model.vlp, max(1, 4 * len(labels) // 5)
     space = LabelSpace(labels[:seen], labels[seen:])
-    y = torch.where(draw(n, len(labels)) > 2, 1.0, -1.0).cpu()
+    y = torch.where(random_normal(n, len(labels)) > 2, 1.0, -1.0).cpu()
     y[torch.arange(n), torch.arange(n) % space.n_seen] = 1
-    return FrozenFeatures(draw(n, 1 + vlp.N**2, vlp.C).cpu().half(), draw(n, vlp.D).cpu(), y, space)
+    return FrozenFeatures(random_normal(n, 1 + vlp.N**2, vlp.C).cpu().half(), random_normal(n, vlp.D).cpu(), y, space)
 
 
 def _row(title: str, model, times: dict) -> dict:
@@ -84,10 +90,11 @@ def _row(title: str, model, times: dict) -> dict:
 
 
 def counted(preset: str = "nus_wide") -> tuple[pd.DataFrame, pd.DataFrame]:
-    r"""Counted from the modules with a preset's VLP: trained parameters in millions, and trained blocks of the ViT.
+    r"""Two tables, counted from the modules with a preset's VLP: trained parameters, and trained blocks of the ViT.
 
-    The first has the columns ``method``, ``image side``, ``text side`` and ``all``; MKT stands in it twice, as its
-    released code counts and without the MLP that its forward never uses. The second: ``method``, ``trained blocks``.
+    The first has the columns ``method``, ``image side``, ``text side`` and ``all``, in millions. MKT has two rows: as
+    its released code counts, and without the MLP that its forward never uses. The second has ``method`` and ``trained
+    blocks``.
     """
     rows, blocks = [], []
     for name in NAMES:
