@@ -1,4 +1,4 @@
-r"""Where this process computes, and how many processes there are: what Accelerate knows of it."""
+"""Device, processes and memory: where this process computes, and how many were started together (by Accelerate)."""
 
 import ctypes
 import os
@@ -12,17 +12,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-PATIENCE = timedelta(hours=1)  # that processes wait for each other, as for the one that computes features for all
+TIMEOUT = timedelta(hours=1)  # of processes that wait for each other, as while one of them computes features
 
 
 def process() -> PartialState:
-    r"""This process among those that were started together: ``device``, ``process_index``, ``num_processes``.
+    """State of this process among those started together: ``device``, ``process_index``, ``num_processes``.
 
-    Without a launcher it is the only one, on the best device there is. ``ACCELERATE_USE_CPU=true`` keeps to the CPU.
-    Raises ``RuntimeError`` if a launcher started several processes that do not find each other, as those on a machine
-    without GPUs do, where this is not set: each would train alone.
+    Without a launcher it is the only process, on the best device of the machine; ``ACCELERATE_USE_CPU=true`` restricts
+    it to the CPU. Raises ``RuntimeError`` if a launcher started several processes that do not find each other, so that
+    each would train alone. This happens on a machine without GPUs where that variable is not set.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != state.num_processes:
         raise RuntimeError(
@@ -33,17 +33,17 @@ def process() -> PartialState:
 
 
 def workers() -> int:
-    """Processes that decode pictures for each training process of this machine: its share of the cores, 16 at most."""
+    """Number of processes that decode pictures for this training process: its share of the cores, at most 16."""
     return min(16, (os.cpu_count() or 1) // neighbours())
 
 
 def neighbours() -> int:
-    """Number of processes that were started together on this machine, this one among them."""
+    """Number of processes that were started together on this machine, this one included."""
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def native_bf16(device: torch.device | str) -> bool:
-    """Whether ``device`` multiplies in bfloat16 by itself. A CPU that does not emulates it, slower than float32."""
+    """Whether ``device`` multiplies in bfloat16 natively. Other CPUs emulate it, which is slower than float32."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -56,51 +56,51 @@ def native_bf16(device: torch.device | str) -> bool:
 
 
 def autocast(device: torch.device | str, bf16: bool) -> torch.autocast:
-    """What the image side runs in: bfloat16 products where asked for and native, float32 elsewhere."""
+    """Context for the image side: products in bfloat16 if ``bf16`` is set and the device is native, else in float32."""
     device = torch.device(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and native_bf16(device))
 
 
 def best() -> torch.device:
-    """The device of this process: its GPU, Apple's, or the CPU."""
+    """The device of this process: its GPU, Apple's GPU, or the CPU."""
     return process().device
 
 
 def available() -> list[str]:
-    """Names of the devices of this machine: cpu, and cuda and mps where there are."""
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return [name for name, there in has.items() if there]
+    """Names of the kinds of devices of this machine: cpu, and cuda and mps if it has them."""
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [name for name, is_here in found.items() if is_here]
 
 
 def named(name: str | torch.device) -> torch.device:
-    """A device of this machine by name: cpu, cuda, cuda:1, mps. Raises ``ValueError`` that names those there are."""
+    """A device by name: cpu, cuda, cuda:1, mps. Raises ``ValueError`` if this machine does not have it."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = None
-    there = device is not None and device.type in available()
-    if there and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        there = False
-    if not there:
+    exists = device is not None and device.type in available()
+    if exists and device.type == "cuda":
+        exists = (device.index or 0) < torch.cuda.device_count()
+    if not exists:
         raise ValueError(f"device = {str(name)!r}: this machine has {', '.join(available())}; choose one of these")
     return device
 
 
 def move(x: torch.Tensor, device) -> torch.Tensor:
-    """``x`` on ``device``; from pinned memory the copy runs beside the computation."""
+    """``x`` on ``device``. A copy from pinned memory runs at the same time as the computation."""
     return x.to(device, non_blocking=x.is_pinned())
 
 
 def pinned(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors in pinned memory where there is a CUDA device, otherwise as they are."""
+    """The tensors in pinned memory if there is a CUDA device; otherwise as they are."""
     return tuple(x.pin_memory() for x in tensors) if torch.cuda.is_available() else tensors
 
 
 def memory_gb() -> tuple[float, float]:
-    r"""What this process holds now and what it held at most, GB (10^9 bytes), files that it maps included.
+    """Memory that this process holds now and held at most, in GB (10^9 bytes), mapped files included.
 
-    The peak is Linux's VmHWM, which a process does not inherit as it does ``ru_maxrss``; ``ru_maxrss``, in bytes, on
-    macOS; the peak working set on Windows.
+    The peak is VmHWM on Linux (a process inherits ``ru_maxrss`` from its parent, but not this), ``ru_maxrss`` on macOS,
+    where it is in bytes, and the peak working set on Windows.
     """
     info, status = psutil.Process().memory_info(), Path("/proc/self/status")
     if status.is_file():
@@ -115,10 +115,10 @@ def memory_gb() -> tuple[float, float]:
     return _gb(info.rss), _gb(peak)
 
 
-def forget_peak() -> bool:
-    r"""Let the peak of ``memory_gb`` start anew from what is held now; False where the system cannot (not Linux).
+def reset_peak_memory() -> bool:
+    """Restart the peak of ``memory_gb`` from what is held now. Returns False where the system cannot do it (not Linux).
 
-    Memory that was freed and not yet given back to the system is given back first: using it again would not show.
+    Freed memory is returned to the system first; otherwise its reuse would not show in the peak.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Files that are always whole: written under another name first, renamed when complete."""
+"""Files that are always whole (written under a temporary name, renamed when complete), and weights in such files."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def replacing(path: str | Path):
-    """A temporary name beside ``path`` to write to; renamed to it at the end. The folder is made if need be."""
+    """Context: a temporary path beside ``path``, renamed to it at the end. The folder is created if necessary."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -23,12 +23,12 @@ def replacing(path: str | Path):
 
 @contextmanager
 def replacing_alone(path: Path):
-    """As ``replacing``, for large files that several runs may write at once: each has a temporary name of its own.
+    """Like ``replacing``, for large files that several runs may write at once: each run has its own temporary name.
 
-    It is on the disk before it is renamed, so that no crash of the machine leaves a hollow file, and removed if writing
-    fails.
+    The file is synced to disk before it is renamed, so that a crash of the machine leaves no empty file, and it is
+    removed if writing fails.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")  # containers share numbers
+    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")  # process ids repeat in containers
     try:
         yield part
         with part.open("rb+") as file:
@@ -39,7 +39,7 @@ def replacing_alone(path: Path):
 
 
 def write_json(path: str | Path, values: dict, default=None) -> None:
-    """Write a JSON file, whole or not at all; ``default`` as in ``json.dumps``."""
+    """Write a JSON file of ``values``; ``default`` as in ``json.dumps``. The file is always whole."""
     with replacing(path) as part:
         text = json.dumps(values, indent=1, ensure_ascii=False, default=default)
         part.write_text(text + "\n", encoding="utf-8")
@@ -48,8 +48,8 @@ def write_json(path: str | Path, values: dict, default=None) -> None:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     r"""Name -> tensor of a ``.safetensors`` file or of a PyTorch checkpoint, on the CPU.
 
-    Of a training checkpoint the entry ``state_dict`` is taken; the prefix ``module.`` of data-parallel runs is dropped.
-    Raises ``ValueError`` for a damaged file, and for one that holds more than tensors and plain containers.
+    A training checkpoint is read from its entry ``state_dict``; the prefix ``module.`` of data-parallel runs is
+    removed. Raises ``ValueError`` for a damaged file, and for one with more than tensors and plain containers.
     """
     path = Path(path)
     try:
@@ -68,9 +68,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
-    r"""``load_state_dict`` whose ``ValueError`` lists every name and shape that does not fit; nothing is changed then.
+    """Load ``state`` into ``module``, all of it or nothing.
 
-    ``source``: file that the weights came from, for the message.
+    Raises ``ValueError`` that lists every name and shape that does not fit; ``source``, the file of the weights, is
+    named in the message. The module is unchanged then.
     """
     own = module.state_dict()
     faults = [f"missing {n} {tuple(v.shape)}" for n, v in own.items() if n not in state]
@@ -86,12 +87,12 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
 
 
 def write_tensors(state: dict[str, Tensor], path: str | Path) -> None:
-    """Write safetensors under a temporary name, then rename: a killed run leaves the old file whole."""
+    """Write a ``.safetensors`` file of ``state``. A killed run leaves the old file whole."""
     with replacing(path) as part:
         save_file({n: v.detach().contiguous() for n, v in state.items()}, part)
 
 
 def save_checkpoint(state: dict, path: str | Path) -> None:
-    """``torch.save`` of tensors and plain values for ``torch.load(weights_only=True)``; the file is always whole."""
+    """Save tensors and plain values for ``torch.load(weights_only=True)``. The file is always whole."""
     with replacing(path) as part:
         torch.save(state, part)

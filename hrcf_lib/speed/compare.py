@@ -51,7 +51,7 @@ def peak_mb(run: Callable, on_gpu: bool = True) -> float | None:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    if not devices.forget_peak():
+    if not devices.reset_peak_memory():
         return None
     before = devices.memory_gb()[0]
     run()
