@@ -22,7 +22,6 @@ from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import answers, classify, load_model, own_thresholds, ranked
 from hrcf_lib.apply.region_maps import maps_for
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
-from hrcf_lib.engine import devices
 from hrcf_lib.model import HRCF
 
 REFERENCE = ("cat", "dog", "bus", "sun", "tree", "boat")
@@ -271,11 +270,6 @@ def test_devices(model, folder, monkeypatch):
     for wrong in ("cuda", "cuda:7", "mps", "gpu", "xpu"):
         with pytest.raises(ValueError, match=f"device = '{wrong}': this machine has cpu; choose"):
             classify(folder, ["zebra"], model, device=wrong)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices.named("cuda:1") == torch.device("cuda:1") and devices.available() == ["cpu", "cuda"]
-    with pytest.raises(ValueError, match="cuda:2"):
-        devices.named("cuda:2")
 
 
 def test_the_bar_is_shown_when_asked_for(model, folder, capsys):

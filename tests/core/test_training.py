@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import synthetic
 import torch
@@ -54,21 +52,6 @@ def relabelled(features, change):
 
 
 # -- schedule and groups -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("stage", "epochs", "min_lr", "warmup"), [("stage1", 20, 1e-6, 2), ("stage2", 4, 1e-8, 0)])
-def test_learning_rate_is_mkts(stage, epochs, min_lr, warmup):
-    golden = np.load(GOLDEN / "mkt_lr_schedule.npz", allow_pickle=False)
-    ours = [learning_rate(e, epochs, 1e-3, min_lr, warmup) for e in golden[f"{stage}__epoch64"].tolist()]
-    assert ours == golden[f"{stage}__lr"].tolist(), "the same 64-bit floats"
-
-
-def test_learning_rate_at_its_ends():
-    assert learning_rate(0, 10, 1e-3, 1e-6, 2) == 0
-    assert learning_rate(2, 10, 1e-3, 1e-6, 2) == learning_rate(0, 4, 1e-3, 1e-6, 0) == 1e-3
-    assert learning_rate(10, 10, 1e-3, 1e-6, 2) == pytest.approx(1e-6)
-    assert learning_rate(11, 10, 1e-3, 1e-6, 2) == pytest.approx(1e-6), "never up again"
-    assert learning_rate(1.5, 1, 1e-3, 1e-6, 2) == pytest.approx(0.75e-3), "a run shorter than its warm-up"
 
 
 def test_parameter_groups_follow_mkts_rule():
@@ -505,7 +488,3 @@ def test_divergence_is_named(features):
 def test_augmentation_needs_pictures(features):
     with pytest.raises(ValueError, match="augment.*frozen features.*'none'"):
         train(synthetic.model(augment="rand-m9-mstd0.5-inc1"), features)
-
-
-def test_learning_rate_is_finite_without_epochs():
-    assert math.isfinite(learning_rate(0, 0, 1e-3, 1e-6, 0))

@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from pathlib import Path
 
 import golden_clip
 import huggingface_hub
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from hrcf_lib import vlp as vlps
-from hrcf_lib.engine import files
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 TEXTS = ["cat", "a photo of a polar bear.", "A photo for multi-label classification, there is a bus."]
@@ -387,67 +385,3 @@ def test_a_checkpoint_of_another_model_is_listed_by_names_and_shapes(registered,
     ]:
         assert part in str(error.value)
     assert len(str(error.value).splitlines()) == 4
-
-
-class Trap:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_nothing_is_ever_unpickled(registered, tmp_path):
-    torch.save(
-        {"state_dict": golden_clip.arrays("clip_tiny_visual_state"), "args": Trap(tmp_path / "sprung")},
-        tmp_path / "a.pt",
-    )
-    with pytest.raises(
-        ValueError, match="a.pt cannot be read as plain tensors: .*never does; save its state dict as .safetensors"
-    ):
-        vlps.load("golden", tmp_path / "a.pt")
-    assert not (tmp_path / "sprung").exists()
-    torch.load(tmp_path / "a.pt", weights_only=False)
-    assert (tmp_path / "sprung").exists()  # the trap does work
-
-
-@pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
-def test_torchscript_archives_are_refused(registered, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is on its way out
-        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match="ViT-B-16.pt cannot be read as plain tensors"):
-        vlps.load("golden", tmp_path / "ViT-B-16.pt")
-
-
-@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt"])
-def test_a_damaged_file_is_named(registered, tmp_path, name):
-    write = save_file if name.endswith("safetensors") else torch.save
-    write({"a": torch.zeros(1000)}, tmp_path / name)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:500])
-    with pytest.raises(ValueError, match=f"{name} cannot be read as plain tensors: .*damaged"):
-        vlps.load("golden", tmp_path / name)
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, {"state_dict": {"a": 1.0}}, torch.zeros(2)])
-def test_a_file_without_a_state_dict_is_named(tmp_path, content):
-    torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="odd.pt does not hold a state dict"):
-        files.read_tensors(tmp_path / "odd.pt")
-
-
-def test_writing_that_breaks_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    path = tmp_path / "w.safetensors"
-    files.write_tensors({"a": torch.arange(6.0).view(2, 3).T}, path)
-    assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
-
-    def killed(state, part):
-        Path(part).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(files, "save_file", killed)
-    with pytest.raises(KeyboardInterrupt):
-        files.write_tensors({"a": torch.zeros(3, 2)}, path)
-    assert torch.equal(files.read_tensors(path)["a"], torch.arange(6.0).view(2, 3).T)

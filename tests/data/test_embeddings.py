@@ -9,7 +9,6 @@ from hrcf_lib import training
 from hrcf_lib.data.feeds import embeddings
 from hrcf_lib.data.feeds.embeddings import Resting, embed, rest
 from hrcf_lib.data.feeds.order import BatchOrder
-from hrcf_lib.engine import devices
 from hrcf_lib.training import train
 
 PHASES = (("hcg", 1, 4), ("prompts", 3, 4))  # of 10 pictures: 3 + 9 steps
@@ -124,19 +123,3 @@ def test_history_says_how_long_each_step_waited_for_its_batch(monkeypatch):
     monkeypatch.setattr(data, "batches", slow)
     history = train(synthetic.model(phases=(("hcg", 1, 4),)), data)
     assert history.waited.tolist() == [7, 103, 103]
-
-
-# Where bfloat16 is used ---------------------------------------------------------------------------------------------
-
-
-def test_bfloat16_is_left_alone_where_a_cpu_would_only_emulate_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False}, raising=False)
-    assert not devices.native_bf16("cpu") and not devices.native_bf16("mps")
-    x = torch.randn(4, 4)
-    with devices.autocast("cpu", bf16=True):
-        assert (x @ x).dtype == torch.float32
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    with devices.autocast("cpu", bf16=True):
-        assert (x @ x).dtype == torch.bfloat16
-    with devices.autocast("cpu", bf16=False):
-        assert (x @ x).dtype == torch.float32

@@ -20,7 +20,6 @@ from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.engine import files
-from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.methods import plain_vlp, registry
@@ -732,21 +731,6 @@ def test_mkt_without_distillation_weight_reports_it_and_trains_on_ranking_alone(
     fresh = build("mkt")
     e_g, _ = fresh.image_embeddings(data.trunk[:].float())
     assert history["distillation"][0] == pytest.approx(distillation_loss(e_g, data.teacher).item(), rel=1e-4)
-
-
-def test_the_one_cycle_curve_is_torchs():
-    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
-    steps = 101
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-4, total_steps=steps)
-    for step in range(steps):
-        epoch = 4 * step / (steps - 1)  # theirs reaches the end at its last step
-        top = (0.3 * steps - 1) / (steps - 1)  # and has its top there
-        assert one_cycle(epoch, 4, 2e-4, rise=top) == pytest.approx(
-            optimizer.param_groups[0]["lr"], rel=1e-6, abs=1e-12
-        )
-        optimizer.step()
-        if step < steps - 1:
-            theirs.step()
 
 
 def test_train_is_what_fit_calls():
