@@ -18,7 +18,7 @@ _NOW = {
     "methods": "baselines: word_vectors zero_shot:plain_vlp",
     "methods.missing_labels": "partial:",
     "studies": "batch breakdown:by_object_size commit:records comparison:compare executors:batch fit:one_run "
-    "grid:batch localisation notebook:notebooks one_job:batch pretrain:pretrain_mini probe:levels+mini_vlp "
+    "grid localisation notebook:notebooks one_job:batch pretrain:pretrain_mini probe:levels+mini_vlp "
     "published:records resampling:bootstrap results:records",
     "apply": "alone:vocabulary bars:html calibration explain:region_maps explorer explorer_page:html gallery grad_cam "
     "label_cache:label_scorer label_scorer onnx_export:onnx own_data:fine_tune own_labels:vocabulary predict "

@@ -5,43 +5,81 @@ r"""Run a grid of notebooks x parameters headless, several at a time, on this ma
     python -m hrcf_lib.studies.batch notebooks/06_x.ipynb -g seeds 0 1 2 -g lam 0.25 0.5 -p pictures 500 --workers 2
     python -m hrcf_lib.studies.batch grid.json --out runs/ablations --cluster tcp://scheduler:8786
 
-Each job leaves ``<out>/<notebook>/<parameters>/`` with ``notebook.ipynb`` (the executed copy), ``records/``,
-``figures/``, ``log.txt`` and ``job.json``. The same command goes on where it stopped: a job is run again if it failed
-or was interrupted, or if its code cells, its parameters, ``HRCF_SIZE`` or the jobs it comes after have changed. A
-changed library does not count; ``--again`` runs everything anew.
+Each job has its own process and leaves ``<out>/<notebook>/<parameters>/`` with ``notebook.ipynb`` (the executed copy),
+``records/``, ``figures/``, ``log.txt`` and ``job.json``. The same command goes on where it stopped: a job is run again
+if it failed or was interrupted, or if its code cells, its parameters, ``HRCF_SIZE`` or the jobs it comes after have
+changed. A changed library does not count; ``--again`` runs everything anew.
 
-The cluster is Dask's (``pip install "hrcf[cluster]"``). Its client has an executor of ``concurrent.futures``, so that
-runs on one machine and on many share their code; packages that others maintain, such as dask-jobqueue, start it on
-Slurm, PBS, SSH or Kubernetes; and no service has to be installed. ``<out>``, the notebooks and the environment have to
-lie where all machines see them.
+The cluster is Dask's (``pip install "hrcf[cluster]"``): its client has an executor of ``concurrent.futures``, so that
+one machine and many share their code, and packages that others maintain start it on Slurm, PBS, SSH or Kubernetes.
+``<out>``, the notebooks and the environment have to lie where all machines see them.
 """
 
 import argparse
 import hashlib
 import json
+import os
+import platform
+import shutil
 import signal
+import subprocess
 import sys
-from concurrent.futures import as_completed
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import filelock
+import joblib
 import pandas as pd
 
-from hrcf_lib.studies.executors import executor, size
+from hrcf_lib.config import is_smoke
+from hrcf_lib.engine.files import write_json
 from hrcf_lib.studies.grid import Job, check, code_hash, folder_name, jobs, read_grid
-from hrcf_lib.studies.one_job import tell, told
-from hrcf_lib.studies.records import commit
+from hrcf_lib.studies.records import REPOSITORY, commit
 
 __all__ = ["Job", "jobs", "read_grid", "records", "run"]
 
 COLUMNS = ["notebook", "parameters", "status", "seconds", "error", "folder"]
-SAME = ("parameters", "code", "size", "before")  # what must not have changed for a job to count as done
-LOCK = ".batch.lock"  # held by the system as long as the batch lives: a killed one blocks nobody
+SAME = ("parameters", "code", "size", "before")  # a job is done if none of these in its job.json has changed
+MADE = ("notebook.ipynb", "records", "figures", "log.txt")  # what a job leaves in its folder beside job.json
+LOCK = ".batch.lock"  # the system releases it when the process of the batch dies
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREADS += ("VECLIB_MAXIMUM_THREADS",)
+MISSING = 'a cluster needs Dask, which is not installed: pip install "hrcf[cluster]"'
+
+
+def read_status(folder: str | Path) -> dict:
+    """What ``job.json`` says; nothing where there is none, or where it is broken."""
+    try:
+        return json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_status(folder: str | Path, **more) -> dict:
+    """Add to ``job.json``; returns all of it."""
+    values = read_status(folder) | more
+    write_json(Path(folder) / "job.json", values, default=str)
+    return values
+
+
+def records(out: str | Path = "runs/batch") -> pd.DataFrame:
+    """The records that done jobs have left: notebook, parameters, path of each JSON file."""
+    folders = [path.parent for path in sorted(Path(out).glob("*/*/job.json"))]
+    done = [(folder, status) for folder in folders if (status := read_status(folder)).get("status") == "done"]
+    rows = [[s["notebook"], s["parameters"], path] for f, s in done for path in sorted(f.glob("records/*.json"))]
+    return pd.DataFrame(rows, columns=["notebook", "parameters", "path"])
+
+
+# -- a batch -----------------------------------------------------------------------------------------------------------
 
 
 def run(many: list[Job], out="runs/batch", workers=None, cluster=None, again=False) -> pd.DataFrame:
-    r"""Run jobs, and return a row for each: notebook, parameters, status, seconds, error, folder.
+    r"""Run jobs; returns one row per job: notebook, parameters, status, seconds, error, folder.
 
     The status is done, failed, or skipped (it was done before). A job that fails stops no other, but those of later
     stages are not started.
@@ -63,103 +101,174 @@ def run(many: list[Job], out="runs/batch", workers=None, cluster=None, again=Fal
     chosen: dict[Path, Job] = {}
     for job in many:  # one that comes twice is run once
         chosen.setdefault(out / Path(job.notebook).stem / folder_name(job.parameters), job)
-    with _alone(out), executor(workers, cluster, len(chosen)) as submit:
-        ended = _stages(chosen, submit, again)
+    ended: dict[Path, list] = {}  # folder -> status, seconds, error
+    with _exclusive(out), _executor(workers, cluster, len(chosen)) as submit:
+        for stage in sorted({job.stage for job in chosen.values()}):
+            _run_stage({f: job for f, job in chosen.items() if job.stage == stage}, submit, again, ended, len(chosen))
     rows = [[Path(job.notebook).stem, job.parameters, *ended[folder], str(folder)] for folder, job in chosen.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def records(out: str | Path = "runs/batch") -> pd.DataFrame:
-    """The records that done jobs have left: notebook, parameters, path of each JSON file."""
-    done = [(path.parent, told(path.parent)) for path in sorted(Path(out).glob("*/*/job.json"))]
-    rows = [
-        [values["notebook"], values["parameters"], path]
-        for folder, values in done
-        for path in sorted(folder.glob("records/*.json"))
-        if values.get("status") == "done"
-    ]
-    return pd.DataFrame(rows, columns=["notebook", "parameters", "path"])
-
-
 @contextmanager
-def _alone(out: Path):
+def _exclusive(out: Path):
     out.mkdir(parents=True, exist_ok=True)
     try:
-        held = filelock.FileLock(out / LOCK).acquire(timeout=0)
+        lock = filelock.FileLock(out / LOCK).acquire(timeout=0)
     except filelock.Timeout:
         raise RuntimeError(f"another batch writes to {out}: wait until it ends, or choose another folder") from None
-    with held:
+    with lock:
         yield
 
 
-# -- what runs ---------------------------------------------------------------------------------------------------------
-
-
-def _stages(chosen: dict[Path, Job], submit, again: bool) -> dict[Path, list]:
-    """Folder of each job -> its status, seconds and error; stage by stage."""
-    ended: dict[Path, list] = {}
-    head = commit(Path(__file__).resolve().parents[2])
-    for stage in sorted({job.stage for job in chosen.values()}):
-        mine = {folder: job for folder, job in chosen.items() if job.stage == stage}
-        failed = sum(row[0] == "failed" for row in ended.values())
-        if failed:
-            error = f"not started: of the jobs before it {failed} failed"
-            ended |= {folder: ["failed", None, error] for folder in mine}
-            continue
-        before = _fingerprint(ended)
-        orders = {folder: _order(job, before) | {"commit": head} for folder, job in mine.items()}
-        for folder in [folder for folder, order in orders.items() if not again and _is_done(folder, order)]:
-            ended[folder] = ["skipped", told(folder)["seconds"], ""]
+def _run_stage(mine: dict[Path, Job], submit, again: bool, ended: dict[Path, list], total: int) -> None:
+    """Run the jobs of one stage that are not done, and add how each ended, with one line per job."""
+    if failed := sum(status == "failed" for status, *_ in ended.values()):
+        error = f"not started: of the jobs before it {failed} failed"
+        ended |= {folder: ["failed", None, error] for folder in mine}
+        return
+    before = sorted((folder.name, folder.parent.name, read_status(folder).get("finished")) for folder in ended)
+    before = hashlib.sha256(json.dumps(before).encode()).hexdigest()[:16] if before else ""  # changes if one runs again
+    orders = {folder: _order(job, before) for folder, job in mine.items()}
+    for folder, order in list(orders.items()):
+        status = read_status(folder)
+        if not again and status.get("status") == "done" and all(status.get(name) == order[name] for name in SAME):
+            ended[folder] = ["skipped", status["seconds"], ""]
             del orders[folder]
-        _run_all(orders, submit, ended, len(chosen))
-    return ended
-
-
-def _run_all(orders: dict[Path, dict], submit, ended: dict[Path, list], total: int) -> None:
-    """Run jobs and add how they ended, with a line for each."""
     print(f"{len(orders)} jobs to run, {len(ended)} of {total} done", flush=True)
     for folder, order in orders.items():
         (folder / "job.json").unlink(missing_ok=True)
-        tell(folder, status="waiting", **order)
+        write_status(folder, status="waiting", **order)
     futures = {submit(folder): folder for folder in orders}
     for future in as_completed(futures):
         folder = futures[future]
         try:
-            values = future.result()
+            status = future.result()
         except Exception as error:  # Dask gave it up, as when its workers die again and again
-            values = tell(folder, status="failed", error=f"{type(error).__name__}: {error}")
-        ended[folder] = [values["status"], values.get("seconds"), values.get("error", "")]
-        title = f"{folder.parent.name}/{folder.name}"
-        print(f"[{len(ended)}/{total}] {title}: {' '.join(str(x) for x in _line(*ended[folder]))}", flush=True)
-
-
-def _line(status: str, seconds: float | None, error: str) -> list[str]:
-    return [status, *([f"after {seconds:.0f} s"] if seconds is not None else []), *([f"- {error}"] if error else [])]
+            status = write_status(folder, status="failed", error=f"{type(error).__name__}: {error}")
+        ended[folder] = [status["status"], status.get("seconds"), status.get("error", "")]
+        print(f"[{len(ended)}/{total}] {folder.parent.name}/{folder.name}: {_line(*ended[folder])}", flush=True)
 
 
 def _order(job: Job, before: str) -> dict:
     """What ``job.json`` says of a job that is to run; as JSON gives it back."""
     path = Path(job.notebook).absolute()
     order = {"notebook": path.stem, "path": str(path), "parameters": job.parameters, "code": code_hash(path)}
-    return json.loads(json.dumps(order | {"size": size(), "before": before}))
+    order |= {"size": "smoke" if is_smoke() else "full", "before": before, "commit": commit(REPOSITORY)}
+    return json.loads(json.dumps(order))
 
 
-def _is_done(folder: Path, order: dict) -> bool:
-    values = told(folder)
-    return values.get("status") == "done" and all(values.get(name) == order[name] for name in SAME)
+def _line(status: str, seconds: float | None, error: str) -> str:
+    return status + (f" after {seconds:.0f} s" if seconds is not None else "") + (f" - {error}" if error else "")
 
 
-def _fingerprint(ended: dict[Path, list]) -> str:
-    """Changes when one of these jobs is run again, or another one joins them: then those after them run again."""
-    runs = sorted((folder.name, folder.parent.name, told(folder).get("finished")) for folder in ended)
-    return hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:16] if runs else ""
+# -- where jobs run ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _executor(workers: int | None, cluster: str | None, count: int):
+    """A function that submits a job by its folder, and returns the future of its status. No job outlives this."""
+    cores = joblib.cpu_count()
+    workers = workers or (2 if cluster else max(1, min(cores, count)))
+    share = max(1, cores // workers) if cluster in (None, "local") else None  # a cluster's machines count their own
+    environment = {name: os.environ[name] for name in THREADS if os.environ.get(name)}
+    environment |= {"HRCF_SIZE": "smoke" if is_smoke() else "full"}
+    if cluster is None:  # each thread waits for the process of one job
+        pool, stop = ThreadPoolExecutor(workers), threading.Event()
+        try:
+            yield lambda folder: pool.submit(run_job, str(folder), environment, share, stop.is_set)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+        return
+    with _dask(cluster, workers) as client:
+        pool = client.get_executor(pure=False)  # a job that is asked for again is run again
+        try:
+            yield lambda folder: pool.submit(run_job, str(folder), environment, share)
+        finally:
+            pool.shutdown(wait=False)
+
+
+def _dask(cluster: str, workers: int):
+    """A client of Dask; raises ``ImportError`` if it is not installed, ``OSError`` if no scheduler answers."""
+    try:
+        import distributed
+    except ImportError:
+        raise ImportError(MISSING) from None
+    if cluster == "local":
+        return distributed.Client(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+    try:
+        client = distributed.Client(cluster)
+    except (OSError, ValueError) as error:
+        raise OSError(f"no Dask scheduler answers at {cluster}: start one with `dask scheduler` ({error})") from None
+    if not client.ncores():
+        print(f"{cluster} has no workers yet: jobs wait until some come", flush=True)
+    return client
+
+
+def run_job(folder: str, environment: dict, share: int | None, unwanted: Callable | None = None) -> dict:
+    r"""Run the job in ``folder``, in a process of its own, and return its status; its failure is not raised.
+
+    Args:
+        folder: of the job, with its ``job.json``.
+        environment: variables of the process, such as ``HRCF_SIZE`` and the limits of threads that the user has set.
+        share: threads of the job; None: its share of what a Dask worker has.
+        unwanted: whether to end the job, because the batch has ended; on a Dask worker by default whether Dask has
+            dropped the task.
+    """
+    home, start = Path(folder), time.perf_counter()
+    if unwanted is None:
+        unwanted, threads = _dask_task()
+        share = share or max(1, joblib.cpu_count() // threads)
+    status = read_status(home)
+    if not status:
+        return {"status": "failed", "error": f"{platform.node()} does not see {home}: choose a folder that all share"}
+    for path in (home / name for name in MADE):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    write_status(home, status="running", host=platform.node())
+    limits = dict.fromkeys(THREADS, environment.get("OMP_NUM_THREADS", str(share)).split(",")[0])
+    surroundings = os.environ | limits | environment | {"HRCF_OUT": str(home)}
+    command = [sys.executable, "-m", "hrcf_lib.studies.notebooks", status["path"], str(home / "notebook.ipynb")]
+    for name, value in status["parameters"].items():
+        command += ["-p", name, value if isinstance(value, str) else repr(value)]
+    how = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": surroundings}
+    how |= {"start_new_session": True}  # Ctrl-C is for the batch, which then ends its jobs
+    with (home / "log.txt").open("wb") as log:
+        process = subprocess.Popen([*command, "--end-with-parent"], stdout=log, **how)
+    with process.stdin:  # the process ends when it closes, however this one ends
+        while process.poll() is None and not unwanted():
+            time.sleep(0.2)
+    if process.wait() and unwanted():
+        return status
+    seconds, finished = round(time.perf_counter() - start, 1), datetime.now().isoformat()
+    error = _error(process.returncode, home / "log.txt")
+    outcome = "failed" if process.returncode else "done"
+    return write_status(home, status=outcome, error=error, seconds=seconds, finished=finished)
+
+
+def _error(code: int, log: Path) -> str:
+    """Why a job failed: the last line of its log, or that it was killed."""
+    if not code:
+        return ""
+    if code == -9:
+        return f"the process of the job was killed, most likely because memory ran out; see {log}"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else f"the process of the job ended with code {code}"
+
+
+def _dask_task() -> tuple[Callable, int]:
+    """Whether Dask has dropped the task of this thread, as when the batch leaves the cluster; threads of the worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    key = worker.get_current_task()
+    return lambda: getattr(worker.state.tasks.get(key), "state", "cancelled") == "cancelled", worker.state.nthreads
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def _asked(given) -> list[Job]:
-    """Jobs of a command line. Raises ``ValueError`` that lists all that is wrong."""
+def _jobs_of_words(given) -> list[Job]:
+    """Jobs of a command line. Raises ``ValueError`` that lists all faults."""
     grid, parameters = {name: values for name, *values in given.g}, dict(given.p)
     found, faults = [], []
     if len(grid) < len(given.g) or len(parameters) < len(given.p):
@@ -193,7 +302,7 @@ def main(words=None) -> None:
     given = parser.parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        table = run(_asked(given), given.out, given.workers, given.cluster, given.again)
+        table = run(_jobs_of_words(given), given.out, given.workers, given.cluster, given.again)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:

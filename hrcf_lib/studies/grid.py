@@ -1,4 +1,4 @@
-r"""What a batch runs: notebooks, each with the parameters of one point of a grid; faults are found before a start."""
+r"""What a batch runs: notebooks, each with the parameters of one point of a grid. Faults are found before a start."""
 
 import hashlib
 import itertools
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hrcf_lib.engine.messages import check_known
-from hrcf_lib.studies import notebooks
+from hrcf_lib.studies.notebooks import known_parameters, typed
 
 ENTRY = ("notebook", "grid", "parameters", "after")
 EXAMPLE = '[{"notebook": "06_x.ipynb", "grid": {"seeds": ["0", "1"]}}]'
@@ -25,44 +25,42 @@ class Job:
 
 
 def jobs(path: str | Path, grid: dict | None = None, parameters: dict | None = None, stage=0, words=False) -> list[Job]:
-    r"""A job for each combination of the values in ``grid``.
+    r"""One job per combination of the values in ``grid``.
 
     Args:
         path: of the notebook.
-        grid: parameter -> list of values. Without one there is a single job.
+        grid: parameter -> list of values. Without a grid there is a single job.
         parameters: parameter -> its value in all jobs.
-        stage: of these jobs; they start when those of lower stages are done.
+        stage: of these jobs.
         words: the values are words of a command line, which take the types of the notebook's own.
 
-    Raises ``ValueError`` that lists all that is wrong: notebook missing, parameter unknown, value of another type.
+    Raises ``ValueError`` that lists all faults: notebook missing, parameter unknown, value of another type.
     """
     path, grid, parameters = Path(path).absolute(), dict(grid or {}), dict(parameters or {})
     faults = [f"{path}: {name} is set, and in the grid: leave one out" for name in grid if name in parameters]
-    listed = {name: values for name, values in grid.items() if isinstance(values, list | tuple | range) and values}
-    faults += [f"{path}: the grid needs a list of values for {name}" for name in grid if name not in listed]
-    values, wrong = _fitting(path, listed | {name: [value] for name, value in parameters.items()}, words)
+    lists = {name: values for name, values in grid.items() if isinstance(values, list | tuple | range) and values}
+    faults += [f"{path}: the grid needs a list of values for {name}" for name in grid if name not in lists]
+    values, wrong = _typed(path, lists | {name: [value] for name, value in parameters.items()}, words)
     if faults + wrong:
         raise ValueError("\n".join(faults + wrong))
     return [Job(path, dict(zip(values, chosen)), stage) for chosen in itertools.product(*values.values())]
 
 
-def _fitting(path: Path, given: dict[str, list], words=False) -> tuple[dict[str, list], list[str]]:
-    """Values in the types of the notebook's own, and a line for each that is faulty."""
-    values, faults = {}, []
+def _typed(path: Path, given: dict[str, list], words=False) -> tuple[dict[str, list], list[str]]:
+    """The values of each parameter in the types of the notebook's own, and one line per fault."""
+    if not given and path.is_file():
+        return {}, []
     try:
-        known = notebooks.defaults(path) if given else {}
-        notebooks.existing(path)
+        known = known_parameters(path)
     except (OSError, ValueError) as error:
-        return values, [str(error)]
-    typed = notebooks.from_word if words else notebooks.checked
+        return {}, [str(error)]
+    values, faults = {}, []
     for name, value in ((name, value) for name, many in given.items() for value in many):
         try:
-            check_known([name], list(known), f"{path} has no parameter")
-            values.setdefault(name, []).append(typed(name, value, known[name]))
+            values.setdefault(name, []).append(typed(path, known, name, value, words))
         except ValueError as error:
-            line = str(error) if name not in known else f"{path}: {error}"
-            faults += [] if line in faults else [line]
-    return values, faults
+            faults.append(str(error))
+    return values, list(dict.fromkeys(faults))
 
 
 def read_grid(path: str | Path) -> list[Job]:
@@ -76,21 +74,9 @@ def read_grid(path: str | Path) -> list[Job]:
         ]
 
     Notebooks are found relative to the file. An entry with ``"after": true``, and those that follow it, start when all
-    entries before it are done. Raises ``FileNotFoundError``; ``ValueError`` that lists all that is wrong.
+    entries before it are done. Raises ``FileNotFoundError``; ``ValueError`` that lists all faults.
     """
     path, found, faults, stage = Path(path), [], [], 0
-    for number, entry in enumerate(_entries(path), 1):
-        stage += number > 1 and isinstance(entry, dict) and entry.get("after") is True
-        try:
-            found += _jobs_of(entry, path.parent, stage)
-        except ValueError as error:
-            faults += [f"{path}, entry {number}: {line}" for line in str(error).splitlines()]
-    if faults:
-        raise ValueError("\n".join(faults))
-    return found
-
-
-def _entries(path: Path) -> list:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such grid file")
     try:
@@ -99,10 +85,18 @@ def _entries(path: Path) -> list:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: give a list of entries, such as {EXAMPLE}")
-    return entries
+    for number, entry in enumerate(entries, 1):
+        stage += number > 1 and isinstance(entry, dict) and entry.get("after") is True
+        try:
+            found += _jobs_of_entry(entry, path.parent, stage)
+        except ValueError as error:
+            faults += [f"{path}, entry {number}: {line}" for line in str(error).splitlines()]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return found
 
 
-def _jobs_of(entry, folder: Path, stage: int) -> list[Job]:
+def _jobs_of_entry(entry, folder: Path, stage: int) -> list[Job]:
     if not isinstance(entry, dict) or not isinstance(entry.get("notebook"), str):
         raise ValueError(f"no notebook is named; give entries such as {EXAMPLE[1:-1]}")
     check_known(entry, ENTRY, "an entry has no")
@@ -113,14 +107,12 @@ def _jobs_of(entry, folder: Path, stage: int) -> list[Job]:
 
 
 def check(many: list[Job]) -> None:
-    """Raise ``ValueError`` that lists all faults of jobs, as ``jobs`` does, and notebooks that share a name."""
-    given, named, faults = {}, {}, []
-    for job in many:
-        values = given.setdefault(Path(job.notebook).absolute(), {})
-        for name, value in job.parameters.items():
-            values.setdefault(name, []).append(value)
-    for path, values in given.items():
-        faults += _fitting(path, values)[1]
+    """Raise ``ValueError`` that lists the faults of all jobs, as ``jobs`` does, and notebooks that share a name."""
+    faults, named = [], {}
+    for path in dict.fromkeys(Path(job.notebook).absolute() for job in many):
+        given = [job.parameters for job in many if Path(job.notebook).absolute() == path]
+        names = dict.fromkeys(name for parameters in given for name in parameters)
+        faults += _typed(path, {name: [p[name] for p in given if name in p] for name in names})[1]
         if named.setdefault(path.stem, path) != path:
             faults.append(f"{path} and {named[path.stem]} would share a folder: rename one, or run it into another")
     if faults:
@@ -129,7 +121,7 @@ def check(many: list[Job]) -> None:
 
 def folder_name(parameters: dict) -> str:
     """A readable name, such as ``lam=0.5__seeds=0,1``; with a hash where it would be too long or stand for two jobs."""
-    pairs = [(name, _shown(value)) for name, value in sorted(parameters.items())]
+    pairs = [(k, v if isinstance(v, str) else json.dumps(v, default=str)) for k, v in sorted(parameters.items())]
     text = "__".join("=".join(pair) for pair in pairs)
     if not pairs:
         return "stored"
@@ -140,12 +132,8 @@ def folder_name(parameters: dict) -> str:
     return re.sub(r"[^\w.,=+-]", "_", text, flags=re.ASCII)[: LONGEST - 9] + "-" + digest
 
 
-def _shown(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def code_hash(path: str | Path) -> str:
-    """What the code cells of a notebook hold, as a hash: outputs and text may change, and it stays."""
+    """A hash of the code cells of a notebook: it stays when outputs and text change."""
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]

@@ -190,7 +190,7 @@ def test_the_hash_of_the_code_ignores_text_and_outputs(tmp_path):
 
 
 def test_faults_stop_a_batch_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "_run_all", refuse)
+    monkeypatch.setattr(batch, "_run_stage", refuse)
     path, out = write(tmp_path), tmp_path / "out"
     (tmp_path / "other").mkdir()
     twin = write(tmp_path / "other")
@@ -218,7 +218,7 @@ def test_faults_stop_a_batch_before_anything_starts(tmp_path, monkeypatch):
     ],
 )
 def test_the_command_line_stops_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
-    monkeypatch.setattr(batch, "_run_all", refuse)
+    monkeypatch.setattr(batch, "_run_stage", refuse)
     with pytest.raises(SystemExit) as stop:
         main([str(write(tmp_path)), *words, "--out", str(tmp_path / "out")])
     assert stop.value.code == 2
@@ -235,7 +235,7 @@ def test_parameters_of_a_command_line_are_not_for_grid_files(tmp_path, capsys):
 
 def test_without_dask_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.setattr(batch, "_run_all", refuse)
+    monkeypatch.setattr(batch, "_run_stage", refuse)
     with pytest.raises(ImportError, match=r'pip install "hrcf\[cluster\]"'):
         run(jobs(write(tmp_path)), tmp_path / "out", cluster="local")
 

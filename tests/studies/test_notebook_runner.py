@@ -5,7 +5,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from hrcf_lib.studies.notebooks import checked, from_word, known_parameters, main, run_notebook, typed
+from hrcf_lib.studies.notebooks import known_parameters, main, run_notebook, typed
 
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
@@ -29,7 +29,7 @@ def printed(path) -> str:
 
 
 def test_known_parameters(notebook, tmp_path):
-    assert known_parameters(notebook) == ["seed", "name"]
+    assert known_parameters(notebook) == {"seed": "0", "name": "'mini'"}
     with pytest.raises(FileNotFoundError, match="98_other.ipynb: no such notebook"):
         known_parameters(tmp_path / "98_other.ipynb")
     bare = tmp_path / "bare.ipynb"
@@ -55,14 +55,22 @@ def test_a_tuple_arrives_as_a_list(notebook, monkeypatch):
 
 
 def test_values_take_the_type_of_the_stored_ones():
-    assert [checked("x", value, "0.5") for value in (1, 2.5)] == [1.0, 2.5]
-    assert checked("x", [1], "(3, 5)") == [1] and from_word("x", "(1, 2)", "(3, 5)") == (1, 2)
-    assert isinstance(checked("x", 1, "0.5"), float) and from_word("x", "1", "'text'") == "1"
-    for value, stored in ((True, "0"), (1.0, "0"), ("1", "0"), (None, "0"), ([1], "'a'"), (True, "0.5")):
-        with pytest.raises(ValueError, match="x = .*: give a value of the kind of"):
-            checked("x", value, stored)
+    def value(stored, given, word=False):
+        return typed("n.ipynb", {"x": stored}, "x", given, word)
+
+    assert [value("0.5", given) for given in (1, 2.5)] == [1.0, 2.5] and isinstance(value("0.5", 1), float)
+    assert value("(3, 5)", [1]) == [1] and value("(3, 5)", "(1, 2)", word=True) == (1, 2)
+    assert value("'text'", "1", word=True) == "1" and value("0", "3", word=True) == 3
+    for stored, given in (("0", True), ("0", 1.0), ("0", "1"), ("0", None), ("'a'", [1]), ("0.5", True)):
+        with pytest.raises(ValueError, match="n.ipynb: x = .*: give a value of the kind of"):
+            value(stored, given)
+    for word in ("three", "1.5", "True", "1 +", "{[]: 1}"):
+        with pytest.raises(ValueError, match="x = .*: give a value of the kind of 0"):
+            value("0", word, word=True)
     with pytest.raises(ValueError, match="x = 2 [*] y in the notebook is not a plain value"):
-        checked("x", 1, "2 * y")
+        value("2 * y", 1)
+    with pytest.raises(ValueError, match="n.ipynb has no parameter 'y'; known: x"):
+        typed("n.ipynb", {"x": "0"}, "y", 1)
 
 
 def test_an_unknown_parameter_is_an_error_before_anything_runs(notebook, tmp_path, monkeypatch):
@@ -83,18 +91,16 @@ def test_a_failing_cell_is_an_error_and_can_be_looked_at(notebook, tmp_path):
     assert printed(out).startswith(f"101 mini {tmp_path.name}")
 
 
-def test_words_of_a_command_line_become_parameters(notebook):
-    assert typed(notebook, [("seed", "3"), ("name", "1,2")]) == {"seed": 3, "name": "1,2"}
-    with pytest.raises(ValueError, match="did you mean 'seed'"):
-        typed(notebook, [("sede", "3")])
-    for text in ("three", "1.5", "True"):
-        with pytest.raises(ValueError, match=f"seed = '{text}': give a value of the kind of 0"):
-            typed(notebook, [("seed", text)])
-
-
 def test_the_command_line_stops_before_anything_runs(notebook, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "sede", "1"])
     assert stop.value.code == 2 and "no parameter 'sede'; did you mean 'seed'" in capsys.readouterr().err
-    main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "seed", "4"])
-    assert printed(tmp_path / "out.ipynb").startswith("5 mini")
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "none.ipynb"), str(tmp_path / "out.ipynb")])
+    assert stop.value.code == 2 and "none.ipynb: no such notebook" in capsys.readouterr().err
+
+
+def test_the_command_line_says_in_one_line_why_a_notebook_failed(notebook, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "seed", "104", "-p", "name", "3,4"])
+    assert stop.value.code == "cell 3: AssertionError:" and printed(tmp_path / "out.ipynb").startswith("105 3,4")
