@@ -1,14 +1,14 @@
 r"""Probabilities from scores: what share of labels with such a score are really in the picture?
 
-A label's score *alone inside the reference vocabulary* (``alone.py``) goes through a rising curve,
+A label's score *alone beside the reference vocabulary* (``Method.score_alone``) goes through a rising curve,
 
 $$P(y_k = 1) = \sigma(f(S_k(R \cup \{k\}))), \qquad f \text{ piecewise linear, increasing}$$
 
-so that the probability depends on picture, label and reference vocabulary and on no other label of the user's. Its
-knots are the shares of positives in bins of scores, made monotone by isotonic regression (Zadrozny and Elkan, 2002).
-It is fitted once on labels that were held out of the vocabulary: the seen labels are dealt into folds, and each fold is
-scored beside the others. The probability is one for things as frequent as those that it was fitted on; for other
-frequencies there is ``at_prevalence`` (Saerens et al., 2002). n pictures, K labels, R reference labels.
+so that the probability depends on picture, label and reference vocabulary, and not on the user's other labels. The
+knots of the curve are the shares of positives in bins of scores, made monotone by isotonic regression (Zadrozny and
+Elkan, 2002). It is fitted once on labels that were held out of the vocabulary: the seen labels are divided into folds,
+and each fold is scored beside the others. Probabilities hold for labels as frequent as those it was fitted on; for
+other frequencies there is ``at_prevalence`` (Saerens et al., 2002). n pictures, K labels, R reference labels.
 
 ::
 
@@ -27,31 +27,37 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.isotonic import isotonic_regression
+from sklearn.metrics import brier_score_loss, f1_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.config import names_where
+from hrcf_lib.data import benchmarks
+from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import write_json
 from hrcf_lib.evaluation import score_all
+from hrcf_lib.methods import registry
+from hrcf_lib.metrics import best_threshold
 from hrcf_lib.pretrained import read_extra
 
 NAME = "calibration"  # among a model's extras
 FILE = f"{NAME}.json"  # in a folder of ``save_pretrained``
 ANEW = "python -m hrcf_lib.apply.calibration FOLDER makes it anew, without it there are no probabilities"
-KNOTS, EACH = 20, 20  # most knots of the curve; answers of the rarer kind, yes or no, for each
+KNOTS, EACH = 20, 20  # largest number of knots; least number of answers of the rarer kind, yes or no, for each knot
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising curve from scores to probabilities and what to act on: a threshold for all labels, others for some."""
+    """A rising curve from scores to probabilities, a threshold for all labels, and others for some labels."""
 
     scores: tuple[float, ...]  # knots, increasing
-    logits: tuple[float, ...]  # f there, increasing; beyond the ends the last pieces go on
+    logits: tuple[float, ...]  # f at the knots, increasing; the first and the last piece are extended beyond the ends
     threshold: float  # probability from which the answer is yes, in 0..1
     prevalence: float  # share of positives among the answers that it was fitted on, in 0..1
-    thresholds: dict[str, float] = field(default_factory=dict)  # label -> its own, instead
+    thresholds: dict[str, float] = field(default_factory=dict)  # label -> its own threshold
     made_for: str = ""  # ``fingerprint`` of the model
     about: dict = field(default_factory=dict)  # what it was fitted on
 
@@ -59,7 +65,7 @@ class Calibration:
         x, f = tuple(map(float, self.scores)), tuple(map(float, self.logits))
         rising = all(a < b for a, b in zip(x, x[1:])) and all(a <= b for a, b in zip(f, f[1:]))
         if not x or len(x) != len(f) or not rising or not all(map(math.isfinite, x + f)):
-            raise ValueError(f"scores {x} and logits {f} are no rising curve: fit it anew")
+            raise ValueError(f"scores {x} and logits {f} are no rising curve: fit it again")
         for name, value in {"threshold": self.threshold, "prevalence": self.prevalence, **self.thresholds}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} = {value!r} is no probability: give a number from 0 to 1")
@@ -67,17 +73,17 @@ class Calibration:
         object.__setattr__(self, "logits", f)
 
     def logit(self, scores: Tensor) -> Tensor:
-        """f of scores of ``score_among``, any shape, in float64."""
+        """f of scores of ``LabelScorer.alone``, any shape, in float64 (``np.interp`` is flat beyond the ends)."""
         x, f = torch.tensor(self.scores, dtype=torch.float64), torch.tensor(self.logits, dtype=torch.float64)
         s = scores.detach().cpu().double()
         if len(x) == 1:
             return torch.full_like(s, float(f))
-        i = torch.searchsorted(x, s.contiguous()).clamp(1, len(x) - 1)  # the piece, or the one next to it
+        i = torch.searchsorted(x, s.contiguous()).clamp(1, len(x) - 1)  # number of the piece
         slope = (f[i] - f[i - 1]) / (x[i] - x[i - 1])
         return f[i - 1] + slope * (s - x[i - 1])
 
     def probability(self, scores: Tensor) -> Tensor:
-        """Scores of ``score_among``, any shape -> probabilities in 0..1, float64 on the CPU."""
+        """Scores of ``LabelScorer.alone``, any shape -> probabilities in 0..1, float64 on the CPU."""
         return torch.sigmoid(self.logit(scores))
 
     def thresholds_for(self, labels) -> Tensor:
@@ -86,17 +92,17 @@ class Calibration:
         return torch.tensor([own.get(read_alike(name), self.threshold) for name in labels], dtype=torch.float64)
 
     def at_prevalence(self, prevalence: float) -> "Calibration":
-        r"""The same curve where labels are as frequent as ``prevalence``: all odds times one factor. It says yes where
-        it did before. Raises ``ValueError`` for a number that is not between 0 and 1."""
+        r"""The same curve for labels as frequent as ``prevalence``: all odds are multiplied by one factor, and no yes
+        or no changes. Raises ``ValueError`` for a number that is not between 0 and 1."""
         if not 0 < prevalence < 1:
             raise ValueError(f"prevalence = {prevalence!r}: give the share of pictures with a label, between 0 and 1")
-        by = _logit(prevalence) - _logit(self.prevalence)
-        moved = lambda p: p if p in (0, 1) else 1 / (1 + math.exp(-_logit(p) - by))
+        shift = _logit(prevalence) - _logit(self.prevalence)
+        shifted = lambda p: p if p in (0, 1) else 1 / (1 + math.exp(-_logit(p) - shift))
         return replace(
             self,
-            logits=tuple(f + by for f in self.logits),
-            threshold=moved(self.threshold),
-            thresholds={name: moved(p) for name, p in self.thresholds.items()},
+            logits=tuple(f + shift for f in self.logits),
+            threshold=shifted(self.threshold),
+            thresholds={name: shifted(p) for name, p in self.thresholds.items()},
             prevalence=prevalence,
         )
 
@@ -109,10 +115,10 @@ def _logit(p: float) -> float:
 
 
 def calibrate(model, data, folds: int = 5, seed: int = 0) -> Calibration:
-    r"""The curve of a model from ``data`` that it was not trained on, such as ``fit.source(model, "val")``.
+    r"""The curve of a model from ``data`` that it was not trained on, such as ``sources.source(model, "val")``.
 
     To use and keep it: ``model.calibration = calibrate(model, data)``, then ``save_pretrained``. Raises as ``held_out``
-    and ``fit``.
+    and ``fit_curve``.
     """
     s, y = held_out(model, data, folds, seed)
     about = {"pictures": len(data), "labels": s.shape[1], "folds": folds, "seed": seed, "answers": int((y != 0).sum())}
@@ -123,8 +129,8 @@ def calibrate(model, data, folds: int = 5, seed: int = 0) -> Calibration:
 def held_out(model, data, folds: int = 5, seed: int = 0, batch: int = 64) -> tuple[Tensor, Tensor]:
     r"""Scores (n, K) of the reference labels, each alone beside those of the other folds, and their annotation (n, K).
 
-    Without reference labels these are the seen labels of ``data``. Raises ``ValueError`` for fewer labels than folds,
-    fewer than two folds, or reference labels that ``data`` does not have.
+    For a model without reference labels these are the seen labels of ``data``. Raises ``ValueError`` for fewer labels
+    than folds, fewer than two folds, or a reference label that ``data`` does not have.
     """
     names = list(model.reference_labels or data.space.seen)
     column = {name: k for k, name in enumerate(data.space.names)}
@@ -143,7 +149,7 @@ def held_out(model, data, folds: int = 5, seed: int = 0, batch: int = 64) -> tup
 
 @torch.no_grad()
 def beside_reference(model, data, names, batch: int = 64) -> Tensor:
-    """Scores (n, K) of labels that are not in the model's reference vocabulary, each alone beside it."""
+    """Scores (n, K) of labels that are not in the reference vocabulary, each scored alone beside that vocabulary."""
     held = embed(model.eval(), data)
     reference = model.label_embeddings(model.reference_labels)
     return score_all(held, model.label_embeddings(names), _beside(model, reference), batch)
@@ -155,10 +161,10 @@ def _beside(model, reference: Tensor):
 
 
 def fit_curve(scores: Tensor, labels: Tensor) -> Calibration:
-    r"""The curve that fits scores to annotation (any shape; entries labelled 0 take no part), and the threshold of
-    highest F1 over all of them together.
+    r"""The curve that fits scores to annotation (any shape; entries labelled 0 are ignored), and the threshold with the
+    highest F1 over all entries together, half way to the next lower probability.
 
-    Each bin holds an equal part of positives and negatives together, both kinds weighing the same. Raises
+    Each bin holds an equal share of the answers, with positives and negatives weighing the same in total. Raises
     ``ValueError`` if there is no positive or no negative, or for scores that are not finite.
     """
     known = labels != 0
@@ -170,46 +176,31 @@ def fit_curve(scores: Tensor, labels: Tensor) -> Calibration:
     order = np.argsort(s, kind="stable")
     s, y = s[order], y[order]
     bins = int(np.clip(min(y.sum(), (~y).sum()) // EACH, 2, KNOTS))
-    weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())  # so that both ends are resolved
+    weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())  # so that both ends of the curve have knots
     part = np.minimum((np.cumsum(weight) - weight / 2) * bins, bins - 1).astype(int)  # the bin of each answer
     part = part[np.searchsorted(s, s, side="right") - 1]  # equal scores are in one bin
     answers, hits, total = (np.bincount(part, w, bins) for w in (None, y, s))
     answers, hits, total = (v[answers > 0] for v in (answers, hits, total))
     share = isotonic_regression((hits + 0.5) / (answers + 1), sample_weight=answers)
-    pooled = np.cumsum(np.diff(share, prepend=share[0]) > 0)  # bins that isotonic regression made one
+    pooled = np.cumsum(np.diff(share, prepend=share[0]) > 0)  # bins that isotonic regression joined
     answers, hits, total = (np.bincount(pooled, v) for v in (answers, hits, total))
-    share = (hits + 0.5) / (answers + 1)  # in 0..1, without the ends
-    made = Calibration(total / answers, np.log(share / (1 - share)), 0.5, float(y.mean()))
-    best = best_threshold(made.probability(torch.from_numpy(s)), torch.from_numpy(y))
-    return replace(made, threshold=best)
-
-
-def best_threshold(probabilities: Tensor, truth: Tensor) -> float:
-    """The probability from which yes has the highest F1: (m,), (m,) bool -> float, half way to the next lower one.
-
-    Without a positive it is just above the highest probability. Ties go to the higher threshold.
-    """
-    order = probabilities.sort(descending=True, stable=True)
-    p, y = order.values.double(), truth[order.indices].double()
-    if not y.any():
-        return float(min(1.0, p.max() + 1e-6)) if len(p) else 0.5
-    hits, said = y.cumsum(0), torch.arange(1, len(y) + 1)
-    f1 = 2 * hits / (said + y.sum())
-    f1[:-1][p[:-1] == p[1:]] = -1  # a threshold cannot part equal probabilities
-    at = int(f1.argmax())
-    below = float(p[at + 1]) if at + 1 < len(p) else 0.0
-    return (float(p[at]) + below) / 2
+    share = (hits + 0.5) / (answers + 1)  # between 0 and 1, exclusive
+    curve = Calibration(total / answers, np.log(share / (1 - share)), 0.5, float(y.mean()))
+    p = curve.probability(torch.from_numpy(s))  # (answers,), increasing
+    best = best_threshold(p[:, None], torch.from_numpy(np.where(y, 1, -1))[:, None])
+    lower = p[p < best]
+    return replace(curve, threshold=(best + (float(lower[-1]) if len(lower) else 0.0)) / 2)
 
 
 def own_thresholds(calibration: Calibration, scores: Tensor, labels: Tensor, names, random: bool = False) -> dict:
     r"""Label -> its own threshold, for each label with a positive and a negative among a handful of examples.
 
-    The examples move a label's logits by $b_k$, found together with a normal prior of deviation 1 (a label is as the
-    others until examples say otherwise), and the threshold by as much the other way. Examples that were picked say
-    nothing of how frequent a label is, which is taken out as in case-control studies (Prentice and Pyke, 1979); with
-    ``random`` they came as they come, and do.
+    The examples shift a label's logits by $b_k$, with a normal prior of mean 0 and deviation 1 (a label is like the
+    others until examples say otherwise), and its threshold by the same amount in the other direction. Examples that
+    were picked say nothing about how frequent a label is, so that is removed as in case-control studies (Prentice and
+    Pyke, 1979); ``random`` says that they are a random sample, which does.
 
-    ``scores`` (n, K) are those of ``score_among``, ``labels`` (n, K) -1/0/+1. To keep them:
+    ``scores`` (n, K) are those of ``LabelScorer.alone``, ``labels`` (n, K) are -1/0/+1. To keep the thresholds:
     ``dataclasses.replace(calibration, thresholds=...)``.
     """
     found = {}
@@ -224,7 +215,7 @@ def own_thresholds(calibration: Calibration, scores: Tensor, labels: Tensor, nam
 
 
 def _offset(f: Tensor, y: Tensor, steps: int = 30) -> float:
-    """b of highest posterior where P(y = 1) = sigma(f + b) and b ~ N(0, 1), by Newton's method."""
+    """The most probable b where P(y = 1) = sigma(f + b) and b ~ N(0, 1), by Newton's method (a concave problem)."""
     b = 0.0
     for _ in range(steps):
         p = torch.sigmoid(f + b)
@@ -236,10 +227,11 @@ def _offset(f: Tensor, y: Tensor, steps: int = 30) -> float:
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
-    r"""What a reliability diagram shows: ``bins`` parts that promise equally many positives, the least probable first.
+    r"""What a reliability diagram shows: ``bins`` bins that promise equally many positives, the least probable first.
 
-    With parts of equally many answers nearly all would be where no label is. Columns: ``said`` (mean probability),
-    ``true`` (share of positives), ``answers``, ``gap`` (said minus true); entries labelled 0 take no part.
+    Bins of equally many answers, as in scikit-learn's ``calibration_curve``, would nearly all lie where no label is.
+    Columns: ``said`` (mean probability), ``true`` (share of positives), ``answers`` (their number), ``gap`` (said minus
+    true). Entries labelled 0 are ignored.
     """
     known = labels != 0
     order = probabilities[known].argsort(stable=True)
@@ -252,17 +244,17 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 10) -> pd.Dat
 
 def calibration_error(frame: pd.DataFrame, of: str = "answers") -> float:
     r"""Mean absolute gap of a ``reliability`` table, in 0..1: the expected calibration error over all ``answers``, most
-    of which are a no that is easily said, or over the ``positives`` that were promised."""
+    of which are an easy no, or over the ``positives`` that were promised."""
     weights = frame["answers"] * (frame["said"] if of == "positives" else 1)
     return float((frame["gap"].abs() * weights).sum() / weights.sum())
 
 
 def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
-    """Errors and usefulness on other answers: prevalence, ECE (two kinds), Brier score and its skill, F1 of yes."""
-    p, y = calibration.probability(scores), labels.double()
-    p, y = p[y != 0], (y[y != 0] == 1).double()
+    """How right a calibration is on other data: prevalence, ECE (two kinds), Brier score and its skill, F1 of yes."""
+    known = labels != 0
+    p, y = calibration.probability(scores)[known.cpu()], (labels[known] == 1).double()
     table, share, yes = reliability(p, y * 2 - 1), float(y.mean()), p >= calibration.threshold
-    brier = float((p - y).square().mean())
+    brier = float(brier_score_loss(y, p))
     return {
         "answers": len(y),
         "prevalence": share,
@@ -271,7 +263,7 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
         "ECE of positives": calibration_error(table, "positives"),
         "Brier": brier,
         "skill": 1 - brier / max(share * (1 - share), 1e-12),  # 0: no better than always saying the prevalence
-        "F1": float(2 * y[yes].sum() / max(1.0, float(yes.sum() + y.sum()))),
+        "F1": float(f1_score(y, yes, zero_division=0)),
     }
 
 
@@ -317,7 +309,7 @@ def for_model(model) -> Calibration | None:
     if own is not None and own.made_for and own.made_for != fingerprint(model):
         warnings.warn(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
-            "probabilities; make it anew (hrcf_lib.apply.calibration)",
+            "probabilities; make it anew (python -m hrcf_lib.apply.calibration FOLDER)",
             stacklevel=3,
         )
         return None
@@ -334,12 +326,7 @@ def _forget_damaged(folder: Path) -> None:
 
 
 def main(words=None) -> None:
-    """The command line: fits on val, or on pictures of training where there is none, and says how right it is."""
-    from hrcf_lib.data import benchmarks
-    from hrcf_lib.data.feeds import sources
-    from hrcf_lib.engine import devices
-    from hrcf_lib.methods import registry
-
+    """The command line: calibrates a saved model on val and, if asked, says how right it is on the test splits."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.apply.calibration", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of a saved model")
     parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")

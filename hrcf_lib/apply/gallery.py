@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from hrcf_lib.apply import bars
-from hrcf_lib.data.images import find_images, read_image
+from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.engine.messages import need
 
 LARGEST = 512  # pixels of a thumbnail's side
@@ -85,9 +85,7 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
 
 def _sources(images) -> dict:
     """Name in the frame -> PIL image or path."""
-    from hrcf_lib.apply.predict import _name  # which shows galleries
-
-    return {} if images is None else {_name(item, i): item for i, item in enumerate(find_images(images))}
+    return {} if images is None else {name_of(item, i): item for i, item in enumerate(find_images(images))}
 
 
 def _card(rows: pd.DataFrame, source, size: int, scale: float) -> str:

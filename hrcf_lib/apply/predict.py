@@ -1,8 +1,9 @@
 r"""Labels for your own pictures and your own list of names, in one call.
 
-Two kinds of answer. ``score`` is the method's own, the paper's ranking score: it ranks the labels of a picture against
-each other, and changes with the list. ``probability`` (``calibration.py``) is of each label alone beside the model's
-fixed reference vocabulary: it says how many of such answers are right, and does not change with the list.
+There are two kinds of answer. ``score`` is the method's own ranking score, as in the paper: it ranks the labels of a
+picture against each other and changes with the list of labels. ``probability`` (``calibration.py``) scores each label
+alone beside the model's fixed reference vocabulary: it says what share of such answers is right and does not change
+with the list.
 """
 
 import os
@@ -22,7 +23,7 @@ from hrcf_lib.apply.gallery import Gallery, gallery
 from hrcf_lib.apply.label_scorer import NO_PROBABILITY, LabelScorer
 from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.order import read_ahead
-from hrcf_lib.data.images import find_images, read_image
+from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.engine.messages import list_some
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
@@ -42,7 +43,7 @@ def load_model(model: Method | str | Path | None = None) -> Method:
     r"""A model, in evaluation mode: the default one for None, a folder of ``save_pretrained``, or a model itself.
 
     A folder (or ``owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
-    changes. Raises ``TypeError`` for anything else, and what ``baselines.load`` raises of a folder.
+    changes. Raises ``TypeError`` for anything else, and for a folder what ``methods.load`` raises.
     """
     if model is None:
         return default_model().eval()
@@ -78,45 +79,47 @@ def classify(
 
     Args:
         images: a path, a PIL image, a list of either, or a folder.
-        labels: names, any number from 1, or a file of them: a ``Path``, or a string that ends in ``.txt`` (a name a
-            line) or ``.csv`` (a column ``label``). They are scored inside the model's reference vocabulary (its seen
-            labels): softmax, region selection and norms run over reference and own labels together, so that a single
-            label does not always score 1; only your columns come back. Their embeddings are kept until the model
-            changes.
+        labels: names, any number from 1, or a file of them: a ``Path``, or a string that ends in ``.txt`` (one name
+            per line) or ``.csv`` (a column ``label``). They are scored inside the model's reference vocabulary (its
+            seen labels): softmax, region selection and norms run over reference and own labels together, so that a
+            single label does not always score 1; only your columns are returned. In a loop over pictures, pass one
+            ``LabelScorer(load_model(model), labels)`` here, which embeds labels and reference vocabulary once.
         model: an ``HRCF`` or another ``Method``, or its folder; by default the HRCF that ships (``default_model``). It
-            is left in evaluation mode.
-        top_k: labels to report for each picture; fewer come back if there are fewer labels.
+            is left in evaluation mode. A ``LabelScorer`` brings its own model and device.
+        top_k: labels to report for each picture; fewer are returned if there are fewer labels.
         batch: pictures at a time; a thread reads the next ones meanwhile.
         threshold: adds yes or no: ``"calibrated"`` for the thresholds of the model's calibration, a probability in 0..1
             for all labels, or label -> probability for some and the calibration's for the others (``own_thresholds``).
-            Labels with a yes are reported even if they are not among the ``top_k``; ``answers`` makes a row a picture
-            of it, and says where it is none of these.
-        explain: adds a map for each row (HRCF, MKT and methods with ``maps``): where the label was seen, as
-            ``explain.maps_for``.
-        device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays as it is.
+            Labels with a yes are reported even if they are not among the ``top_k``. ``answers`` turns the frame into
+            one row per picture and says where it is none of these.
+        explain: adds a map to each row, which shows where the label was seen, as ``region_maps.maps_for`` (HRCF, MKT
+            and every method with a ``map_kind``).
+        device: "cpu", "cuda", "cuda:1" or "mps"; the model is moved there, and stays. By default it stays where it is.
         progress: show a bar (True), or none (False); by default where there is a terminal or a notebook.
-        skip_bad: leave out pictures that cannot be read, with one warning that names them, in place of an error.
+        skip_bad: skip pictures that cannot be read, with one warning that names them, instead of raising an error.
 
     Returns:
         a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (the
-        model's own, comparable within a picture; of HRCF Eq. 14, in -1..1), rank (1 is best, by score). Then, as far as
-        there is one: probability (of a calibrated model, in 0..1, the same whatever other labels are asked for),
+        model's own, comparable within a picture; for HRCF Eq. 14, in -1..1), rank (1 is best, by score). Then, where
+        they are known: probability (for a calibrated model, in 0..1, the same whatever other labels are asked for),
         threshold and answer ("yes" or "no"), map (an array (side, side) in 0..1, float16, of the centre square of the
-        picture that the model looks at). Maps are values of a column, not ``attrs``, because a column is what filters,
-        merges and ``concat`` keep; drop it before ``to_csv``.
+        picture that the model looks at). Maps are values of a column, not ``attrs``, because filters, merges and
+        ``concat`` keep columns; drop it before ``to_csv``.
 
     Raises:
         ValueError: empty, blank or duplicate names (as the text tower reads them: case does not count), a name that
             the text tower does not know or that is too long for it, ``top_k`` below 1, a picture that cannot be read or
-            is enormous, naming it, a threshold without a calibration, maps of another method, a device that is not
-            there, or a model that cannot be read. FileNotFoundError: a picture, folder or file of labels that does not
-            exist. Of an animated picture the first frame is taken, with a warning.
+            is enormous, a threshold without a calibration, maps of a method that has none, a device that this machine
+            does not have, or a model that cannot be read.
+        FileNotFoundError: a picture, folder or file of labels that does not exist.
+
+    Only the first frame of an animated picture is used, with a warning.
     """
     for name, value in (("top_k", top_k), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} = {value!r}: give a whole number from 1")
     items = find_images(images)
-    scorer = labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
+    scorer = _scorer(labels, model, device)
     if explain:
         scorer.check_maps()
     limits = scorer.limits(threshold)  # (K,), or None
@@ -127,7 +130,7 @@ def classify(
         for b, i in enumerate(numbers):
             shown = ranks[b] <= top_k if limits is None else (ranks[b] <= top_k) | (p[b] >= limits)  # (K,)
             ks = order[b][shown[order[b]]]
-            part = {"image": _name(items[i], i), "label": [scorer.labels[k] for k in ks], "score": s[b, ks].tolist()}
+            part = {"image": name_of(items[i], i), "label": [scorer.labels[k] for k in ks], "score": s[b, ks].tolist()}
             part["rank"] = ranks[b, ks].tolist()
             if p is not None:
                 part["probability"] = p[b, ks].tolist()
@@ -150,10 +153,11 @@ def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def answers(found: pd.DataFrame) -> pd.DataFrame:
-    r"""A row a picture, of a frame that ``classify`` made with a threshold: image, labels with a yes (a list, the most
-    probable first), none (whether it is none of these).
+    r"""One row per picture, from a frame that ``classify`` made with a threshold: image, labels with a yes (a list, the
+    most probable first), none (whether it is none of these).
 
-    Of all labels that were asked for, as each with a yes has its row. Raises ``ValueError`` for another frame.
+    All labels that were asked for count, because each one with a yes has its row. Raises ``ValueError`` for a frame
+    without answers.
     """
     if "answer" not in found:
         raise ValueError("the frame has no answers: give classify a threshold, such as threshold='calibrated'")
@@ -165,24 +169,23 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
 
 @torch.no_grad()
 def own_thresholds(images, present, labels=None, model=None, random: bool = False, batch: int = 32) -> dict[str, float]:
-    r"""Label -> a threshold of its own, from a handful of pictures with known labels, for ``classify(threshold=...)``.
+    r"""Label -> its own threshold, from a handful of pictures with known labels, for ``classify(threshold=...)``.
 
     Args:
         images: as for ``classify``.
-        present: for each picture the names that are in it; of ``labels``, those that are not named are absent.
+        present: for each picture the names that are in it; the other ``labels`` are absent.
         labels: as for ``classify``; by default all names of ``present``.
         model: as for ``classify``; it has to be calibrated.
-        random: whether the pictures came as they come, and were not picked for their labels (``calibration``).
+        random: whether the pictures are a random sample, not picked for their labels (``calibration``).
 
-    Labels without both a picture with and one without them keep the threshold for all and are not in the result. Raises
-    ``ValueError`` for another number of pictures than of ``present``, a name that is not in ``labels``, and as
-    ``classify``.
+    A label gets a threshold only if at least one picture shows it and one does not. Raises ``ValueError`` if ``images``
+    and ``present`` differ in number, for a name that is not in ``labels``, and as ``classify``.
     """
     items, present = find_images(images), [[own] if isinstance(own, str) else list(own) for own in present]
     if len(items) != len(present):
-        raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list a picture")
+        raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list per picture")
     named = dict.fromkeys(name for own in present for name in own)
-    scorer = LabelScorer(load_model(model), list(named) if labels is None else labels)
+    scorer = _scorer(list(named) if labels is None else labels, model)
     column = {read_alike(name): k for k, name in enumerate(scorer.labels)}
     if strange := [name for name in named if read_alike(name) not in column]:
         raise ValueError(f"{strange[0]!r} is said to be in a picture and is not among the labels: add it there")
@@ -195,9 +198,14 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     return calibration.own_thresholds(scorer.curve, s, y, scorer.labels, random)
 
 
+def _scorer(labels, model, device: str | None = None) -> LabelScorer:
+    """The scorer that a user keeps, or a new one."""
+    return labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
+
+
 def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool):
-    """(numbers of pictures, pictures (B, 3, side, side)); a batch without a readable picture is left out."""
-    moving, bad = [], []
+    """(numbers of pictures, pictures (B, 3, side, side)); a batch without a readable picture is skipped."""
+    animated, unreadable = [], []
 
     def read(first: int) -> tuple[list[int], list[Tensor]]:
         numbers, pictures = [], []
@@ -205,11 +213,12 @@ def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool
             try:
                 pictures.append(read_image(item, side))
                 numbers.append(i)
-                moving.extend([_name(item, i)] * _moves(item))
+                if _is_animated(item):
+                    animated.append(name_of(item, i))
             except ValueError as error:
                 if not skip_bad:
                     raise
-                bad.append(str(error))
+                unreadable.append(str(error))
         return numbers, pictures
 
     starts = range(0, len(items), batch)
@@ -219,15 +228,16 @@ def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool
             if pictures:
                 yield numbers, torch.stack(pictures)
             bar.update(min(batch, len(items) - first))
-    if len(bad) == len(items):
-        raise ValueError(f"none of the {len(items)} pictures can be read; the first: {bad[0]}")
-    if bad:
-        warnings.warn(f"{len(bad)} of {len(items)} pictures left out: {list_some(bad, '; ')}", stacklevel=4)
-    if moving:
-        warnings.warn(f"animated, or of several pages; the first frame was taken: {list_some(moving)}", stacklevel=4)
+    if len(unreadable) == len(items):
+        raise ValueError(f"none of the {len(items)} pictures can be read; the first: {unreadable[0]}")
+    if unreadable:
+        skipped = list_some(unreadable, "; ")
+        warnings.warn(f"{len(unreadable)} of {len(items)} pictures left out: {skipped}", stacklevel=4)
+    if animated:
+        warnings.warn(f"animated, or of several pages; the first frame was taken: {list_some(animated)}", stacklevel=4)
 
 
-def _moves(item) -> bool:
+def _is_animated(item) -> bool:
     """Whether a picture that was read has more than one frame."""
     if isinstance(item, Image.Image):
         return bool(getattr(item, "is_animated", False))
@@ -237,10 +247,3 @@ def _moves(item) -> bool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with Image.open(Path(item).expanduser()) as image:
             return bool(getattr(image, "is_animated", False))
-
-
-def _name(item, i: int) -> str:
-    """What the frame calls a picture: the path, or its number in the list."""
-    if isinstance(item, Image.Image):
-        return str(getattr(item, "filename", "") or f"picture {i}")
-    return str(item)

@@ -97,13 +97,14 @@ def test_bins_of_the_reliability_table_promise_equally_many_positives():
 
 def test_the_threshold_has_the_highest_f1():
     rng = np.random.default_rng(3)
-    p = rng.uniform(0.1, 1, size=60).round(2)
-    y = rng.uniform(size=60) < p**2
-    at = calibration.best_threshold(torch.from_numpy(p), torch.from_numpy(y))
+    s = torch.from_numpy(rng.uniform(0.1, 1, size=60).round(2))
+    y = rng.uniform(size=60) < s.numpy() ** 2
+    made = calibration.fit_curve(s, torch.from_numpy(np.where(y, 1, -1)))
+    p = made.probability(s).numpy()
     best = max(f1_score(y, p >= t) for t in np.unique(p))
-    assert f1_score(y, p >= at) == pytest.approx(best) and at not in p, "between two probabilities"
-    none = calibration.best_threshold(torch.tensor([0.2, 0.7]), torch.tensor([False, False]))
-    assert none > 0.7
+    assert f1_score(y, p >= made.threshold) == pytest.approx(best)
+    below, above = p[p < made.threshold].max(), p[p >= made.threshold].min()
+    assert made.threshold == pytest.approx((below + above) / 2), "half way between two probabilities"
 
 
 def test_a_label_may_have_a_threshold_of_its_own():
