@@ -117,7 +117,7 @@ def _logit(p: float) -> float:
 def calibrate(model, data, folds: int = 5, seed: int = 0) -> Calibration:
     r"""The curve of a model from ``data`` that it was not trained on, such as ``sources.source(model, "val")``.
 
-    To use and keep it: ``model.calibration = calibrate(model, data)``, then ``save_pretrained``. Raises as ``held_out``
+    To use and keep it: ``attach(model, calibrate(model, data))``, then ``save_pretrained``. Raises as ``held_out``
     and ``fit_curve``.
     """
     s, y = held_out(model, data, folds, seed)
@@ -281,17 +281,15 @@ def fingerprint(model) -> str:
 
 
 def attach(model, calibration: Calibration | None) -> None:
-    """Keep a calibration with a model, which saves it; None takes away the one that is there."""
+    """Keep a calibration with a model, which then saves it; None removes the one that is there."""
     model.extras.pop(NAME, None)
     if calibration is not None:
         model.extras[NAME] = asdict(calibration)
 
 
 def of_model(model) -> Calibration | None:
-    """The calibration that is kept with a model, whatever it was made for, or None.
-
-    Raises ``ValueError`` for values that are none.
-    """
+    """The calibration that is kept with a model, whatever it was made for, or None. Raises ``ValueError`` for a damaged
+    one."""
     if (values := model.extras.get(NAME)) is None:
         return None
     try:
@@ -317,11 +315,11 @@ def for_model(model) -> Calibration | None:
 
 
 def _forget_damaged(folder: Path) -> None:
-    """A damaged file goes, as it would keep the model from loading; a good one stays until there is another."""
+    """Delete a file that would keep the model from loading; a good one stays until it is replaced."""
     try:
         if (folder / FILE).is_file():
-            Calibration(**read_extra(folder, NAME))
-    except (ValueError, TypeError, AttributeError):
+            read_extra(folder, NAME)
+    except ValueError:
         (folder / FILE).unlink()
 
 

@@ -14,6 +14,7 @@ from hrcf_lib.apply import calibration
 from hrcf_lib.apply.calibration import Calibration
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.model import HRCF
+from hrcf_lib.pretrained import read_extra
 
 
 def answers(n=20000, curve=lambda s: 6 * s - 2, seed=0):
@@ -140,17 +141,20 @@ def test_picked_examples_do_not_tell_how_frequent_a_label_is():
 
 def test_a_calibration_is_kept_with_its_model(tmp_path):
     model = synthetic.model()
-    model.reference_labels = ("cat", "dog")
     made = Calibration((0.0, 1.0), (-1.0, 1.0), 0.4, 0.1, {"owl": 0.7}, about={"split": "val"})
-    assert Calibration(**json.loads(json.dumps(asdict(made)))) == made
-    calibration.write_calibration(made, tmp_path)
-    assert calibration.read_calibration(tmp_path) == made
-    calibration.write_calibration(None, tmp_path)
-    assert calibration.read_calibration(tmp_path) is None and not list(tmp_path.iterdir()), "no stale one stays"
-    for text in ("{", "[]", '{"scores": [0]}', json.dumps(asdict(made) | {"logits": [1, -1]}), "null"):
+    calibration.attach(model, made)
+    model.extras = json.loads(json.dumps(model.extras))
+    assert calibration.of_model(model) == made
+    calibration.attach(model, None)
+    assert calibration.of_model(model) is None and model.extras == {}
+    for values in ({"scores": [0]}, asdict(made) | {"logits": [1, -1]}, {"unknown": 1}):
+        model.extras["calibration"] = values
+        with pytest.raises(ValueError, match="calibration is damaged .*makes it anew"):
+            calibration.for_model(model)
+    for text in ("{", "[]", "null"):
         (tmp_path / "calibration.json").write_text(text)
-        with pytest.raises(ValueError, match="calibration.json is no calibration.*makes it anew"):
-            calibration.read_calibration(tmp_path)
+        with pytest.raises(ValueError, match="calibration.json is no calibration.*make it anew"):
+            read_extra(tmp_path, "calibration")
 
 
 def test_it_is_saved_and_loaded_and_left_aside_when_it_does_not_fit(tmp_path):
@@ -226,7 +230,7 @@ def test_calibrate_is_held_out_and_fit():
     assert made.logits == calibration.fit_curve(*calibration.held_out(model, data, folds=2)).logits
     assert made.made_for == calibration.fingerprint(model) and made.about["pictures"] == 20
     calibration.attach(model, made)
-    assert calibration.for_model(model) is made
+    assert calibration.for_model(model) == made
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
