@@ -2,7 +2,7 @@
 
     python3 .ci/hrcf.py setup   make .venv with the pinned versions of .ci/requirements.txt
     python3 .ci/hrcf.py demo    the same, then run notebooks/00_quickstart.ipynb into runs/quickstart/
-    python3 .ci/hrcf.py test    the same, then lint, tests and every notebook at smoke size (what CI runs)
+    python3 .ci/hrcf.py test    the same, then lint, layers, tests and every notebook at smoke size (what CI runs)
 
 Nothing outside the environment's folder is installed or registered. HRCF_VENV=FOLDER puts the environment elsewhere.
 """
@@ -33,7 +33,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "hrcf.stamp"  # written last, so an interrupted set-up is taken up again
 DISK_GB = 8  # torch with CUDA libraries unpacks to about 6 GB on Linux, far less elsewhere
 INSTALLED = "from importlib.metadata import version as v; v('torch'), v('hrcf')"
-STAGES = ("lint", "format", "tests", "notebooks")
+STAGES = ("lint", "format", "layers", "tests", "notebooks")
 
 
 def say(text: str = "") -> None:
@@ -177,6 +177,8 @@ def stage(name: str) -> int:
     """One of STAGES; returns its exit code."""
     if name == "lint":
         return call("-m", "ruff", "check", ".")
+    if name == "layers":
+        return call("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-logo", "--no-cache")
     if name == "format":
         return call("-m", "ruff", "format", "--check", ".")
     cores = os.cpu_count() or 1

@@ -337,7 +337,7 @@ def _checked(field: dataclasses.Field, value):
     """The value in the type of its field. Raises ``ValueError`` for another type, choice or a number out of bounds."""
     about = stated(field)
     if about["choices"] and value not in about["choices"]:
-        raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(about['choices'])}")
+        raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(map(str, about['choices']))}")
     if field.type in (int, float) or (field.type == int | None and value is not None):
         kind = Real if field.type is float else Integral
         if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):

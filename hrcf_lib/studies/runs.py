@@ -6,6 +6,7 @@ checkpoint, its record and its resampled metrics: it is never computed twice, wh
 and an interrupted one goes on where it was.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -75,7 +76,7 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
 
     def take(config: Config) -> dict:
         config = config.replace(val_size=base.val_size, test_size=base.test_size)
-        differ = [n for n in configs.names_where(of=configs.DATA) if getattr(config, n) != getattr(base, n)]
+        differ = [n for n in configs.names_where(type(base), of=configs.DATA) if getattr(config, n) != getattr(base, n)]
         if config.train_size != base.train_size and (config.train_size or math.inf) > (base.train_size or math.inf):
             differ.append("train_size")
         if differ:
@@ -199,8 +200,9 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     values = config.to_dict() | configs.RETIRED
-    for name in configs.names_where(since=2):  # older runs are found under the name they always had
-        if values[name] == configs.DEFAULTS[name]:
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in configs.names_where(type(config), since=2):  # older runs are found under the name they always had
+        if values[name] == defaults[name]:
             del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     kind = "" if config.method == "hrcf" else config.method
