@@ -1,34 +1,27 @@
 r"""What ``classify`` found, as HTML to look at: pictures, bars of their labels, and where each was seen.
 
-One file that needs nothing else: thumbnails and maps are data URIs of bounded size, there is no script, and every name
-is escaped. Colours follow the page (light or dark); without style sheets, as on GitHub, a plain list remains. A map
-shows while the pointer is on its label, or after a click (or the tab key), as long as that label has the focus.
+The result is one file that needs nothing else. Without style sheets, as on GitHub, a plain list remains. A map shows
+while the pointer is on its label, or after a click (or the tab key), as long as that label has the focus.
 """
 
-import base64
-import html
-import io
 import secrets
+from html import escape
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import pandas as pd
-from PIL import Image
 
-from hrcf_lib.apply import bars
+from hrcf_lib.apply.html import bar_row, has, kind_and_number, map_uri, picture_uri, style_sheet
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.engine.messages import need
 
 LARGEST = 512  # pixels of a thumbnail's side
-MAP = 64  # pixels of a map's side: more than any map holds, which are 14 x 14 and coarser
-STYLE = """
+RULES = """
 $id {display: flex; flex-wrap: wrap; gap: 16px; font: 13px/1.35 system-ui, sans-serif; margin: 4px 0}
 $id figure {position: relative}
 $id img {border-radius: 4px}
 $id figcaption {margin: 4px 0 2px; opacity: .8; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 $id .none {font-style: italic; margin: 0; padding: 1px 3px}
-"""  # beside that of ``bars``
+"""
 
 
 class Gallery:
@@ -58,12 +51,12 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
     r"""The frame that ``classify`` returned, or rows of it, as pictures with bars.
 
     Args:
-        found: columns image, label, score; the bars are of probability where there is one, with a stroke at the
-            threshold and a tick at yes; otherwise of the score, the longest bar the highest score of the gallery. A
-            column map adds where each label was seen.
+        found: columns image, label, score. Bars show the probability where there is one, with a stroke at the
+            threshold and a tick for yes; otherwise the score, and the highest score of the gallery has the longest
+            bar. A column map adds where each label was seen.
         images: what ``classify`` was given, if pictures without a file are among them; files are read again.
-        size: of a thumbnail in pixels, at most 512; the centre square, which is what the model looks at.
-        limit: most pictures to show; a line says how many more there are.
+        size: of a thumbnail in pixels, at most 512. It shows the centre square, which is what the model looks at.
+        limit: the largest number of pictures to show; a line says how many more there are.
 
     Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, or a picture that is not there.
     """
@@ -71,77 +64,44 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
     for name, value, most in (("size", size, LARGEST), ("limit", limit, 1000)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise ValueError(f"{name} = {value!r}: give a whole number from 1 to {most}")
-    sources = _sources(images)
+    sources = {} if images is None else {name_of(item, i): item for i, item in enumerate(find_images(images))}
     names = list(dict.fromkeys(found["image"]))
-    scale = max(float(found["score"].max()), 1e-12)
+    highest = max(float(found["score"].max()), 1e-12)
     groups = dict(list(found.groupby("image", sort=False)))
-    cards = [_card(groups[name], sources.get(name, name), size, scale) for name in names[:limit]]
+    cards = [_card(groups[name], sources.get(name, name), size, highest) for name in names[:limit]]
     key = f"hrcf-{secrets.token_hex(4)}"
     rest = f"<p>{limit} of {len(names)} pictures; gallery(..., limit={len(names)}) shows more.</p>"
     rest = rest if len(names) > limit else ""
-    style = bars.style(key, "small", size, STYLE)
+    style = style_sheet(key, "small", size, RULES)
     return Gallery(f'{style}<div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
 
 
-def _sources(images) -> dict:
-    """Name in the frame -> PIL image or path."""
-    return {} if images is None else {name_of(item, i): item for i, item in enumerate(find_images(images))}
-
-
-def _card(rows: pd.DataFrame, source, size: int, scale: float) -> str:
+def _card(rows: pd.DataFrame, source, size: int, highest: float) -> str:
     """One picture as HTML."""
     name = str(rows["image"].iloc[0])
     if isinstance(source, str) and not Path(source).expanduser().is_file():
         raise ValueError(f"{name!r} is no file: give gallery(found, images) the pictures that classify was given")
-    thumbnail = Image.fromarray(read_image(source, size).permute(1, 2, 0).numpy())
-    short = Path(name).name
-    lines = "".join(_line(row, short, scale) for row in rows.to_dict("records"))
-    none = "answer" in rows and (rows["answer"] == "no").all()
-    said = '<p class="none">none of these</p>' if none else ""
-    alt = html.escape(f"{short}: {', '.join(_told(row) for row in rows.to_dict('records')[:3])}")
-    caption = f'<figcaption title="{html.escape(name)}">{html.escape(short)}</figcaption>'
-    shown = f'<img src="{_uri(thumbnail, "JPEG")}" alt="{alt}">'
-    return f'<figure>{shown}{caption}{said}<ul class="bars">{lines}</ul></figure>'
+    short, labels = Path(name).name, rows.to_dict("records")
+    alt = escape(f"{short}: {', '.join(_words(values) for values in labels[:3])}")
+    image = f'<img src="{picture_uri(read_image(source, size))}" alt="{alt}">'
+    caption = f'<figcaption title="{escape(name)}">{escape(short)}</figcaption>'
+    none = '<p class="none">none of these</p>' if "answer" in rows and (rows["answer"] == "no").all() else ""
+    bars = "".join(_row(values, short, highest) for values in labels)
+    return f'<figure>{image}{caption}{none}<ul class="bars">{bars}</ul></figure>'
 
 
-def _told(row: dict) -> str:
-    """A label and its number, in words."""
-    value = f"{row['probability']:.0%}" if _has(row, "probability") else f"{row['score']:.3f}"
-    return f"{row['label']} {value}" + (f" ({row['answer']})" if _has(row, "answer") else "")
+def _words(values: dict) -> str:
+    """A label, its number and its answer, for those who do not see the picture."""
+    answer = f" ({values['answer']})" if has(values, "answer") else ""
+    return f"{values['label']} {kind_and_number(values, digits=0)[1]}{answer}"
 
 
-def _line(row: dict, picture: str, scale: float) -> str:
-    """One label of a picture: name, number, bar, and its map."""
-    answer = row["answer"] if _has(row, "answer") else ""
-    sure = _has(row, "probability")
-    share = float(np.clip(row["probability"] if sure else row["score"] / scale, 0, 1))
-    number = f"{row['probability']:.1%}" if sure else f"{row['score']:.3f}"
-    seen = ""
-    if _has(row, "map"):
-        alt = html.escape(f"map of where {row['label']} was seen in {picture}")
-        seen = f'<img class="map" src="{_uri(_coloured(row["map"]), "PNG")}" alt="{alt}">'
-    hint = html.escape(f"{row['label']}: score {row['score']:.3f}") + (f", {answer}" if answer else "")
-    limit = row["threshold"] if answer else None
-    return bars.row(str(row["label"]), number, share, answer, limit, f'title="{hint}"', seen)
-
-
-def _has(row: dict, column: str) -> bool:
-    """Whether a row has a value there: rows of several calls may have been put together."""
-    value = row.get(column)
-    return value is not None and not (isinstance(value, float) and np.isnan(value))
-
-
-def _coloured(heat) -> Image.Image:
-    """A map (h, w) in 0..1 in the colours of ``figures.where``, the more opaque the higher."""
-    grey = Image.fromarray(np.uint8(255 * np.clip(np.asarray(heat, dtype=np.float32), 0, 1)))
-    values = np.asarray(grey.resize((MAP, MAP), Image.Resampling.BILINEAR)) / 255
-    coloured = matplotlib.colormaps["inferno"](values, bytes=True)
-    coloured[..., 3] = 255 * (0.45 + 0.4 * values)
-    return Image.fromarray(coloured)
-
-
-def _uri(image: Image.Image, kind: str) -> str:
-    """A picture as a data URI."""
-    with io.BytesIO() as file:
-        image.save(file, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
-        return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+def _row(values: dict, picture: str, highest: float) -> str:
+    """One label of a picture."""
+    hint = f"{values['label']}: score {values['score']:.3f}"
+    hint += f", {values['answer']}" if has(values, "answer") else ""
+    overlay = ""
+    if has(values, "map"):
+        alt = escape(f"map of where {values['label']} was seen in {picture}")
+        overlay = f'<img class="map" src="{map_uri(values["map"])}" alt="{alt}">'
+    return bar_row(values, (0.0, highest), f'title="{escape(hint)}"', overlay)

@@ -1,6 +1,7 @@
-"""The explorer without a browser: its numbers are those of classify, and what is refused breaks nothing."""
+"""The explorer without a browser: its numbers are those of ``classify``, and what is refused breaks nothing."""
 
 import datetime
+import importlib
 import io
 import sys
 
@@ -12,10 +13,9 @@ from PIL import Image
 from hrcf_lib import methods
 from hrcf_lib.apply import calibration
 from hrcf_lib.apply.calibration import Calibration, fingerprint
-from hrcf_lib.apply.explorer import Explorer, names
-from hrcf_lib.apply.explorer_page import span_of
+from hrcf_lib.apply.explorer import Explorer, Session, split_names
+from hrcf_lib.apply.html import score_span
 from hrcf_lib.apply.predict import classify
-from hrcf_lib.apply.rescoring import Rescorer
 from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.model import HRCF
 
@@ -50,27 +50,27 @@ def counted(monkeypatch, model, name):
     return calls
 
 
-# -- the core ----------------------------------------------------------------------------------------------------------
+# -- the session -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("lam", "keep"), [(None, None), (0.0, 108), (0.9, 30), (1.0, 140)])
 def test_scores_are_those_of_a_fresh_classify(model, picture, lam, keep):
-    r = Rescorer(model)
-    r.see(picture)
-    r.ask(LABELS)
-    found = r.table(*r.scores(lam, keep)).sort_values("rank", ignore_index=True)
-    plain = classify(picture, LABELS, model.under(r.config(lam, keep)), top_k=len(LABELS))
+    s = Session(model)
+    s.see(picture)
+    s.ask(LABELS)
+    found = s.table(lam, keep).sort_values("rank", ignore_index=True)
+    plain = classify(picture, LABELS, model.under(s.config(lam, keep)), top_k=len(LABELS))
     assert found["label"].tolist() == plain["label"].tolist() and found["rank"].tolist() == [1, 2, 3, 4]
     assert found["score"].tolist() == pytest.approx(plain["score"].tolist(), abs=1e-6)
     assert ("probability" in found) == ((lam, keep) == (None, None)), "calibrated for the model's own settings only"
 
 
 def test_probabilities_and_answers_are_those_of_classify(model, picture):
-    r = Rescorer(model)
-    r.see(picture)
-    r.ask(LABELS)
-    for threshold, same in ((None, "calibrated"), (0.7, 0.7)):
-        found = r.table(*r.scores(), threshold).set_index("label")
+    s = Session(model)
+    s.see(picture)
+    s.ask(LABELS)
+    for thresholds, same in ((None, "calibrated"), ({"probability": 0.7}, 0.7)):
+        found = s.table(thresholds=thresholds).set_index("label")
         plain = classify(picture, LABELS, model, top_k=4, threshold=same).set_index("label").loc[found.index]
         assert found["probability"].tolist() == pytest.approx(plain["probability"].tolist(), abs=1e-9)
         assert found["answer"].tolist() == plain["answer"].tolist()
@@ -79,13 +79,13 @@ def test_probabilities_and_answers_are_those_of_classify(model, picture):
 
 
 def test_maps_are_those_of_classify(model, picture):
-    r = Rescorer(model)
-    r.see(picture)
-    r.ask(LABELS)
+    s = Session(model)
+    s.see(picture)
+    s.ask(LABELS)
     plain = classify(picture, LABELS, model, top_k=4, explain=True).set_index("label")["map"]
-    for name, heat in r.maps().items():
+    for name, heat in s.maps().items():
         assert heat == pytest.approx(plain[name].astype("float32"), abs=1e-3)
-    assert r.maps() is r.maps()
+    assert s.maps() is s.maps()
 
 
 def test_each_thing_is_embedded_once(model, explorer, monkeypatch):
@@ -101,25 +101,25 @@ def test_each_thing_is_embedded_once(model, explorer, monkeypatch):
 
 
 def test_a_refused_list_leaves_the_last_one(model, picture):
-    r = Rescorer(model)
-    r.see(picture)
-    r.ask(LABELS)
-    before = r.table(*r.scores())
+    s = Session(model)
+    s.see(picture)
+    s.ask(LABELS)
+    before = s.table()
     with pytest.raises(ValueError, match="read alike"):
-        r.ask(["zebra", "Zebra"])
+        s.ask(["zebra", "Zebra"])
     with pytest.raises(FileNotFoundError):
-        r.see("nowhere.png")
-    assert r.labels == LABELS and r.table(*r.scores()).equals(before)
+        s.see("nowhere.png")
+    assert s.labels == LABELS and s.table().equals(before)
 
 
 def test_a_model_without_rss_keeps_all(picture):
     model = synthetic.model(rss=False)
     model.reference_labels = ("cat", "dog")
-    r = Rescorer(model)
-    r.see(picture)
-    r.ask(LABELS)
-    assert r.keep == 140 and r.kept(140) == 140 and r.config(keep=140) == model.config
-    assert r.config(keep=20).rss and r.scores(keep=20)[0].tolist() != r.scores()[0].tolist()
+    s = Session(model)
+    s.see(picture)
+    s.ask(LABELS)
+    assert s.keep == 140 and s.kept(140) == 140 and s.config(keep=140) == model.config
+    assert s.config(keep=20).rss and s.table(keep=20)["score"].tolist() != s.table()["score"].tolist()
 
 
 # -- the widgets -------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_the_threshold_moves_answers_and_stays_for_its_kind(explorer):
     assert explorer.found["answer"].eq("no").all()
     explorer.lam.value = 0.9
     assert explorer.threshold.value != 1.0, "a threshold of scores is another"
-    explorer.lam.value = explorer.rescorer.lam
+    explorer.lam.value = explorer.session.lam
     assert explorer.threshold.value == 1.0
 
 
@@ -157,7 +157,7 @@ def test_the_threshold_moves_answers_and_stays_for_its_kind(explorer):
         (" , \n", "no label yet"),
     ],
 )
-def test_refused_labels_tell_why_and_the_last_result_stays(text, message):
+def test_refused_labels_leave_a_message_and_the_last_result(text, message):
     explorer = Explorer(None, [15], "owl, night")
     before = explorer.html
     explorer.text.value = text
@@ -205,8 +205,8 @@ def test_pictures_by_path_and_upload(explorer, tmp_path):
     assert explorer.found["score"].tolist() == pytest.approx(red["score"].tolist(), abs=1e-4)
 
 
-def test_a_fault_of_ours_is_told_too(explorer, monkeypatch):
-    monkeypatch.setattr(explorer.rescorer, "scores", lambda *settings: 1 / 0)
+def test_a_fault_of_the_library_is_shown_too(explorer, monkeypatch):
+    monkeypatch.setattr(explorer.session, "table", lambda *settings: 1 / 0)
     before = explorer.html
     explorer.lam.value = 0.8
     assert "ZeroDivisionError" in explorer.error and explorer.html == before
@@ -232,7 +232,7 @@ def test_own_model_folder_and_other_methods(tmp_path):
         Explorer(tmp_path / "other", [15])
 
 
-def test_long_lists_are_cut_with_a_word(model):
+def test_of_a_long_list_the_best_labels_are_shown(model):
     explorer = Explorer(model, [15], [f"thing {i}" for i in range(30)], limit=5)
     assert explorer.html.count("<li") == 5 and "and 25 labels of lower score" in explorer.html
     assert len(explorer.found) == 30
@@ -252,18 +252,22 @@ def test_where_there_are_no_widgets_it_is_html(explorer):
     assert "application/vnd.jupyter.widget-view+json" in bundle
 
 
-def test_bad_beginnings_are_errors(model, monkeypatch):
+def test_bad_beginnings_are_errors(model):
     with pytest.raises(ValueError, match="limit = 0"):
         Explorer(model, limit=0)
     with pytest.raises(ValueError, match="list of images is empty"):
         Explorer(model, [])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Explorer(model, ["nowhere.png"])
+
+
+def test_the_extra_is_named_where_ipywidgets_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "hrcf_lib.apply.explorer")
     with pytest.raises(ImportError, match=r"hrcf\[notebooks\]"):
-        Explorer(model)
+        importlib.import_module("hrcf_lib.apply.explorer")
 
 
 def test_texts_and_spans():
-    assert names(" owl ,, night\nbus\r\n") == ["owl", "night", "bus"]
-    assert span_of(torch.tensor([-0.2, 0.9])) == (0, 1) and span_of(torch.tensor([-2.5, 30.2])) == (-3, 31)
+    assert split_names(" owl ,, night\nbus\r\n") == ["owl", "night", "bus"]
+    assert score_span(torch.tensor([-0.2, 0.9])) == (0, 1) and score_span(torch.tensor([-2.5, 30.2])) == (-3, 31)

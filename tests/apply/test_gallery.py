@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hrcf_lib.apply.explorer_page import page
-from hrcf_lib.apply.gallery import MAP, gallery
+from hrcf_lib.apply.gallery import gallery
+from hrcf_lib.apply.html import MAP, explorer_view
 from hrcf_lib.apply.predict import gallery as public
 
 EVIL = "<script>alert('x')</script> & \"co\""
@@ -88,7 +88,7 @@ def test_thumbnails_and_maps_are_bounded(found):
     assert np.asarray(pictures(reader)[0])[48, 48].tolist() == pytest.approx([254, 0, 0], abs=4)
 
 
-def test_texts_for_those_who_do_not_see_it(found):
+def test_texts_for_screen_readers(found):
     reader = Reader(gallery(found).html)
     alts = [a["alt"] for a in reader.all("img")]
     assert all(alts) and alts[0].startswith("red <b>.png: ") and "owl 30% (no)" in alts[0]
@@ -125,7 +125,7 @@ def test_colours_follow_the_page(found):
 def test_rows_are_those_of_the_explorer_in_another_size(found):
     small = gallery(found, size=96).html
     row = found.assign(threshold=0.4).iloc[0].to_dict()
-    large = page(pd.DataFrame([row]), "probability", (0.0, 1.0), ("a", "data:,", ()), {row["label"]: "data:,"}, 1)
+    large = explorer_view(pd.DataFrame([row]), 1, "a", "data:,", (), {row["label"]: "data:,"}, (0.0, 1.0))
     of = lambda html: re.findall(r'<div class="text">.*?<div class="track">.*?</div></div>', html)
     assert of(large) == of(small)[:1] and "$" not in small + large
     rules = [dict(re.findall(r"^\.hrcf-\S+ (\S.*?) \{(.*?)\}$", html, re.M)) for html in (small, large)]
@@ -136,7 +136,7 @@ def test_rows_are_those_of_the_explorer_in_another_size(found):
     assert small.count("data-lm-suppress-shortcuts") == 6
 
 
-def test_a_page_of_its_own(found, tmp_path):
+def test_a_saved_page(found, tmp_path):
     path = gallery(found).save(tmp_path / "deep" / "gallery.html")
     text = path.read_text(encoding="utf-8")
     reader = Reader(text)
@@ -145,7 +145,7 @@ def test_a_page_of_its_own(found, tmp_path):
     assert "2 pictures" in repr(gallery(found))
 
 
-def test_many_pictures_are_cut_off_with_a_word(found):
+def test_a_line_says_how_many_pictures_there_are(found):
     page = gallery(found, limit=1)
     assert len(Reader(page.html).all("figure")) == 1 and "1 of 2 pictures" in page.html
 
@@ -159,7 +159,7 @@ def test_pictures_without_a_file(found):
         gallery(frame)
 
 
-def test_frames_and_numbers_that_are_refused(found):
+def test_refused_frames_and_numbers(found):
     with pytest.raises(ValueError, match="no column 'score'"):
         gallery(found.drop(columns="score"))
     with pytest.raises(ValueError, match="no rows"):

@@ -8,8 +8,8 @@ from PIL import Image
 from hrcf_lib import methods
 from hrcf_lib.apply import onnx, region_maps
 from hrcf_lib.apply.grad_cam import grad_cam
+from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import classify
-from hrcf_lib.apply.rescoring import Rescorer
 from hrcf_lib.apply.vocabulary import beside_reference, check_lengths
 from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.methods import registry
@@ -66,9 +66,8 @@ def test_a_label_written_otherwise_is_the_same_reference_column_everywhere(model
     found, same = (classify(image, labels, model, top_k=5) for labels in (WRITTEN, plain))
     names = dict(zip(WRITTEN, plain)) | {"Polar BEAR": "polar bear"}  # white space is cleaned
     assert found.assign(label=found["label"].map(names)).equals(same)
-    r = Rescorer(model)
-    r.ask(WRITTEN)
-    assert r.scorer.columns.tolist() == [0, 1, 2, 3, 4] and len(r.scorer.own) == 0
+    scorer = LabelScorer(model, WRITTEN)
+    assert scorer.columns.tolist() == [0, 1, 2, 3, 4] and len(scorer.own) == 0
     assert onnx._scorer(model, WRITTEN, None, True).columns == [0, 1, 2, 3, 4]
     pixels = torch.from_numpy(draw("test", 15).image).permute(2, 0, 1)[None]
     assert torch.equal(region_maps.maps_for(model, pixels, WRITTEN), region_maps.maps_for(model, pixels, plain))
