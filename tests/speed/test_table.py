@@ -1,5 +1,6 @@
-"""The benchmark: its plain forms are the published ones, its rows say what they claim, what it counts is there."""
+"""The speed table: its plain forms are the published ones, its rows compute what they say, its counts are right."""
 
+import dataclasses
 import json
 import multiprocessing
 from types import SimpleNamespace
@@ -78,9 +79,10 @@ def test_both_forms_of_a_row_compute_the_same(name):
     assert row["what"] and row["ours_s"] > 0
 
 
-def test_rows_on_loading_say_which_share_of_the_time_was_waited():
+def test_rows_on_loading_say_which_share_of_the_time_was_waited(monkeypatch):
+    monkeypatch.setattr(loading.devices, "workers", lambda: 1)
     for name in ("loader", "cached_epoch"):
-        row = table.ROWS[name](SMALL)
+        row = table.ROWS[name](dataclasses.replace(SMALL, B=2, steps=2))
         assert 0 <= row["waiting"] <= 1 and 0 < row["waiting_plain"] <= 1
         assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and f"{row['waiting']:.1%}" in row["note"]
 
@@ -109,7 +111,7 @@ def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypat
     assert loading._epoch(SMALL, feed) == (4, 0.75)
 
 
-def test_inference_is_told_as_an_overhead_over_the_plain_vlp():
+def test_inference_is_reported_as_an_overhead_over_the_plain_vlp():
     row = table.ROWS["inference_overhead"](SMALL)
     assert row["overhead"] == pytest.approx(row["ours_s"] / row["plain_s"])
 
@@ -122,25 +124,28 @@ def test_the_arithmetic_of_a_step_is_the_one_the_issue_of_speed_rests_on():
     assert cached["gflop_ours"] == pytest.approx(20.5, abs=1) and shared["gflop_ours"] == pytest.approx(56, abs=1)
 
 
-def test_a_row_that_fails_is_reported_by_name_and_the_others_go_on(monkeypatch):
-    monkeypatch.setitem(table.ROWS, "broken", fails)
-    said = []
-    frame = table.run(("broken", "ranking_loss"), SMALL, said.append).set_index("name")
-    assert frame.loc["broken", "error"] == "ValueError: no such luck" and "FAILED" in table.line(said[0])
-    assert frame.loc["ranking_loss", "ratio"] > 0 and frame["error"].isna()["ranking_loss"]
-
-
-def test_the_command_writes_a_list_of_rows(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_list_of_rows_and_goes_on_after_one_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
-    out = tmp_path / "rows.json"
-    assert __main__.main(["--rows", "ranking_loss,hsa_memory", "--out", str(out)]) == 0
-    rows = json.loads(out.read_text(encoding="utf-8"))
-    assert [row["name"] for row in rows] == ["ranking_loss", "hsa_memory"]
-    assert all({"ratio", "max_abs_diff", "peak_mb", "device", "commit"} <= row.keys() for row in rows)
-    assert rows[1]["grad_rel_diff"] is None and rows[0]["grad_rel_diff"] is not None
-    assert " x  ranking loss, B = 4, K = 40" in capsys.readouterr().out
     monkeypatch.setitem(table.ROWS, "broken", fails)
-    assert __main__.main(["--rows", "broken"]) == 1
+    out = tmp_path / "rows.json"
+    assert __main__.main(["--rows", "ranking_loss,broken,hsa_memory", "--out", str(out)]) == 1
+    rows = {row["name"]: row for row in json.loads(out.read_text(encoding="utf-8"))}
+    assert list(rows) == ["ranking_loss", "broken", "hsa_memory"]
+    assert all(
+        {*table.COLUMNS, "seconds", "date", "device", "native_bf16", "commit"} <= row.keys() for row in rows.values()
+    )
+    assert rows["hsa_memory"]["grad_rel_diff"] is None and rows["ranking_loss"]["grad_rel_diff"] is not None
+    assert rows["broken"]["error"] == "ValueError: no such luck" and rows["hsa_memory"]["error"] is None
+    printed = capsys.readouterr().out
+    assert " x  ranking loss, B = 4, K = 40" in printed and "broken               FAILED: ValueError" in printed
+
+
+def test_a_table_without_a_failure_has_the_columns_that_all_rows_share(monkeypatch):
+    monkeypatch.setattr(table, "run_stage", lambda title, row, sizes, preload: {"stage": title, **row(sizes)})
+    said = []
+    frame = table.run(["ranking_loss"], SMALL, said.append)
+    assert list(frame.columns) == [*table.COLUMNS, "sorted_s", "ratio_sorted"] and len(said) == len(frame) == 1
+    assert frame["error"].isna().all()
 
 
 def test_an_unknown_row_is_refused_with_the_nearest(capsys):
@@ -152,7 +157,7 @@ def test_an_unknown_row_is_refused_with_the_nearest(capsys):
 # Measuring ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_duel_takes_turns_and_divides_plain_by_ours(monkeypatch):
+def test_two_forms_are_timed_in_turn_and_plain_is_divided_by_ours(monkeypatch):
     clock, calls = [0.0], []
     monkeypatch.setattr(compare, "timer", lambda: clock[0])
 
@@ -178,12 +183,12 @@ def test_differences_are_seen_in_values_and_in_gradients():
     assert compare_values(lambda x: x**2, lambda x: (x**2).detach() + 0 * x, x)["grad_rel_diff"] == 1
 
 
-@pytest.mark.skipif(not devices.reset_peak_memory(), reason="this system does not forget a peak")
+@pytest.mark.skipif(not devices.reset_peak_memory(), reason="this system cannot reset a peak")
 def test_peak_memory_is_what_a_run_takes_beyond_what_was_there():
     held = np.ones(50_000_000)  # 400 MB that were there before
     once = compare.peak_mb(lambda: np.ones(25_000_000).sum())  # 200 MB
     assert 150 < once < 260 and held.sum() > 0
-    assert compare.peak_mb(lambda: None) < 50, "a peak of before is forgotten"
+    assert compare.peak_mb(lambda: None) < 50, "an earlier peak does not count"
 
 
 # Cost model and curves ----------------------------------------------------------------------------------------------
