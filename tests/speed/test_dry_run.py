@@ -206,6 +206,7 @@ def test_hours_follow_from_steps_and_throughput_or_from_measured_seconds():
 # The whole ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     words = ["--datasets", "nus_wide", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.json")]

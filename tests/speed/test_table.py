@@ -79,6 +79,7 @@ def test_both_forms_of_a_row_compute_the_same(name):
     assert row["what"] and row["ours_s"] > 0
 
 
+@pytest.mark.slow
 def test_rows_on_loading_say_which_share_of_the_time_was_waited(monkeypatch):
     monkeypatch.setattr(loading.devices, "workers", lambda: 1)
     for name in ("loader", "cached_epoch"):
@@ -124,6 +125,7 @@ def test_the_arithmetic_of_a_step_is_the_one_the_issue_of_speed_rests_on():
     assert cached["gflop_ours"] == pytest.approx(20.5, abs=1) and shared["gflop_ours"] == pytest.approx(56, abs=1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_list_of_rows_and_goes_on_after_one_that_fails(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     monkeypatch.setitem(table.ROWS, "broken", fails)
@@ -242,6 +244,7 @@ def test_a_plain_form_that_would_fill_the_memory_is_left_out_of_the_curves(monke
 # Workers ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_workers_start_where_processes_are_not_forked(start, monkeypatch):
     """macOS, Windows and Python 3.14 start workers anew: what they run has to be found by name."""
