@@ -22,7 +22,7 @@ class Phase:
 
     trains: str  # one of ``SIDES``
     epochs: int  # passes over the training pictures
-    batch: int  # B, pictures a step
+    batch: int  # B, pictures per step
 
     def __post_init__(self):
         if self.trains not in SIDES:
@@ -41,7 +41,7 @@ TRAINABLE = {
 }
 SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.methods``)
 
-# Whose a setting is, from which follows what has to be told apart by it.
+# Whose a setting is. From that follows which runs, features and checkpoints differ by it.
 METHOD = "method"  # of the method: each method has its own default
 DATA = "data"  # of the pictures, their labels and the VLP: other values, other features
 MASK = "mask"  # which of the training labels are hidden; features stay the same
@@ -119,7 +119,7 @@ class Config:
     train_size: int | None = setting(None, of=RUN, low=1)  # pictures; None: all of the dataset
     val_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
     test_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
-    tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that nobody tagged (MojiScenes)
+    tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
     data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
     vocabulary_seed: int = setting(0, of=DATA, since=2)  # which labels of MojiScenes are unseen; 0: as shipped
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
@@ -213,7 +213,7 @@ def choices(name: str, kind: type[Config] = Config) -> tuple:
 
 
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
-    """The inverse of ``Config.to_dict``, retired fields left aside.
+    """The inverse of ``Config.to_dict``, retired fields are ignored.
 
     An unknown name, or one that is missing and has no default, is an error.
     """

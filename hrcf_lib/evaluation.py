@@ -53,7 +53,7 @@ PROTOCOL = (
 def evaluate(
     model, data, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol: str | None = None
 ) -> pd.DataFrame:
-    """A row a task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
+    """One row per task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
 
     ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with
     ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``measure``, by default that of
@@ -150,7 +150,7 @@ def label_view(space, task: str):
 
 
 def table_rows(data, tasks, values, ks, protocol="per_class") -> pd.DataFrame:
-    """A row a task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names."""
+    """One row per task; ``values(task)`` -> scores (n, K) of all pictures for the task's own names."""
     rows = {}
     for task in tasks:
         rows[task] = metrics_row(values(task), data.labels[:, label_view(data.space, task).columns], ks, protocol, task)

@@ -161,11 +161,11 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
         odd_label = y != y.sign()  # (rows, K)
         if not (odd_score | odd_label).any():  # a sum that overflows, or infinite scores that are allowed
             continue
-        odd, table, mend = (
+        odd, table, fix = (
             (odd_score, "scores", "look for a diverged model or broken features")
             if odd_score.any()
             else (odd_label, "labels", "use -1 (absent), 0 (unknown) or +1 (present)")
         )
         i, k = odd.nonzero()[0].tolist()
         value = (s if table == "scores" else y)[i, k].item()
-        raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {mend}")
+        raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {fix}")

@@ -1,4 +1,4 @@
-r"""The two losses of HRCF, ranking (Eq. 15) and distillation (Eq. 5), and those of methods beside it. Pure functions.
+r"""The two losses of HRCF: ranking (Eq. 15) and distillation (Eq. 5). Pure functions.
 
 Symbols: B images, K labels, D embedding width; s_p and s_n the scores of a present and of an absent label of one image.
 """

@@ -4,7 +4,7 @@ pictures -> ``vlp.trunk`` (frozen) -> ``image_embeddings`` -> a global embedding
 names    -> ``label_embeddings``                           -> one vector per label
 both     -> ``score_embeddings``                           -> scores (B, K)
 
-A new method defines these three and, in ``build``, which modules they need; ``losses`` and the rest have defaults. Then
+A new method defines these three and, in ``build``, which modules they need; everything else has a default. Then
 ``training.train``, ``evaluation.evaluate``, ``studies.run`` and ``classify`` take it. A template is in
 ``methods/template.py``. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
 width.

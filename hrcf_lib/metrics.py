@@ -1,4 +1,4 @@
-r"""Average precision and precision / recall / F1 at K: pure functions that never change their input.
+r"""Average precision; precision, recall and F1 at K or at a threshold: pure functions that never change their input.
 
 Numbers of this field differ by protocol as much as by method, so print `protocol` beside every mAP.
 Symbols: N images, K labels, k labels predicted per image. Annotations are -1 (absent), 0 (unknown), +1 (present).
@@ -186,6 +186,8 @@ def check(scores: Tensor, labels: Tensor) -> None:
             f"scores {tuple(scores.shape)} hold nothing to evaluate; give at least one image and one label"
         )
 
+
+# Yes or no for every label --------------------------------------------------------------------------------------------
 
 THRESHOLD_METRICS = ("OP", "OR", "OF1", "CP", "CR", "CF1")
 

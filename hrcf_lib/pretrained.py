@@ -246,7 +246,7 @@ def _changed(config) -> str:
 
 
 def _source(model) -> str:
-    """Where the VLP's weights come from; of a path only the file's name, as the rest says nothing elsewhere."""
+    """Where the VLP's weights come from; of a path only the file's name, as its folders mean nothing elsewhere."""
     if model.config.vlp_weights is None:
         return "weights that ship with hrcf" if model.vlp.name == "hrcf-mini" else "no weights named"
     return f"weights `{Path(model.config.vlp_weights).name}`"

@@ -1,13 +1,13 @@
-r"""Alternate training (Sec. III-E, Eqs. 20-21): a list of phases, in each of which one side learns and the other rests.
+r"""Alternate training (Sec. III-E, Eqs. 20-21): in each of a list of phases one side learns, the other is fixed.
 
 $$\text{image side:}\quad \min\; L_{rank}(S, y) + \alpha\, L_{kd}(e_g, e_p) \qquad
   \text{prompts:}\quad \min\; L_{rank}(S, y)$$
 
 A phase may also train ``both`` at once, by the image side's loss and curve: what alternating is compared with.
 
-Which parameters a phase trains is data (``Method.trainable``). Each side has one optimiser whose state lives on across
-its phases, and one learning-rate curve over the sum of its epochs. A checkpoint is renamed into place every
-``save_every`` steps; an interrupted run goes on from it to the same weights as an unbroken one.
+``Method.trainable`` lists the parameters that a phase trains. Each side has one optimiser, whose state is kept from
+phase to phase, and one learning-rate curve over the sum of its epochs. A checkpoint is renamed into place every
+``save_every`` steps; an interrupted run continues from it to the same weights as an unbroken one.
 """
 
 import dataclasses
@@ -51,10 +51,10 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
         save_every: steps between checkpoints.
         stop_after: end after that many steps of this call, as an interruption would.
 
-    Returns one row a step: step, phase, side, epoch (within the side), lr, the parts of the loss by name (of HRCF
+    Returns one row per step: step, phase, side, epoch (within the side), lr, the parts of the loss by name (of HRCF
     ranking and distillation), seconds (since the start of this call), waited (seconds of them in which this process had
     no batch to work on). Pictures that are not ``usable``, by default those without a positive seen label, are dropped
-    inside the batch (a batch that loses all of them makes no step and shows NaN).
+    inside the batch; if no picture of a batch is left, the step is skipped and its losses are NaN.
 
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
@@ -159,7 +159,7 @@ def _check_trainable(model) -> None:
     if own and not any(model.groups(side) for side in model.trainable):
         raise ValueError(
             f"{model.title} has parameters such as {own[0]!r}, and its trainable names none of them "
-            f"({dict(model.trainable)}): give beginnings of their names"
+            f"({dict(model.trainable)}): give prefixes of their names"
         )
 
 
@@ -178,7 +178,7 @@ def _seed(seed: int, side: str, epoch: int) -> int:
 
 @contextmanager
 def _dice(seed: int, step: int, accelerator):
-    """Whatever a step draws at random (dropout) depends on seed, step and process alone: a resumed run draws alike."""
+    """Random draws of a step (dropout) depend on seed, step and process alone: a resumed run draws the same."""
     device = accelerator.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((seed * 1_000_003 + step) * 1_009 + accelerator.process_index)
@@ -201,7 +201,7 @@ def _label_embeddings(model, data) -> Tensor:
 
 
 class _Objective(torch.nn.Module):
-    """The loss of one side on a part of a batch: what is replicated on every process."""
+    """The loss of one side on a part of a batch. Every process holds a replica."""
 
     def __init__(self, model, side: str, names, label_embeddings: Tensor | None):
         super().__init__()
@@ -210,7 +210,7 @@ class _Objective(torch.nn.Module):
     def forward(self, images, teacher, labels, n: int) -> tuple[Tensor, ...]:
         """Images, (b, D), (b, K), pictures kept in the whole batch -> loss, and the share of each of its parts.
 
-        Images are trunk tokens (b, 1 + N^2, C), or (e_g, regions) where the image side rests. Raises
+        Images are trunk tokens (b, 1 + N^2, C), or (e_g, regions) where the image side is fixed. Raises
         ``FloatingPointError`` if scores or loss are not finite.
         """
         model, weight = self.model, self.model.weights(self.side)
@@ -274,8 +274,8 @@ def _blame(images, teacher: Tensor, rows: list, config: Config) -> None:
         raise ValueError(
             f"NaN or infinite features of pictures {broken[:5]}: look at them, then extract features again"
         ) from None
-    mend = f"lower lr ({config.lr:g}) or prompt_lr ({config.prompt_lr:g})"
-    raise FloatingPointError(f"training has diverged: {mend}") from None
+    fix = f"lower lr ({config.lr:g}) or prompt_lr ({config.prompt_lr:g})"
+    raise FloatingPointError(f"training has diverged: {fix}") from None
 
 
 def _agree(accelerator, done: int, checkpoint: Path) -> None:
@@ -310,8 +310,8 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     names = [n for n in about | there if n not in free]
     differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
     if differ:
-        mend = "remove it or choose another folder"
-        raise ValueError("\n  ".join([f"{path} belongs to another run; {mend}. They differ in", *differ]))
+        fix = "remove it or choose another folder"
+        raise ValueError("\n  ".join([f"{path} belongs to another run; {fix}. They differ in", *differ]))
     model.load_trainable(state["model"], path)
     for side, optimizer in optimizers.items():
         optimizer.load_state_dict(state["optimizers"][side])

@@ -1,8 +1,14 @@
-r"""The frozen vision-language pre-trained model (VLP), loaded through open_clip; its towers are in ``towers.py``.
+r"""The frozen vision-language pre-trained model (VLP): its two towers step by step, and how it is loaded.
 
-The mini VLP is an open_clip model like any other: its config is ``assets/hrcf-mini.json``, its weights
-``assets/hrcf-mini.safetensors``. The only thing it adds is a small convolutional stem in the place of the patch
-convolution, because a stem of three strided convolutions learns much faster than one 8 x 8 patch projection.
+open_clip builds the model. Here its image tower is cut before the last block, because student and teacher share
+everything before it (the trunk), and its text tower takes token *embeddings*, because prompts are learnt there.
+
+The mini VLP is an open_clip model too: config ``assets/hrcf-mini.json``, weights ``assets/hrcf-mini.safetensors``. It
+adds a convolutional stem in place of the patch convolution: three strided convolutions learn much faster than one
+8 x 8 patch projection.
+
+B pictures, N side of the patch grid, K texts, L tokens of the longest, C width, D embedding width. Embeddings are at
+the VLP's own scale, not of unit length.
 """
 
 import hashlib
@@ -60,7 +66,7 @@ class VLP(nn.Module):
         return any(isinstance(m, QuickGELU) for m in self.model.modules())
 
     def freeze(self) -> "VLP":
-        """Switch gradients off for good, and to evaluation mode."""
+        """Switch gradients off and evaluation mode on, whatever ``train`` is called with later."""
         self.requires_grad_(False)
         return self.eval()
 
@@ -266,7 +272,7 @@ def save_mini_weights(vlp: VLP, path: str | Path, rows: Tensor) -> None:
 
 @cache
 def mini() -> VLP:
-    """The shipped mini VLP, loaded once a process."""
+    """The shipped mini VLP, loaded once per process."""
     return load(MINI)
 
 
