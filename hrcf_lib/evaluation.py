@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import protocols
 from hrcf_lib.data.feeds.embeddings import Embedded
-from hrcf_lib.data.feeds.features import check_depth
+from hrcf_lib.data.feeds.feed import check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.devices import process
 

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.config import SIDES, Config, names_where
 from hrcf_lib.data.feeds.embeddings import rest
-from hrcf_lib.data.feeds.features import check_depth
+from hrcf_lib.data.feeds.feed import check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files
 from hrcf_lib.engine.devices import process

@@ -60,7 +60,7 @@ def _steps(sizes: Sizes) -> int:
 
 def _epoch(sizes: Sizes, pictures) -> tuple[float, float]:
     """Median seconds per step and share of the time spent waiting, after the steps of ``_filling``."""
-    augment = getattr(pictures, "augment", "none")
+    augment = pictures.augment
     model = sizes.model(phases=(("hcg", 1, sizes.B),), augment=augment)
     history = training.train(model, pictures).iloc[_filling() - 1 :]
     took = history["seconds"].diff().iloc[1:]  # seconds of each step, waiting included

@@ -54,13 +54,8 @@ def _steps(model, labels, steps: int) -> dict[str, float]:
         if not model.groups(phase.trains):
             continue
         data = _noise(model, labels, phase.batch * (steps + 1))
-        still = {
-            "warmup_epochs": 0.0,
-            "lr": 1e-12,
-            "prompt_lr": 1e-12,
-            "min_lr": 0.0,
-        }  # weights do not move
-        stored = {"augment": "none", "views": 0, "stream": False}
+        still = {"warmup_epochs": 0.0, "lr": 1e-12, "prompt_lr": 1e-12, "min_lr": 0.0}  # weights do not move
+        stored = {"augment": "none", "stream": False}
         short = model.under(config.replace(phases=[(phase.trains, 1, phase.batch)], **stored, **still))
         took = train(short, data)["seconds"].diff().iloc[1:]
         found["prompts" if phase.trains == "prompts" else "images"] = took.median()

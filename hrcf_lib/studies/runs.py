@@ -94,7 +94,7 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
         mask = depth, *(getattr(config, name) for name in COMPLETE)
         if mask not in hidden:
             dataset = benchmarks.open_split(config, "train", data)
-            hidden[mask] = fit.relabelled(there[depth]["train"], hide_labels.hide_as(config, dataset))
+            hidden[mask] = there[depth]["train"].relabel(hide_labels.hide_as(config, dataset))
         return there[depth] | {"train": hidden[mask]}
 
     return take

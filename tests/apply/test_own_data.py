@@ -209,10 +209,10 @@ def test_mean_ap_is_that_of_classify(tmp_path, start):
     from sklearn.metrics import average_precision_score
 
     from hrcf_lib.data import load
-    from hrcf_lib.data.feeds.features import extract
+    from hrcf_lib.data.feeds.pictures import Pictures
 
     dataset = load(folder(tmp_path / "p"))
-    data = extract(start.vlp, dataset, dataset.labels, precision="float32")
+    data = Pictures(dataset, start.vlp)
     names = list(dataset.labels.names)
     found = classify(tmp_path / "p", names, start, top_k=len(names)).pivot(
         index="image", columns="label", values="score"

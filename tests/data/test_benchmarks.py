@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hrcf_lib import config, data, evaluation, protocols
+from hrcf_lib import config, data, protocols
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.feeds import sources as fit
-from hrcf_lib.data.feeds.features import AugmentedFeatures
+from hrcf_lib.data.feeds.feed import Feed
 from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
 from hrcf_lib.methods import plain_vlp
 from hrcf_lib.model import HRCF
@@ -112,31 +112,16 @@ def test_sources_follow_the_config(folder, tiny):
     training, test = fit.source(model, "train", folder), fit.source(model, "test", folder)
     assert isinstance(training, Pictures) and (training.augment, test.augment) == ("rand-m9-mstd0.5-inc1", "none")
     model.config = model.config.replace(stream=True)
-    assert isinstance(fit.source(model, "train", folder), StreamedPictures)
+    stream = fit.source(model, "train", folder)
+    assert isinstance(stream, StreamedPictures)
     with pytest.raises(ValueError, match="cannot be chosen by row: set stream to False"):
-        fit.source(model, "train", folder).take([0])
+        stream.take([0])
     model.config = model.config.replace(augment="none", stream=False)
     frozen = fit.source(model, "train", folder)
+    assert all(isinstance(feed, Feed) for feed in (training, test, stream, frozen))
+    assert (frozen.augment, frozen.trained_blocks, training.trained_blocks) == ("none", 1, None)
     assert frozen.trunk.shape == (16, 197, 64) and frozen.labels.shape == (16, 1006)
     assert frozen.trunk.dtype == torch.float16
-
-
-def test_sources_of_stored_views(folder, tiny, tmp_path):
-    """Training has k views in the format asked for; evaluation has the pictures."""
-    model = HRCF(config.nus_wide().smoke().replace(**tiny, views=2, cache="bfloat16"))
-    training, test = (fit.source(model, split, folder, tmp_path) for split in ("train", "test"))
-    assert isinstance(training, AugmentedFeatures) and len(training.views) == 2
-    assert training.augment == model.config.augment and training.identity()["precision"] == "bfloat16"
-    assert isinstance(test, Pictures) and test.augment == "none"
-    assert len(list(tmp_path.iterdir())) == 2, "a folder a view"
-    again = fit.source(model, "train", folder, tmp_path)
-    assert torch.equal(again.views[1].trunk[:], training.views[1].trunk[:])
-    assert not torch.equal(training.views[0].trunk[:], training.views[1].trunk[:])
-    model.config = model.config.replace(phases=(("hcg", 1, 8),), bf16=False)
-    assert len(train(model, training)) == 2
-    chosen, tasks = fit.validation({"train": training, "test": test})
-    assert isinstance(chosen, Pictures) and chosen.augment == "none", "choices are made on pictures as they are"
-    assert len(evaluation.evaluate(model, chosen.take(range(4)), tasks)) == 1 and len(training.take([0, 2]).plain) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -8,6 +8,7 @@ import torch
 from hrcf_lib import training
 from hrcf_lib.data.feeds import embeddings
 from hrcf_lib.data.feeds.embeddings import Resting, embed, rest
+from hrcf_lib.data.feeds.feed import Batches, Feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.training import train
 
@@ -48,8 +49,9 @@ def test_the_image_side_is_computed_once_a_phase_and_not_once_an_epoch(monkeypat
 
 def test_a_phase_of_one_epoch_keeps_nothing():
     model, data = synthetic.model(), synthetic.features()
-    assert rest(model, data, epochs=1) is data
-    assert isinstance(rest(model, data, epochs=2), Resting)
+    assert rest(model, data, epochs=1) is data and isinstance(data, Feed)
+    resting = rest(model, data, epochs=2)
+    assert isinstance(resting, Resting) and isinstance(resting, Batches)
 
 
 def test_embeddings_that_would_fill_the_memory_are_computed_in_every_step(monkeypatch):

@@ -12,9 +12,9 @@ from PIL import Image
 from hrcf_lib import data, methods
 from hrcf_lib.config import names_where
 from hrcf_lib.data import mojiscenes
-from hrcf_lib.data.feeds.features import AugmentedFeatures, extract
+from hrcf_lib.data.feeds.features import extract
 from hrcf_lib.data.feeds.order import BatchOrder
-from hrcf_lib.data.feeds.pictures import AugmentedView, Pictures, StreamedPictures, augmentation, augmented
+from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures, augmentation
 from hrcf_lib.data.official import nus_wide
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.methods.plain_vlp import zero_shot
@@ -176,109 +176,6 @@ def test_a_table_without_pictures_is_refused(tmp_path, model):
     out = nus_wide.prepare(tmp_path / "source", tmp_path / "out", images=False)
     with pytest.raises(ValueError, match="prepared without pictures; give images"):
         StreamedPictures(out, model.vlp)
-
-
-# -- stored views ------------------------------------------------------------------------------------------------------
-
-
-def stored(vlp, dataset, k, folder=None, **more):
-    """Features of k augmented views."""
-    views = [AugmentedView(dataset, vlp, RAND, view) for view in range(k)]
-    return AugmentedFeatures([extract(vlp, view, dataset.labels, folder, **more) for view in views], RAND)
-
-
-def test_an_augmented_view_is_always_the_same(dataset, model):
-    view = AugmentedView(dataset, model.vlp, RAND, 1)
-    twin, other = AugmentedView(dataset, model.vlp, RAND, 1), AugmentedView(dataset, model.vlp, RAND, 2)
-    transform, differ = augmentation(RAND, model.vlp), 0
-    assert len(view) == 16 and view.labels == dataset.labels
-    for i in (5, 0, 15):
-        image, y = view[i]
-        random.random(), torch.rand(1)
-        assert image.shape == (3, 112, 112) and image.dtype == torch.uint8
-        assert torch.equal(image, twin[i][0]) and torch.equal(y, dataset.label_vector(i))
-        assert torch.equal(image, augmented(dataset.original(i), transform, 1, i))
-        differ += not torch.equal(image, other[i][0])
-    assert differ == 3
-
-
-def test_the_fingerprint_of_a_view_tells_data_view_and_libraries(dataset, model, monkeypatch):
-    def key(data=dataset, view=0):
-        return AugmentedView(data, model.vlp, RAND, view).fingerprint()
-
-    keys = [key(), key(view=1), key(dataset.take([0, 1])), dataset.fingerprint()]
-    for library in ("timm", "PIL"):
-        with monkeypatch.context() as other:
-            other.setattr(f"{library}.__version__", "0.0")
-            keys.append(key())
-    assert len(set(keys)) == 6 and key() == keys[0] and RAND in key()
-
-
-def test_a_view_needs_augmentation_and_originals(dataset, model):
-    with pytest.raises(ValueError, match="augment 'none' is the picture itself: extract features of the data set"):
-        AugmentedView(dataset, model.vlp, "none", 0)
-    with pytest.raises(ValueError, match=r"Subset has no original\(i\)"):
-        AugmentedView(torch.utils.data.Subset(dataset, [0]), model.vlp, RAND, 0)
-
-
-def test_more_views_recompute_none(dataset, model, tmp_path, monkeypatch):
-    drawn, real = [], AugmentedView.__getitem__
-    monkeypatch.setattr(AugmentedView, "__getitem__", lambda self, i: drawn.append(self.view) or real(self, i))
-    two = stored(model.vlp, dataset, 2, tmp_path)
-    assert drawn == [0] * 16 + [1] * 16 and len(list(tmp_path.iterdir())) == 2
-    drawn.clear()
-    three = stored(model.vlp, dataset, 3, tmp_path)
-    assert drawn == [2] * 16
-    for old, new in zip(two.views, three.views):
-        assert torch.equal(old.trunk[:], new.trunk[:]) and torch.equal(old.teacher, new.teacher)
-    assert not torch.equal(three.views[0].teacher, three.views[2].teacher)
-    assert two.identity()["augmented views"] == 2 and two.identity() != three.identity()
-
-
-def test_passes_go_through_the_views_in_turn(dataset, model):
-    source = stored(model.vlp, dataset, 3)
-    assert len(source) == 16 and source.space == dataset.labels and source.has_positives()
-    for seed in (0, 4, 8):
-        for rows, inputs, labels in source.batches(BatchOrder(5, seed=seed)):
-            view = source.views[seed % 3]
-            assert torch.equal(inputs[0], view.trunk[rows]) and torch.equal(inputs[1], view.teacher[rows])
-            assert torch.equal(labels, source.labels[rows])
-            assert torch.equal(source.tokens(model.vlp, inputs), inputs[0].float())
-            assert torch.equal(source.frozen(model.vlp, inputs)[1], inputs[1])
-    part = source.take([3, 1], labels_of=[0, 2])
-    assert len(part) == 2 and torch.equal(part.views[1].trunk[:], source.views[1].trunk[[3, 1]])
-    assert torch.equal(part.labels, source.labels[[0, 2]]) and part.augment == RAND
-    for look in (evaluate, lambda model, data: zero_shot(model.vlp, data, "photo", "dot")):
-        with pytest.raises(ValueError, match="augmented views are for training: evaluate on .* without augmentation"):
-            look(model, source)
-
-
-def test_views_are_of_the_same_pictures(dataset, model):
-    one, other = (stored(model.vlp, dataset.take(rows), 1).views[0] for rows in ([0, 1], [2, 3]))
-    with pytest.raises(ValueError, match="views of different pictures or labels: extract all of them from one"):
-        AugmentedFeatures([one, other], RAND)
-    with pytest.raises(ValueError, match="no augmented views: give at least one"):
-        AugmentedFeatures([], RAND)
-
-
-def test_training_on_stored_views_is_resumed_to_the_same_bits(dataset, model, tmp_path):
-    changes = {"phases": (("hcg", 2, 8), ("prompts", 1, 8)), "augment": RAND, "views": 2}
-    source = stored(model.vlp, dataset, 2, tmp_path / "features")
-    whole = synthetic.model(**changes)
-    history = train(whole, source)
-    assert len(history) == 6 and history.ranking.notna().all()
-    for stop_after in (1, 2, None):
-        again = synthetic.model(**changes)
-        rows = train(again, stored(model.vlp, dataset, 2, tmp_path / "features"), tmp_path, stop_after=stop_after)
-    assert rows.ranking.equals(history.ranking)
-    assert synthetic.same(synthetic.weights(again), synthetic.weights(whole))
-    plain = synthetic.model(**changes)
-    train(plain, AugmentedFeatures(source.views[:1], RAND))
-    assert not synthetic.same(synthetic.weights(plain), synthetic.weights(whole)), "the second view counts"
-    with pytest.raises(ValueError, match="another run.*\n  features: there .*\n  augmented views: there 2, here 3"):
-        train(synthetic.model(**changes), stored(model.vlp, dataset, 3, tmp_path / "features"), tmp_path)
-    with pytest.raises(ValueError, match="augment = 'none' .* AugmentedFeatures with augment 'rand"):
-        train(synthetic.model(), source)
 
 
 # -- training and evaluation -------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from hrcf_lib.data.feeds.features import FrozenFeatures, check_depth
+from hrcf_lib.data.feeds.features import FrozenFeatures
+from hrcf_lib.data.feeds.feed import Batches, Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 
@@ -25,7 +26,7 @@ class Embedded:
 
 
 @torch.no_grad()
-def embed(model, data, batch: int = 128) -> Embedded:
+def embed(model, data: Feed, batch: int = 128) -> Embedded:
     """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without.
 
     Raises ``ValueError`` for features of a method that leaves the ViT elsewhere.
@@ -35,7 +36,7 @@ def embed(model, data, batch: int = 128) -> Embedded:
     for _, inputs, labels in data.batches(BatchOrder(batch)):
         with model.autocast():
             e_g, regions = model.image_embeddings(data.tokens(model.vlp, inputs))
-        if held is None:  # now their shapes and type are known
+        if held is None:  # shapes and type are known from here on
             n = len(data)
             held = Embedded(torch.empty(n, e_g.shape[1]), torch.empty(n, *regions.shape[1:], dtype=regions.dtype))
         held.e_g[at : at + len(labels)], held.regions[at : at + len(labels)] = e_g.cpu(), regions.cpu()
@@ -45,7 +46,7 @@ def embed(model, data, batch: int = 128) -> Embedded:
 
 @dataclass
 class Resting:
-    """What a prompt phase reads: as ``FrozenFeatures``, with embeddings in the place of trunk tokens."""
+    """``Batches`` of a prompt phase: embeddings take the place of the trunk tokens of ``FrozenFeatures``."""
 
     embedded: Embedded
     data: FrozenFeatures
@@ -56,7 +57,7 @@ class Resting:
         return self.data.space
 
     def batches(self, order: BatchOrder) -> Iterator[tuple]:
-        """(rows, what ``frozen`` takes, labels (b, K)) of this process, step by step; all on the CPU."""
+        """(rows, (e_g, regions, e_p), labels (b, K)) of this process, step by step, on the CPU."""
         for rows in order.rows(len(self.data)):
             images = self.embedded.e_g[rows], self.embedded.regions[rows]
             yield rows, (*images, self.data.teacher[rows]), self.data.labels[rows]
@@ -67,13 +68,14 @@ class Resting:
         return (e_g, regions), teacher
 
 
-def rest(model, data, epochs: int):
-    r"""What a prompt phase should read that has ``epochs`` ahead of it: ``Resting`` where it pays, or ``data`` itself.
+def rest(model, data: Feed, epochs: int) -> Batches:
+    r"""The data for a prompt phase of ``epochs``: ``Resting`` where it pays, otherwise ``data`` itself.
 
-    It pays where epochs are more than processes: the image side has learnt since the phase before, so each picture has
-    to be embedded once a phase anyway, and each process embeds all of them. So phases of one epoch, as the presets
-    have, compute embeddings in every step. Augmented pictures differ in every epoch. What is held, 2 J + 4 times D
-    bytes a picture in bfloat16, may take half of the main memory that is free, shared by the processes of this machine.
+    It pays where there are more epochs than processes: the image side has learnt since the phase before, so each
+    picture is embedded once per phase anyway, and each process embeds all of them. Phases of one epoch, as in the
+    presets, therefore compute embeddings in every step. Augmented pictures differ in every epoch. ``Resting`` holds
+    (2 J + 4) D bytes per picture in bfloat16; it may take half of the free main memory, divided by the processes of
+    this machine.
     """
     if epochs <= devices.process().num_processes or not isinstance(data, FrozenFeatures):
         return data

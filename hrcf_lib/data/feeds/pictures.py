@@ -1,12 +1,10 @@
 r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
 
 Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1): the frozen trunk runs once.
-``Pictures`` and ``StreamedPictures`` have the interface of ``FrozenFeatures`` that ``train`` and ``evaluate`` use:
-``batches``, ``tokens``, ``frozen``, ``identity``, ``has_positives``, ``take``, ``space`` and ``len``. An
-``AugmentedView`` is a data set whose features can be stored.
+``Pictures`` and ``StreamedPictures`` are feeds (``feed.Feed``).
 
-A view of a picture is a pure function of (seed of the pass, row): the same for any number of processes and of workers,
-and after a resume.
+A view of a picture is a pure function of (seed of the pass, row): it is the same for any number of processes and of
+workers, and after a resume.
 """
 
 import copy
@@ -19,8 +17,6 @@ from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
-import PIL
-import timm
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image, ImageOps
@@ -36,7 +32,9 @@ from hrcf_lib.engine import devices
 
 
 class _FromDisk:
-    """What both kinds of pictures share: how one is read or augmented, and what the frozen VLP says of a batch."""
+    """Base class: augmentation and the frozen forward pass."""
+
+    trained_blocks = None  # the VLP computes the tokens anew, before as many blocks as it trains
 
     def __init__(self, vlp, augment: str, workers: int | None):
         self.side, self.augment = vlp.side, augment
@@ -44,12 +42,12 @@ class _FromDisk:
         self.transform = None if augment == "none" else augmentation(augment, vlp)
 
     def augments(self, seed: int | None) -> bool:
-        """Whether views of a pass with this seed are augmented."""
+        """Whether a pass with this seed shows augmented pictures."""
         return self.transform is not None and seed is not None
 
     @torch.no_grad()
     def tokens(self, vlp, inputs) -> Tensor:
-        """Trunk tokens (b, 1 + N^2, C), float32, on the VLP's device: all that evaluation needs."""
+        """Trunk tokens (b, 1 + N^2, C), float32, on the VLP's device."""
         return vlp.trunk(inputs[0].to(vlp.mean.device, non_blocking=True))
 
     @torch.no_grad()
@@ -62,7 +60,7 @@ class _FromDisk:
 
 
 class Pictures(_FromDisk):
-    r"""A data set whose pictures are read anew in every pass.
+    r"""A data set whose pictures are read anew in every pass, a ``Feed``.
 
     Args:
         dataset: items ``(picture uint8 (3, side, side), labels (K,))``, with ``labels``, a ``LabelSpace``, and
@@ -71,14 +69,15 @@ class Pictures(_FromDisk):
         vlp: whose picture size and mean colour (which augmentation fills with) are used.
         augment: ``"none"``: resized and cut as CLIP does; or a RandAugment string of timm such as
             ``"rand-m9-mstd0.5-inc1"``, after a random crop of 8 to 100 % of the area, bicubic, and a flip (as in MKT).
-        workers: processes that decode and augment; None: the cores of this machine, shared by its processes.
+        workers: processes that decode and augment; None: the cores of this machine, divided by its processes.
 
-    Raises ``ValueError`` for augmentation of a data set that has no ``original``.
+    Raises ``ValueError`` for augmentation of a data set without ``original``.
     """
 
     def __init__(self, dataset, vlp, augment: str = "none", workers: int | None = 0):
-        if augment != "none":
-            _check_originals(dataset)
+        if augment != "none" and not hasattr(dataset, "original"):
+            kind = type(dataset).__name__
+            raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
         super().__init__(vlp, augment, workers)
         self.dataset, self.space = dataset, dataset.labels
         self.rows = self.labels_of = np.arange(len(dataset))  # of the data set, for each picture and its labels
@@ -94,8 +93,8 @@ class Pictures(_FromDisk):
         part.labels_of = self.labels_of[np.asarray(rows if labels_of is None else labels_of, np.int64)]
         return part
 
-    def over(self, dataset) -> "Pictures":
-        """The same pictures with the annotation of another data set of as many."""
+    def relabel(self, dataset) -> "Pictures":
+        """The same pictures with the annotation of ``dataset``, which has as many."""
         part = self.take(range(len(self)))
         part.dataset = dataset
         return part
@@ -118,7 +117,7 @@ class Pictures(_FromDisk):
         return label_matrix(self.dataset, self.labels_of)
 
     def identity(self) -> dict:
-        """What a run on these pictures belongs to: plain values that tell other data."""
+        """Plain values that differ for other pictures or other labels."""
         rows = hashlib.sha256(np.stack([self.rows, self.labels_of]).tobytes()).hexdigest()[:16]
         return {"pictures": len(self), "data": str(self.dataset.fingerprint()), "rows": rows}
 
@@ -129,11 +128,11 @@ class Pictures(_FromDisk):
 
 
 class StreamedPictures(_FromDisk):
-    r"""Training pictures of a prepared table, whose Parquet shards are streamed: memory does not grow with the table.
+    r"""Training pictures of a prepared table, a ``Feed`` that streams its Parquet shards: memory does not grow with it.
 
-    Rows are shuffled within a buffer (shards first), by the seed of the pass; every process reads the same stream and
-    ``split_dataset_by_node`` leaves it every ``world``-th row. The shards hold names and labels only, so what costs
-    time, decoding, is divided.
+    The seed of the pass shuffles rows within a buffer (shards first). Every process reads the same stream, and
+    ``split_dataset_by_node`` leaves it every ``world``-th row. The shards hold names and labels only; decoding, which
+    takes the time, is divided.
 
     Args:
         out: folder that a ``prepare`` wrote; ``split``: of it; ``images``: where the pictures are now, if not where
@@ -141,9 +140,9 @@ class StreamedPictures(_FromDisk):
         vlp, augment, workers: as for ``Pictures``.
         buffer: rows to shuffle within.
 
-    Unseen labels read 0 (unknown), as zero-shot training demands. Raises what ``common`` does for a folder that is no
-    prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes cannot
-    divide evenly.
+    Unseen labels read 0 (unknown), as zero-shot training demands. Raises what ``table_format`` raises for a folder that
+    is no prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes
+    cannot divide evenly.
     """
 
     def __init__(self, out, vlp, augment="none", workers: int | None = 0, split="train", buffer=10_000, images=None):
@@ -189,50 +188,17 @@ class StreamedPictures(_FromDisk):
         """Not possible: raises ``ValueError``."""
         raise ValueError("streamed pictures come in their own order and cannot be chosen by row: set stream to False")
 
+    def relabel(self, dataset):
+        """Not possible: raises ``ValueError``."""
+        raise ValueError("labels are hidden by row, which a stream does not count: set stream to False")
+
     def identity(self) -> dict:
-        """What a run on these pictures belongs to: plain values that tell other data."""
+        """Plain values that differ for other pictures or other labels."""
         return {"pictures": len(self), "data": repr(self.counts), "buffer": self.buffer, "labels": self.space.hash}
 
     def has_positives(self) -> bool:
-        """Whether any picture has a label at all (which ones, only a pass over the shards would tell)."""
+        """Whether any picture has a positive label, seen or not: a stream counts no more without a pass over it."""
         return self.counts["positives"] > 0
-
-
-class AugmentedView(Dataset):
-    r"""One augmented view of every picture of a data set, always the same: what ``extract`` can store.
-
-    Args:
-        dataset, vlp, augment: as for ``Pictures``; ``augment`` is not ``"none"``.
-        view: number of the view, from 0; the seed of its random draws.
-
-    Items are ``(picture uint8 (3, side, side), labels (K,))``. Raises ``ValueError`` as ``Pictures`` does, and for
-    ``augment`` ``"none"``.
-    """
-
-    def __init__(self, dataset, vlp, augment: str, view: int):
-        if augment == "none":
-            raise ValueError("a view with augment 'none' is the picture itself: extract features of the data set")
-        _check_originals(dataset)
-        self.dataset, self.augment, self.view, self.labels = dataset, augment, view, dataset.labels
-        self.transform = augmentation(augment, vlp)
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        image = augmented(self.dataset.original(index), self.transform, self.view, index)
-        return image, self.dataset.label_vector(index)  # (3, side, side), (K,)
-
-    def fingerprint(self) -> str:
-        """A key for caches: that of the data set, the view, and the versions of the libraries that transform it."""
-        own = f"{self.augment} view {self.view}, timm {timm.__version__}, Pillow {PIL.__version__}"
-        return f"{self.dataset.fingerprint()} {own}"
-
-
-def _check_originals(dataset) -> None:
-    if not hasattr(dataset, "original"):
-        kind = type(dataset).__name__
-        raise ValueError(f"{kind} has no original(i), the picture in its own size: add one, or set augment to none")
 
 
 def _batched(rows, size: int, steps: int) -> Iterator[list[dict]]:
@@ -243,7 +209,7 @@ def _batched(rows, size: int, steps: int) -> Iterator[list[dict]]:
 
 
 class _Views(Dataset):
-    """What a worker runs."""
+    """Items of a ``DataLoader``: a source's views in a pass with this seed."""
 
     def __init__(self, source, seed):
         self.source, self.seed = source, seed

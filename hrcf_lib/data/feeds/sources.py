@@ -1,28 +1,26 @@
 r"""The feed that a config asks for: frozen features or pictures, with labels hidden as it says."""
 
-import dataclasses
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hrcf_lib.data import benchmarks, hide_labels
-from hrcf_lib.data.feeds.features import AugmentedFeatures, FrozenFeatures, extract
+from hrcf_lib.data.feeds.features import extract
+from hrcf_lib.data.feeds.feed import Feed
 from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
-from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
 
 
-def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None):
-    r"""What ``train`` and ``evaluate`` read of a split, as the model's config says.
+def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None) -> Feed:
+    r"""The feed of a split, as the model's config asks for it.
 
-    Without augmentation these are frozen features in the format ``config.cache``, stored in the folder ``cache`` where
-    one is given (NUS-WIDE at ViT-B/16 in 16 bits: 49 GB for train). Otherwise pictures, augmented in training alone:
-    streamed with ``config.stream``, or features of ``config.views`` views, as large each. In training, labels are
-    hidden as the config says (``data.partial``); stored features do not depend on that.
+    Without augmentation it consists of frozen features, stored in the folder ``cache`` if one is given (49 GB for train
+    of NUS-WIDE at ViT-B/16). Otherwise it consists of pictures, augmented in training alone, and streamed with
+    ``config.stream``. In training, labels are hidden as the config says (``hide_labels``); stored features do not
+    depend on that.
 
     Args:
-        model: an ``HRCF`` or another ``Method``, where the features are to be computed.
+        model: an ``HRCF`` or another ``Method``, on the device that computes the features.
         split: of the data set, such as train or test.
         data: folder of prepared data sets (``benchmarks.open_split``).
         cache: folder of frozen features.
@@ -35,38 +33,26 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
             raise ValueError("labels are hidden by row, which a stream does not count: set stream to False")
         return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
     dataset = benchmarks.open_split(config, split, data, model.vlp.side)
-    workers = (
-        config.workers if config.workers is not None else 0 if config.dataset == "mojiscenes" else devices.workers()
-    )
-    stored = partial(extract, model.vlp, space=dataset.labels, folder=cache, workers=workers)
     if config.augment == "none":
-        found = stored(dataset)
+        drawn = config.dataset == "mojiscenes"  # a scene is drawn faster than a process hands it over
+        workers = config.workers if config.workers is not None else 0 if drawn else devices.workers()
+        feed = extract(model.vlp, dataset, dataset.labels, cache, workers=workers)
     else:
-        found = Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
+        feed = Pictures(dataset, model.vlp, config.augment if training else "none", config.workers)
     if training and hide_labels.hides(config):
-        return relabelled(found, hide_labels.hide_as(config, dataset))
-    return found
-
-
-def relabelled(found, dataset):
-    """What ``source`` made of a data set, with the annotation of another that has the same pictures."""
-    if isinstance(found, FrozenFeatures):
-        return dataclasses.replace(found, labels=label_matrix(dataset).to(found.labels.dtype))
-    if isinstance(found, AugmentedFeatures):
-        views = [relabelled(view, dataset) for view in found.views]
-        return AugmentedFeatures(views, found.augment, relabelled(found.plain, dataset))
-    return found.over(dataset)
+        return feed.relabel(hide_labels.hide_as(config, dataset))
+    return feed
 
 
 def validation(sources: dict) -> tuple:
-    r"""What choices are made on, and the tasks that are looked at: val, or 2,000 training pictures where there is none.
+    r"""The data and the tasks that choices are made on: val, or 2,000 training pictures where there is no val.
 
-    Unlike in published code no choice looks at unseen labels of test: MojiScenes has others in val, elsewhere the seen
-    labels decide. ``sources``: split -> what ``source`` made of it, with train and test among them.
+    No choice looks at unseen labels of test, unlike in published code: MojiScenes has other ones in val; elsewhere the
+    seen labels decide. ``sources``: split -> its feed, train and test among them.
     """
     val = sources.get("val")
     if val is None:
-        train = getattr(sources["train"], "plain", None) or sources["train"]  # of stored views, the pictures themselves
+        train = sources["train"]
         rows = np.random.default_rng(0).permutation(len(train))[:2000]
         return train.take(np.sort(rows)), ("seen",)
     own = val.space.unseen and set(val.space.unseen).isdisjoint(sources["test"].space.names)

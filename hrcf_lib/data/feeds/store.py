@@ -7,11 +7,14 @@ r"""Frozen features on disk, in shards that are mapped into memory, never half w
     <folder>/<key>/00000.safetensors   their teacher embeddings (4096, D) and labels (4096, K)
     <folder>/<key>/00001.trunk         and so on
 
-The file of embeddings is written last: a shard that has both is whole. Nothing here is ever unpickled.
+The file of embeddings is written last, so a shard that has both is whole. Tokens are raw numbers and not part of the
+safetensors file because a shard (1.2 GB of ViT-B/16) is then written batch by batch, and because caches of earlier
+versions stay readable. Nothing here is ever unpickled.
 """
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -27,16 +30,14 @@ from hrcf_lib.engine.files import replacing_alone
 
 FORM = 2  # of the files: raise it when they, or how pictures are read, change
 SHARD = 4096  # pictures a shard, at most
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 WHAT = "frozen features of hrcf_lib: outputs of the last frozen block and the teacher's embeddings; safe to delete"
-ABANDONED = 24 * 3600  # seconds after which nobody writes to a temporary file any more
+ABANDONED = 24 * 3600  # age in seconds at which a temporary file counts as abandoned
 
 
 class Shards:
     r"""Trunk tokens (n, T, C) in parts of equal length (the last may be shorter), in memory or mapped from files.
 
-    An index (a row, a slice, or an array or tensor of rows) gives a tensor of its own in the stored precision; ``take``
-    chooses rows and reads nothing.
+    An index (a row, a slice, or an array or tensor of rows) returns a copy; ``take`` chooses rows and reads nothing.
     """
 
     def __init__(self, parts: list[Tensor], rows: np.ndarray | None = None):
@@ -61,31 +62,31 @@ class Shards:
 
 
 class Cache:
-    r"""The folder of one set of features.
+    r"""The folder of one set of features, with its key as name.
 
     Args:
         folder: of all caches.
-        about: plain values that tell these features from all others, with ``precision`` (of ``DTYPES``), ``tokens``
-            (T, C) and ``pictures``, their number.
+        about: plain values that differ for any other features, ``tokens`` (T, C) and the number of ``pictures`` among
+            them.
     """
 
     def __init__(self, folder: str | Path, about: dict):
         about = {"form": FORM, **about, "pictures a shard": SHARD}
-        self.about = json.loads(json.dumps(about))  # as it is read again
+        self.about = json.loads(json.dumps(about))  # as ``about.json`` is read
         self.home = Path(folder) / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        self.tokens, self.dtype = tuple(about["tokens"]), DTYPES[about["precision"]]
+        self.tokens = tuple(about["tokens"])
         self.rows = torch.arange(about["pictures"]).split(SHARD)  # of each shard
 
     def missing(self) -> list[int]:
-        """Shards that are not there, or not whole."""
+        """Numbers of the shards that do not exist, or are not whole."""
         return [s for s in range(len(self.rows)) if not all(path.exists() for path in self._paths(s))]
 
     @contextmanager
     def filling(self, shards: list[int], numbers: int):
-        r"""The folder, made for writing ``shards``; gone again if none was completed.
+        r"""Make the folder for writing ``shards``; at the end it goes again if none was completed.
 
         Args:
-            numbers: of float32 that each picture needs beside its tokens, D + K.
+            numbers: D + K, the float32 numbers that each picture needs beside its tokens.
 
         Raises ``OSError`` if the disk has no room for them, ``ValueError`` if ``about.json`` there says something else.
         """
@@ -94,7 +95,7 @@ class Cache:
             self._check_about()
             self._check_room(sum(len(self.rows[s]) for s in shards), numbers)
             for part in self.home.glob("*.part"):  # of killed runs
-                with suppress(OSError):  # another run was faster
+                with suppress(OSError):  # another run has removed it
                     if time.time() - part.stat().st_mtime > ABANDONED:
                         part.unlink()
             yield
@@ -103,7 +104,7 @@ class Cache:
                 self.home.rmdir()
 
     def write(self, shard: int, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
-        """One shard from batches of tokens (b, T, C) in the cache's precision, teacher (b, D) and labels (b, K)."""
+        """One shard from batches of tokens (b, T, C) in float16, teacher (b, D) and labels (b, K)."""
         trunk, small = self._paths(shard)
         teacher, labels = [], []
         with replacing_alone(trunk) as part:
@@ -112,14 +113,14 @@ class Cache:
                     file.write(x.contiguous().view(torch.uint8).numpy())
                     teacher.append(e_p)
                     labels.append(y)
-            if not self._about.exists():  # it is there before any shard
+            if not self._about.exists():  # written before any shard
                 with replacing_alone(self._about) as about:
                     about.write_text(json.dumps({"what": WHAT, **self.about}, indent=1) + "\n", encoding="utf-8")
         with replacing_alone(small) as part:
             save_file({"teacher": torch.cat(teacher), "labels": torch.cat(labels)}, part)
 
     def read(self) -> tuple[Shards, Tensor, Tensor]:
-        """Tokens (n, T, C) mapped into memory, teacher (n, D), labels (n, K). Raises ``ValueError``: damaged files."""
+        """Tokens (n, T, C) as a map, teacher (n, D) and labels (n, K). Raises ``ValueError`` for damaged files."""
         self._check_about()
         found = [(self._mapped(s), *self._embeddings(s)) for s in range(len(self.rows))]
         trunk, teacher, labels = zip(*found)
@@ -127,10 +128,10 @@ class Cache:
 
     def _mapped(self, shard: int) -> Tensor:
         path, shape = self._paths(shard)[0], (len(self.rows[shard]), *self.tokens)
-        size = shape[0] * shape[1] * shape[2]
-        if path.stat().st_size != size * self.dtype.itemsize:
-            raise _damaged(path, f"{path.stat().st_size:,} bytes where {size * self.dtype.itemsize:,} are expected")
-        return torch.from_file(str(path), shared=False, size=size, dtype=self.dtype).view(shape)
+        size = math.prod(shape)
+        if path.stat().st_size != 2 * size:
+            raise _damaged(path, f"{path.stat().st_size:,} bytes where {2 * size:,} are expected")
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(shape)
 
     def _embeddings(self, shard: int) -> tuple[Tensor, Tensor]:
         path, n = self._paths(shard)[1], len(self.rows[shard])
@@ -166,13 +167,13 @@ class Cache:
             raise ValueError(f"{says}\ndelete the folder {self.home}, and run again")
 
     def _check_room(self, pictures: int, numbers: int) -> None:
-        need = pictures * (self.tokens[0] * self.tokens[1] * self.dtype.itemsize + 4 * numbers)
+        need = pictures * (2 * math.prod(self.tokens) + 4 * numbers)
         free = shutil.disk_usage(self.home).free
         if need > free:
             raise OSError(
                 f"the features of {pictures:,} pictures need {need / 1e9:,.2f} GB and {self.home.parent} has "
                 f"{free / 1e9:,.2f} GB free: give another folder, or train from pictures, which stores nothing (set "
-                "augment, with views 0; or stream)"
+                "augment, or stream)"
             )
 
 
