@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from scipy.stats import binomtest
 
 from hrcf_lib.data.mojiscenes import MojiScenes
 from hrcf_lib.engine.messages import need
@@ -85,7 +86,7 @@ def wrapped(text, width: int, max_lines: int | None = None) -> str:
 
 
 def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
-    """A grid of pictures (H, W, 3) with a title each; returns the figure."""
+    """A grid of pictures (H, W, 3), each with its title; returns the figure."""
     rows = int(np.ceil(len(images) / columns))
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.5) * rows), squeeze=False)
     for i, axis in enumerate(axes.flat):
@@ -173,7 +174,7 @@ def _look(colour, marker: str, fill=None) -> dict:
     return {"color": colour, "marker": marker, "mfc": colour if fill is None else fill, "mec": colour, "ls": "none"}
 
 
-VERDICTS = {  # colour, shape and fill each tell a verdict by itself
+VERDICTS = {  # colour, shape and fill each show a verdict by itself
     **dict.fromkeys(("better", "agrees"), _look(COLOURS[0], "o")),
     **dict.fromkeys(("worse", "opposite"), _look(COLOURS[3], "s")),
     "open": _look("0.35", "o", "white"),
@@ -183,10 +184,12 @@ PAPER = _look("black", "D", "none")
 BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
 CLEAR = {"fc": "white", "ec": "none", "pad": 1}
 AT_EDGE = BESIDE | {"xycoords": ("axes fraction", "data")}
+ROW, EXTRA_LINE, BELOW = 0.17, 0.8, 0.95  # of ``effects``: inches a row, rows a further line, inches of axis and legend
+NARROW, WIDE = 28, 60  # characters in a line of a label, in a figure of COLUMN and in a wider one
 
 
 def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: str = "percentage points"):
-    r"""Forest plot: a row an effect, its difference and interval; the verdict is told by colour, shape and fill.
+    r"""Forest plot: one row per effect, its difference and interval; colour, shape and fill all show the verdict.
 
     Args:
         frame: rows in order, with ``difference``, ``low``, ``high`` (percentage points; NaN: not measured), ``verdict``
@@ -201,13 +204,13 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
     unknown = set(frame["verdict"][frame["difference"].notna()]) - set(VERDICTS)
     if unknown:
         raise ValueError(f"unknown verdict {sorted(map(str, unknown))[0]!r}: choose one of {', '.join(VERDICTS)}")
-    labels = [wrapped(text, 28 if width <= COLUMN else 60) for text in frame[label_column]]
+    labels = [wrapped(text, NARROW if width <= COLUMN else WIDE) for text in frame[label_column]]
     groups = list(frame["group"]) if "group" in frame else [None] * len(frame)
     heads = [here != before for here, before in zip(groups, [None, *groups])]
-    heights = np.array([1 + 0.8 * text.count("\n") for text in labels])
+    heights = np.array([1 + EXTRA_LINE * text.count("\n") for text in labels])
     places = np.cumsum(heights + heads) - heights / 2
     with printed():
-        size = (width, 0.95 + 0.17 * (heights.sum() + sum(heads)))
+        size = (width, BELOW + ROW * (heights.sum() + sum(heads)))
         figure, axis = plt.subplots(figsize=size, layout="constrained")
         axis.axvline(0, color="black", lw=0.8)
         for place, row in zip(places, frame.to_dict("records")):
@@ -239,6 +242,10 @@ def _effect(axis, place: float, row: dict, numbers: bool) -> None:
         axis.annotate(text, (np.nan_to_num(paper), place), (6, 0), **BESIDE, fontsize=7, bbox=CLEAR)
 
 
+MOST_TICKS = 8  # values of a setting that each get a tick
+SWEEP_HEIGHT = 2.52  # inches
+
+
 def sweep(
     frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="mAP (%)", axis=None
 ):  # fmt: skip
@@ -259,22 +266,20 @@ def sweep(
     lines = ({} if paper is None else {"the paper's choice": paper}) | (marks or {})
     with printed():
         if axis is None:
-            axis = plt.subplots(figsize=(COLUMN, 0.72 * COLUMN), layout="constrained")[1]
+            axis = plt.subplots(figsize=(COLUMN, SWEEP_HEIGHT), layout="constrained")[1]
         for text, place in lines.items():
-            axis.axvline(
-                place, color="black", ls=":", lw=1.2, alpha=1 if text == "the paper's choice" else 0.5, label=text
-            )
+            alpha = 1 if text == "the paper's choice" else 0.5
+            axis.axvline(place, color="black", ls=":", lw=1.2, alpha=alpha, label=text)
         for task, name in columns.items():
-            part = frame[frame["task"] == task].groupby(x)["mAP"].agg(["mean", "min", "max"])
+            part = frame[frame["task"] == task]
             if not len(part):
                 raise ValueError(f"no row of task {task!r}: the frame has {', '.join(dict.fromkeys(frame['task']))}")
             colour, marker, line = TASKS.get(task, (COLOURS[4], "v", ":"))
-            axis.fill_between(part.index, part["min"], part["max"], color=colour, alpha=0.2, lw=0)
-            axis.plot(part.index, part["mean"], color=colour, marker=marker, ls=line, label=name)
-            if chosen in part.index:
-                axis.plot(chosen, part["mean"][chosen], **STAR, label="chosen on val")
+            over_seeds(axis, part, x, "mAP", color=colour, marker=marker, ls=line, label=name)
+            if chosen in set(part[x]):
+                axis.plot(chosen, part.loc[part[x] == chosen, "mAP"].mean(), **STAR, label="chosen on val")
         values = sorted(set(frame[x]))
-        if len(values) <= 8:
+        if len(values) <= MOST_TICKS:
             axis.set_xticks(values, [f"{v:g}" for v in values])
         axis.set(xlabel=xlabel or x, ylabel=ylabel)
         legend(axis.figure, [*columns.values(), *lines])
@@ -282,10 +287,11 @@ def sweep(
 
 
 def reliability(tables: dict, width: float = COLUMN):
-    r"""What was promised against what came: a line for each table of ``calibration.reliability``, by name.
+    r"""The share of labels that are in the picture against their probability, which lie on the diagonal if calibrated.
 
-    Both axes are logarithmic, since most probabilities of labels are small; bars are 95 % intervals of the share
-    (Wilson's), the diagonal is where every promise is kept. A share of 0 is at the lower edge. Returns the figure.
+    ``tables`` maps a name to a table of ``calibration.reliability``, which is drawn as one line. Both axes are
+    logarithmic, since most probabilities of labels are small. Bars are 95 % intervals of the share (Wilson's); a share
+    of 0 is drawn at the lower edge. Returns the figure.
     Raises ``ValueError`` for a missing column or a table without rows.
     """
     for frame in tables.values():
@@ -295,7 +301,8 @@ def reliability(tables: dict, width: float = COLUMN):
         figure, axis = plt.subplots(figsize=(width, 1.05 * width), layout="constrained")
         axis.plot([low, 1], [low, 1], color="black", lw=0.8, label="as promised")
         for i, (name, frame) in enumerate(tables.items()):
-            ends = _wilson(frame["true"].to_numpy(float), frame["answers"].to_numpy(float))
+            counts = zip(frame["true"] * frame["answers"], frame["answers"])
+            ends = np.transpose([binomtest(round(k), int(n)).proportion_ci(method="wilson") for k, n in counts])
             look = {"color": COLOURS[i % 10], "marker": "osD^v"[i % 5], "ls": ("-", "--", "-.", ":")[i % 4]}
             axis.vlines(frame["said"], *np.clip(ends, low, 1), color=look["color"], lw=1)
             axis.plot(frame["said"], frame["true"].clip(lower=low), **look, label=name)
@@ -305,23 +312,24 @@ def reliability(tables: dict, width: float = COLUMN):
     return figure
 
 
-def _wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
-    """Both ends (2, m) of the interval of a share (m,) of n answers."""
-    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.stack([middle - half, middle + half]) / (1 + z**2 / n)
+def over_seeds(axis, frame, x: str, y: str, **look) -> None:
+    """Draw the mean of a column over seeds as a line, and a band from the least seed to the greatest."""
+    edge = {"markeredgecolor": look["color"], "markeredgewidth": plt.rcParams["lines.markeredgewidth"]}
+    sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("pi", 100), err_kws={"lw": 0}, legend=False, **edge, **look)
 
 
+LEGEND_MARK, LEGEND_LETTER = 0.45, 0.06  # inches at 7 pt: a mark with its space, and one letter
 STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
 
 
 def legend(figure, order) -> None:
-    """One below all axes, each name once: first those of ``order``."""
+    """One legend below all axes, each name once: first those of ``order``."""
     for old in figure.legends:
         old.remove()
     pairs = [pair for axis in figure.axes for pair in zip(*reversed(axis.get_legend_handles_labels()))]
     handles = dict(reversed(pairs))
     names = [*(name for name in order if name in handles), *(name for name in handles if name not in order)]
-    widest = 0.45 + 0.06 * max(map(len, names), default=0)  # inches, at 7 pt
+    widest = LEGEND_MARK + LEGEND_LETTER * max(map(len, names), default=0)
     rows = -(-len(names) // max(1, int(figure.get_figwidth() / widest)))
     columns = max(1, -(-len(names) // max(1, rows)))
     figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=columns, frameon=False)

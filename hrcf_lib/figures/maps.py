@@ -1,7 +1,7 @@
-r"""Figures of maps: one label a picture (Fig. 6), all of a picture's (Fig. 7), level by level, and what was measured.
+r"""Figures of maps: one label per picture (Fig. 6), all of a picture's (Fig. 7), level by level, and their measurement.
 
-Maps are in 0..1 and as large as their picture; boxes x0, y0, x1, y1 in pixels, the last two exclusive, drawn thin so
-that a reader can judge. K labels, L levels.
+Maps are in 0..1 and as large as their picture. Boxes are x0, y0, x1, y1 in pixels, the last two exclusive. K labels,
+L levels.
 """
 
 import matplotlib.pyplot as plt
@@ -17,13 +17,19 @@ HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
 OUTLINE = [patheffects.Stroke(linewidth=1.8, foreground="black", alpha=0.6), patheffects.Normal()]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAD, ROW_GAP = 0.3, 0.08  # inches: titles above the first row, space between rows
+EDGE = 0.15  # room for the names of rows, in parts of a picture
+LARGEST = 1.3  # inches of a picture in ``all_labels``
+LETTERS = 16  # characters of a title that fit an inch
+ROW_NAME = 14  # characters in a line beside a picture
+BARS = 1.2  # width of the bars in ``levels``, in parts of a picture
+LOCALISATION, SPREAD = 2.8, 0.7  # inches of height; the share of a size's room that its points take
 SCALE = 0.28  # width of a map's scale and its numbers, in parts of the map
 KEPT_ALPHA = 0.5  # of the colour over a kept region: the picture stays visible
 GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "x"))}
 
 
 def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
-    r"""Fig. 6: a column a picture, with one of its labels; below the picture the map of each method.
+    r"""Fig. 6: one column per picture, with one of its labels; below the picture the map of each method.
 
     Args:
         images: n pictures (H, W, 3).
@@ -37,14 +43,14 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
     _check_lists(images, {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps, maps)
     rows, n = 1 + len(maps), len(images)
     with printed():
-        side = width / (n + 0.15)
-        size = (width, side * rows + 0.3)
+        side = width / (n + EDGE)
+        size = (width, side * rows + HEAD)
         figure, axes = plt.subplots(rows, n, figsize=size, layout="constrained", squeeze=False)
         _close(figure)
         for i, image in enumerate(images):
             box = None if boxes is None else boxes[i]
             show(axes[0, i], image, None, box)
-            axes[0, i].set_title(wrapped(labels[i], max(8, int(16 * side))), fontsize=8)
+            axes[0, i].set_title(wrapped(labels[i], max(8, int(LETTERS * side))), fontsize=8)
             for row, heat in zip(axes[1:, i], maps.values()):
                 show(row, image, heat[i], box)
         for axis, title in zip(axes[:, 0], ["picture", *maps]):
@@ -53,7 +59,7 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
 
 
 def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
-    r"""Fig. 7: pictures, and beside each the maps of all its labels, a row a method.
+    r"""Fig. 7: pictures, and beside each the maps of all its labels, one row per method.
 
     Args:
         images: n pictures (H, W, 3).
@@ -74,8 +80,8 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
             raise ValueError(f"{name!r} has {len(lists[i])} entries for the {len(labels[i])} labels of picture {i}")
     rows, columns = len(maps), 1 + max(map(len, labels))
     with printed():
-        side = min(1.3, width / (columns + 0.15))
-        size = (side * (columns + 0.15), (side * rows + 0.3) * len(images))
+        side = min(LARGEST, width / (columns + EDGE))
+        size = (side * (columns + EDGE), (side * rows + HEAD) * len(images))
         figure = plt.figure(figsize=size, layout="constrained")
         _close(figure)
         places = figure.add_gridspec(rows * len(images), columns)
@@ -89,23 +95,23 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
                     axis = figure.add_subplot(places[i * rows + row, 1 + k])
                     show(axis, image, of[i][k], None if own is None else own[k])
                     if not row:
-                        axis.set_title(wrapped(name, max(8, int(16 * side))), fontsize=8)
+                        axis.set_title(wrapped(name, max(8, int(LETTERS * side))), fontsize=8)
                     if not k:
                         axis.set_ylabel(title)
     return figure
 
 
 def levels(image, labels, clues, boxes=None, width: float = PAGE):
-    r"""What each level of regions adds to the region score of each label: a map a level, and its sum as a bar.
+    r"""What each level of regions adds to the region score of each label: one map per level, and its sum as a bar.
 
-    Within a row all levels have one scale: what a region adds, in parts of the largest amount; one that takes away is
-    dark. A region that RSS leaves out is crossed. The bars are sums over those that stay, which may be negative, with
-    each level's share of the amounts.
+    All levels of a row share one scale: what a region adds, divided by the largest amount. Regions that subtract are
+    dark, and regions that RSS leaves out are crossed. The bars are sums over the kept regions, which may be negative,
+    with each level's share of the amounts.
 
     Args:
         image: (H, W, 3).
-        labels: K names, a row each.
-        clues: of ``explain.clues`` for this one picture and these labels.
+        labels: K names, one row each.
+        clues: of ``region_maps.clues`` for this one picture and these labels.
         boxes: (K, 4), or None.
         width: of the figure, in inches.
 
@@ -119,12 +125,12 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
         side = width / (L + 2.6)
         size = (width, side * len(labels) + 0.45)
         figure, axes = plt.subplots(
-            len(labels), L + 2, figsize=size, layout="constrained", squeeze=False, width_ratios=[1] * (L + 1) + [1.2]
+            len(labels), L + 2, figsize=size, layout="constrained", squeeze=False, width_ratios=[1] * (L + 1) + [BARS]
         )
         _close(figure)
         for k, (row, name) in enumerate(zip(axes, labels)):
             show(row[0], image, None, None if boxes is None else boxes[k])
-            row[0].set_ylabel(wrapped(name, 14))
+            row[0].set_ylabel(wrapped(name, ROW_NAME))
             top = max(float(m[0, k].max()) for m in clues.added)
             for axis, added, kept in zip(row[1:], clues.added, clues.kept):
                 _level(axis, image, added[0, k].numpy(), kept[0].numpy(), top)
@@ -160,7 +166,7 @@ def level_maps(image, labels, levels, together, width: float = PAGE):
         figure, axes = plt.subplots(len(labels), columns, figsize=size, layout="constrained", squeeze=False)
         for k, (row, name) in enumerate(zip(axes, labels)):
             show(row[0], image)
-            row[0].set_ylabel(wrapped(name, 14))
+            row[0].set_ylabel(wrapped(name, ROW_NAME))
             for axis, level in zip(row[1:-1], levels):
                 _scaled(figure, axis, np.asarray(level[k], float))
             show(row[-1], image, together[k])
@@ -202,11 +208,11 @@ def selection(image, kept, width: float = PAGE):
 
 
 def localisation(table, titles=None, width: float = PAGE):
-    r"""What ``localisation.summary`` found: a panel a measure, sizes side by side, a point and its interval a title.
+    r"""What ``localisation.summary`` found: one panel per measure, sizes side by side, one point per title.
 
     Args:
         table: of ``localisation.summary``.
-        titles: those to draw, in order; by default all. The two controls are grey, without interval.
+        titles: those to draw, in order; by default all. The two controls are grey and have no interval.
         width: of the figure, in inches.
 
     Returns the figure. Raises ``ValueError`` for a missing column, no row, or a title that is not in the table.
@@ -218,11 +224,11 @@ def localisation(table, titles=None, width: float = PAGE):
         raise ValueError(f"no row of {unknown[0]!r}: the table has {', '.join(there)}")
     sizes = [size for size in (*SIZES, ALL) if size in set(table["size"])]
     with printed():
-        figure, axes = plt.subplots(1, len(METRICS), figsize=(width, 2.8), layout="constrained", sharey=True)
+        figure, axes = plt.subplots(1, len(METRICS), figsize=(width, LOCALISATION), layout="constrained", sharey=True)
         for axis, (metric, name) in zip(axes, METRICS.items()):
             for i, title in enumerate(titles):
                 part = table[table["title"] == title].set_index("size").reindex(sizes)
-                x = np.arange(len(sizes)) + 0.7 * ((i + 0.5) / len(titles) - 0.5)
+                x = np.arange(len(sizes)) + SPREAD * ((i + 0.5) / len(titles) - 0.5)
                 _points(axis, x, part, metric, title, i)
             axis.set_xticks(range(len(sizes)), sizes)
             axis.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, None), title=name)
@@ -236,7 +242,7 @@ def localisation(table, titles=None, width: float = PAGE):
 
 
 def show(axis, image, heat=None, box=None) -> None:
-    """A picture, its map over it, and the box of the thing; no ticks."""
+    """Draw a picture, its map over it, and the box of an object."""
     axis.imshow(image, interpolation="lanczos")
     if heat is not None:
         axis.imshow(np.asarray(heat), **HEAT)
@@ -272,7 +278,7 @@ def _level_title(number: int, maps) -> str:
 
 
 def _level(axis, image, added, kept, top: float) -> None:
-    """One level: what its regions add, in parts of ``top``, and a cross where RSS leaves one out."""
+    """One level: what its regions add, divided by ``top``, and a cross where RSS leaves one out."""
     h, w = image.shape[:2]
     heat = np.clip(added / top if top > 0 else 0 * added, 0, 1)
     axis.imshow(image, interpolation="lanczos", extent=(0, w, h, 0))
@@ -285,7 +291,7 @@ def _level(axis, image, added, kept, top: float) -> None:
 
 
 def _sums(axis, sums, shares) -> None:
-    """A bar a level: what it adds (right, with a plus) or takes away, and its share of the amounts in percent."""
+    """One bar per level: what it adds (right, with a plus) or subtracts, and its share of the amounts in percent."""
     names = [f"level {l}" for l in range(1, len(sums) + 1)]
     axis.barh(names, sums, color=[COLOURS[0 if value >= 0 else 3] for value in sums], height=0.6)
     axis.axvline(0, color="black", lw=0.8)

@@ -4,6 +4,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 
 from hrcf_lib.engine.messages import need
 from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, legend, literal, printed
@@ -11,15 +12,19 @@ from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, legend, literal
 BARS = 45  # labels in a row of bars that can still be read on a page
 SIGNS = {True: ("✓", RIGHT), False: ("✗", WRONG)}
 SIGN_FONT = "DejaVu Sans"  # comes with matplotlib and has both signs, which not every font does
-HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "----", "oo", "++")  # tell methods apart without colour
+BAR_ROW, TITLE = 2.3, 0.45  # inches: one row of bars with its labels, the title
+GREYS = (0.85, 0.4)  # of the other methods, lightest first
+SIZES_HEIGHT = 2.6  # inches
+SMALLEST = 5  # points: a text that is still too long is cut
+LETTER = 0.052  # inches of the notes below a picture, at 7 points
 PICTURE, LIST, GAP, LINE = 0.98, 1.22, 0.12, 0.16  # inches: a picture, a list of labels beside it, between them, a line
 
 
 def label_differences(frame, ours: str = "HRCF", other: str = "MKT", width: float = PAGE):
-    r"""Fig. 3: a bar for each label, the AP of ``ours`` minus that of ``other``, from the largest gain down.
+    r"""Fig. 3: one bar per label, the AP of ``ours`` minus that of ``other``, from the largest gain down.
 
     Args:
-        frame: a row a label, as ``breakdown.per_label`` gives them: ``label`` and an AP in percent of both methods.
+        frame: one row per label, as of ``by_object_size.per_label``: ``label`` and an AP in percent of both methods.
         width: of the figure in inches. More than 45 labels stand in several rows of bars with one scale.
 
     Returns the figure, whose title counts the labels won; equal ones are not. Raises ``ValueError`` for a missing
@@ -32,7 +37,7 @@ def label_differences(frame, ours: str = "HRCF", other: str = "MKT", width: floa
     order = np.argsort(-values, kind="stable")
     parts = np.array_split(order, -(-len(order) // BARS))
     with printed():
-        size = (width, 0.45 + 2.3 * len(parts))
+        size = (width, TITLE + BAR_ROW * len(parts))
         figure, axes = plt.subplots(len(parts), 1, figsize=size, layout="constrained", sharey=True, squeeze=False)
         for axis, part in zip(axes[:, 0], parts):
             axis.bar(range(len(part)), values[part], 0.75, color=[COLOURS[0 if values[k] >= 0 else 3] for k in part])
@@ -96,7 +101,7 @@ def _missed(labels, lists, panel: float) -> str:
     found = {name for best in lists for name, _ in best}
     missed = ", ".join(name for name in labels if name not in found) or "none"
     by = {1: "", 2: " by both"}.get(len(lists), " by all")
-    return textwrap.fill(f"missed{by}: {missed}", int(panel / 0.052))
+    return textwrap.fill(f"missed{by}: {missed}", int(panel / LETTER))
 
 
 def _panel(axis, image, truth: set, lists: dict, note: str, most: int) -> None:
@@ -122,7 +127,7 @@ def _write(axis, x: float, y: float, words: str, room: float, fontsize: float = 
     """Text that is at most ``room`` inches wide: smaller if need be, then cut. Returns its width in inches."""
     text = axis.text(x, y, literal(words), fontsize=fontsize, va=va, **look)
     measured = lambda: text.get_window_extent().width / axis.figure.dpi
-    while measured() > room and text.get_fontsize() > 5:
+    while measured() > room and text.get_fontsize() > SMALLEST:
         text.set_fontsize(text.get_fontsize() - 0.5)
     while measured() > room and len(words) > 1:
         words = words[:-1]
@@ -130,12 +135,16 @@ def _write(axis, x: float, y: float, words: str, room: float, fontsize: float = 
     return measured()
 
 
-def size_bars(frame, width: float = PAGE):
-    r"""mAP of each method for things of each size, a panel a task: mean over seeds, and a line from least to greatest.
+def size_bars(frame, ours: str = "HRCF", width: float = PAGE):
+    r"""mAP of each method for things of each size, one panel per task.
+
+    A bar is the mean over seeds, its line goes from the least seed to the greatest. Methods stand in the order of their
+    mean over everything that is drawn; ``ours`` alone has a colour.
 
     Args:
-        frame: a row for each (method, seed, task, size), with ``mAP`` in percent; NaN where no label has a positive.
-            Methods, tasks and sizes stand in the order in which they occur.
+        frame: one row for each (method, seed, task, size), with ``mAP`` in percent; NaN where no label has a positive.
+            Tasks and sizes stand in the order in which they occur.
+        ours: the method in colour.
         width: of the figure in inches.
 
     Returns the figure. Raises ``ValueError`` for a missing column, no row, or two rows of one method, seed, task and
@@ -146,31 +155,29 @@ def size_bars(frame, width: float = PAGE):
     if twice.any():
         row = frame[twice].iloc[0]
         raise ValueError(f"{row['method']}, seed {row['seed']}, {row['task']}, {row['size']} has two rows: give one")
-    methods, tasks, sizes = (list(dict.fromkeys(frame[name])) for name in ("method", "task", "size"))
+    tasks, sizes = (list(dict.fromkeys(frame[name])) for name in ("task", "size"))
+    methods = list(frame.groupby("method", sort=False)["mAP"].mean().sort_values(kind="stable").index)
+    greys = iter(np.linspace(*GREYS, max(1, len(methods) - 1)))
+    colours = [COLOURS[0] if method == ours else (grey := float(next(greys)), grey, grey) for method in methods]
     with printed():
-        size = (width, 2.6)
+        size = (width, SIZES_HEIGHT)
         figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", sharey=True, squeeze=False)
         for axis, task in zip(axes[0], tasks):
-            _bars(axis, frame[frame["task"] == task], methods, sizes)
-            axis.set_title(task)
+            _bars(axis, frame[frame["task"] == task], methods, sizes, colours)
+            axis.set(title=task, xlabel="")
         axes[0, 0].set_ylabel("mAP (%)")
         legend(figure, methods)
     return figure
 
 
-def _bars(axis, part, methods, sizes) -> None:
-    """The bars of one task; a size that no label has says so."""
-    bar = 0.84 / len(methods)
-    for i, method in enumerate(methods):
-        found = part[part["method"] == method].groupby("size")["mAP"].agg(["mean", "min", "max"]).reindex(sizes)
-        x = np.arange(len(sizes)) + (i - (len(methods) - 1) / 2) * bar
-        look = {"color": COLOURS[i % len(COLOURS)], "hatch": HATCHES[i % len(HATCHES)], "ec": "white", "lw": 0.5}
-        axis.bar(x, found["mean"], bar, label=method, **look)
-        axis.vlines(x, found["min"], found["max"], color="black", lw=0.8)
+def _bars(axis, part, methods, sizes, colours) -> None:
+    """The bars of one task; a size that no label has is marked."""
+    about = {"errorbar": ("pi", 100), "err_kws": {"color": "black", "lw": 0.8}, "edgecolor": "white", "lw": 0.5}
+    order = {"order": sizes, "hue": "method", "hue_order": methods, "palette": colours, "saturation": 1}
+    sns.barplot(part, x="size", y="mAP", ax=axis, **order, **about)
+    axis.get_legend().remove()
     for place, size in enumerate(sizes):
         if part.loc[part["size"] == size, "mAP"].isna().all():
             axis.annotate("none", (place, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7, color="0.4")
-    axis.set_xticks(range(len(sizes)), sizes)
-    axis.set_xlim(-0.6, len(sizes) - 0.4)
     axis.tick_params(axis="x", length=0)
     axis.grid(visible=False, axis="x")

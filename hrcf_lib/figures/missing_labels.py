@@ -3,8 +3,11 @@
 import matplotlib.pyplot as plt
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, legend, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, legend, over_seeds, printed
 
+OVER_KNOWN, PSEUDO = 0.42, 0.32  # height of a figure, in parts of its width
+OURS = 1.6  # width of our panel, in parts of a published one's
+RANDOM, AT_RANDOM = {"ls": ":", "lw": 0.8}, "right if filled at random"
 MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")
 
 
@@ -13,15 +16,15 @@ def _look(i: int) -> dict:
 
 
 def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width: float = PAGE):
-    r"""mAP against p: our methods in the first panel, and each published data set in a panel of its own.
+    r"""mAP against p: our methods in the first panel, each published data set in a panel of its own.
 
     Args:
-        ours: rows of ``tables.over_known``: method, known, seed, mAP. A line is the mean over seeds, its band goes from
-            the least seed to the greatest.
-        paper: rows of ``tables.published``: dataset, method, known, mAP; None leaves its panels out.
+        ours: rows of ``studies.missing_labels.over_known``: method, known, seed, mAP. A line is the mean over seeds,
+            its band goes from the least seed to the greatest.
+        paper: rows of ``studies.missing_labels.published``: dataset, method, known, mAP; None leaves its panels out.
         ours_title: of the first panel.
 
-    A method has one look in all panels; each panel has its own scale, since its data are others. Returns the figure.
+    A method has one look in all panels; each panel has its own scale, since its data differ. Returns the figure.
     Raises ``ValueError`` for a missing column or no rows.
     """
     need(ours, ["method", "known", "seed", "mAP"], "over_known")
@@ -33,15 +36,10 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
         panels = list(dict.fromkeys(paper["dataset"]))
     look = {name: _look(i) for i, name in enumerate(methods)}
     with printed():
-        n = 1 + len(panels)
-        ratios = [1.6, *[1] * len(panels)]
-        figure, axes = plt.subplots(
-            1, n, figsize=(width, 0.42 * width), layout="constrained", squeeze=False, width_ratios=ratios
-        )
+        about = {"figsize": (width, OVER_KNOWN * width), "layout": "constrained", "squeeze": False}
+        figure, axes = plt.subplots(1, 1 + len(panels), **about, width_ratios=[OURS, *[1] * len(panels)])
         for name, part in ours.groupby("method", sort=False):
-            own = part.groupby("known")["mAP"].agg(["mean", "min", "max"])
-            axes[0, 0].fill_between(own.index, own["min"], own["max"], color=look[name]["color"], alpha=0.2, lw=0)
-            axes[0, 0].plot(own.index, own["mean"], **look[name], label=name)
+            over_seeds(axes[0, 0], part, "known", "mAP", **look[name], label=name)
         axes[0, 0].set(title=ours_title, ylabel="mAP (%)")
         for axis, panel in zip(axes[0, 1:], panels):
             for name, part in paper[paper["dataset"] == panel].groupby("method", sort=False):
@@ -56,25 +54,33 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
 def pseudo_labels(frame, width: float = PAGE):
     r"""What pseudo-labels are worth, epoch by epoch: how many are right, and how much of the unknown they fill.
 
-    ``frame``: rows of ``quality.over_epochs`` with a column ``known`` (p), and of several seeds if there are: epoch,
-    kind, precision, share and chance in 0..1. Dotted: what filling at random would have right. Returns the figure.
-    Raises ``ValueError`` for a missing column or no rows.
+    Args:
+        frame: rows of ``studies.missing_labels.over_epochs`` with a column ``known`` (p), of one or several seeds:
+            epoch, kind, precision, share and chance in 0..1.
+        width: of the figure in inches.
+
+    Each panel has its own scale, in percent. Dotted lines show what filling at random would have right. Returns the
+    figure. Raises ``ValueError`` for a missing column or no rows.
     """
     need(frame, ["known", "epoch", "kind", "precision", "share", "chance"], "pseudo_labels")
-    panels = {"right, of those called present": ("present", "precision")}
-    panels |= {"right, of those called absent": ("absent", "precision")}
-    panels |= {"unknown labels called present": ("present", "share"), "... called absent": ("absent", "share")}
+    panels = {"right, of those\ncalled present": ("present", "precision")}
+    panels |= {"right, of those\ncalled absent": ("absent", "precision")}
+    panels |= {"unknown labels\ncalled present": ("present", "share")}
+    panels |= {"unknown labels\ncalled absent": ("absent", "share")}
+    shares = sorted(set(frame["known"]))
     with printed():
-        figure, axes = plt.subplots(1, 4, figsize=(width, 0.3 * width), layout="constrained")
+        figure, axes = plt.subplots(1, 4, figsize=(width, PSEUDO * width), layout="constrained")
         for axis, (title, (kind, column)) in zip(axes, panels.items()):
-            for i, (p, part) in enumerate(frame[frame["kind"] == kind].groupby("known")):
-                own = 100 * part.groupby("epoch")[column].agg(["mean", "min", "max"])
-                axis.fill_between(own.index, own["min"], own["max"], color=COLOURS[i % 10], alpha=0.2, lw=0)
-                axis.plot(own.index, own["mean"], **_look(i), label=f"p = {p:g}")
+            for i, p in enumerate(shares):
+                part = frame[(frame["kind"] == kind) & (frame["known"] == p)]
+                over_seeds(
+                    axis, part.assign(value=100 * part[column]), "epoch", "value", **_look(i), label=f"p = {p:g}"
+                )
                 if column == "precision":
-                    axis.axhline(100 * part["chance"].mean(), color=COLOURS[i % 10], ls=":", lw=0.8)
-            axis.set(xlabel="epoch", title=title)
+                    axis.axhline(100 * part["chance"].mean(), color=COLOURS[i % 10], **RANDOM)
+            axis.set(xlabel="epoch", ylabel="", title=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
-        axes[0].set_ylabel("%")
-        legend(figure, [])
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+        axes[0].plot([], [], color="0.3", **RANDOM, label=AT_RANDOM)
+        legend(figure, [*(f"p = {p:g}" for p in shares), AT_RANDOM])
     return figure
