@@ -25,7 +25,6 @@ Needs the extra ``onnx``. B pictures, K labels, V labels that are scored (refere
 import argparse
 import copy
 import json
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -92,35 +91,23 @@ def export(
     method that PyTorch cannot export, more than 2 GiB, or scores that differ from PyTorch's; nothing is left behind.
     """
     _onnxruntime()
-    path = Path(path)
-    with _as_exported(model) as ready, torch.no_grad():
-        scorer = _scorer(ready, labels, embeddings, reference)
-        program = _program(scorer, _pictures(ready.vlp.side, uint8)[:3])
-        program.model.metadata_props.update(_metadata(scorer, reference, uint8))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing_alone(path) as part:
-            program.save(part, external_data=False)
-            del program  # as large as the weights
-            compared = _compare(part, scorer, tolerance, path)
+    path, scorer = Path(path), _scorer(model, labels, embeddings, reference)
+    program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
+    program.model.metadata_props.update(_metadata(scorer, reference, uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_alone(path) as part:
+        program.save(part, external_data=False)
+        del program  # as large as the weights
+        compared = _compare(part, scorer, tolerance, path)
     return {"labels": len(scorer.labels)} | compared | {"bytes": path.stat().st_size}
 
 
-@contextmanager
-def _as_exported(model: Method):
-    """The model on the CPU, in float32 and evaluation mode; afterwards it is in the mode it was in."""
-    if model.vlp.mean.device.type != "cpu":
-        model = copy.deepcopy(model).cpu()
-    training = model.training
-    model.eval()
-    try:
-        yield model.under(model.config.replace(bf16=False))
-    finally:
-        model.train(training)
-
-
+@torch.no_grad()
 def _scorer(model: Method, labels, embeddings: Tensor | None, reference: bool) -> Scorer:
-    """Raises ``ValueError`` as ``vocabulary.beside_reference``, and for embeddings of another shape."""
+    """A float32 copy on the CPU. Raises as ``beside_reference``, and ``ValueError`` for embeddings of another shape."""
     words = beside_reference(model, labels)
+    model = copy.deepcopy(model).cpu().eval()
+    model = model.under(model.config.replace(bf16=False))
     known, new = (words.reference, words.own) if reference else ([], words.labels)
     columns = words.columns if reference else list(range(len(new)))
     if embeddings is None:
@@ -134,6 +121,7 @@ def _scorer(model: Method, labels, embeddings: Tensor | None, reference: bool) -
     return Scorer(model, t, words.labels, columns).eval()
 
 
+@torch.no_grad()
 def _program(scorer: Scorer, images: Tensor):
     """The graph, for any number of pictures. Raises ``ValueError`` if torch or one ONNX file cannot hold it."""
     title = scorer.model.title
@@ -202,6 +190,7 @@ def _pictures(side: int, uint8: bool, n: int = 8) -> Tensor:
     return (255 * images).round().to(torch.uint8) if uint8 else images
 
 
+@torch.no_grad()
 def _compare(path, scorer: Scorer, tolerance: float, name) -> dict:
     """Compare the file at ``path``, which errors call ``name``, with PyTorch. Raises ``ValueError`` if it differs."""
     session = open_session(path)

@@ -50,7 +50,7 @@ def test_a_typed_label_gets_a_bar_and_pointing_at_it_a_map(lab, tmp_path):
     assert (tmp_path / "explorer.png").stat().st_size > 10_000
 
 
-def test_a_refused_label_is_told_and_nothing_breaks(lab):
+def test_a_refused_label_leaves_a_message_and_the_last_result(lab):
     found, _, _ = lab
     before = found.labels()
     found.type(", hrcfquux,")

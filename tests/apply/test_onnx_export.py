@@ -75,8 +75,7 @@ def metadata(path) -> dict[str, str]:
 
 def compare(path, model) -> dict:
     """The file compared with a model as ``export`` does it."""
-    with torch.no_grad(), onnx_export._as_exported(model) as ready:
-        return onnx_export._compare(path, onnx_export._scorer(ready, LABELS, None, True), 1e-4, path.name)
+    return onnx_export._compare(path, onnx_export._scorer(model, LABELS, None, True), 1e-4, path.name)
 
 
 def scenes(n: int) -> list[Image.Image]:
@@ -143,8 +142,9 @@ def test_uint8_labels_alone_and_embeddings_of_ones_own(model, tmp_path):
 def test_embeddings_take_the_place_of_the_models_own(model):
     """Inside the reference too, and of a label that is one of it."""
     t = torch.randn(2, model.vlp.D, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), onnx_export._as_exported(model) as ready:
-        scorer, own = onnx_export._scorer(ready, ["moon", "dog"], t, True), model.label_embeddings(REFERENCE)
+    scorer = onnx_export._scorer(model, ["moon", "dog"], t, True)
+    with torch.no_grad():
+        own = model.label_embeddings(REFERENCE)
     assert scorer.columns == [6, 1] and torch.equal(scorer.t[[6, 1]], t)
     assert torch.equal(scorer.t[[0, 2, 3, 4, 5]], own[[0, 2, 3, 4, 5]])
 
@@ -181,14 +181,14 @@ def test_a_file_of_another_model_is_found(exported):
 
 
 def test_an_export_that_differs_leaves_what_was_there(model, made, tmp_path, monkeypatch):
-    """The largest weights are spoilt on the way to the file."""
+    """The largest weights are damaged on the way to the file."""
     import onnx_ir  # which onnxscript brings
 
     path, graph = tmp_path / "classifier.onnx", made[2].model.graph
     path.write_bytes(b"of before")
     weights = max(graph.initializers.values(), key=lambda value: value.const_value.size)
-    spoilt = onnx_ir.tensor(np.float32(1.05) * weights.const_value.numpy(), name=weights.name)
-    monkeypatch.setattr(weights, "const_value", spoilt)
+    damaged = onnx_ir.tensor(np.float32(1.05) * weights.const_value.numpy(), name=weights.name)
+    monkeypatch.setattr(weights, "const_value", damaged)
     monkeypatch.setattr(onnx_export, "_program", lambda *given: made[2])
     with pytest.raises(ValueError, match="classifier.onnx: scores differ"):
         onnx_export.export(model, LABELS, path)
