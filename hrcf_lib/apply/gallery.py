@@ -5,6 +5,7 @@ while the pointer is on its label, or after a click (or the tab key), as long as
 """
 
 import secrets
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -20,6 +21,8 @@ $id {display: flex; flex-wrap: wrap; gap: 16px; font: 13px/1.35 system-ui, sans-
 $id figure {position: relative}
 $id img {border-radius: 4px}
 $id figcaption {margin: 4px 0 2px; opacity: .8; overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
+$id .truth {margin: 0 0 2px; padding: 0 3px; opacity: .8}
+$id [data-right] .name {color: #1a8f5f; font-weight: 600}
 $id .none {font-style: italic; margin: 0; padding: 1px 3px}
 """
 
@@ -47,7 +50,9 @@ class Gallery:
         return path
 
 
-def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) -> Gallery:
+def gallery(
+    found: pd.DataFrame, images=None, size: int = 200, limit: int = 60, truth: dict[str, Iterable[str]] | None = None
+) -> Gallery:
     r"""The frame that ``classify`` returned, or rows of it, as pictures with bars.
 
     Args:
@@ -57,6 +62,8 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
         images: what ``classify`` was given, if pictures without a file are among them; files are read again.
         size: of a thumbnail in pixels, at most 512. It shows the centre square, which is what the model looks at.
         limit: the largest number of pictures to show; a line says how many more there are.
+        truth: image as in ``found`` -> names of what is in it, where that is known: it stands under the picture, and
+            labels that are in it are green.
 
     Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, or a picture that is not there.
     """
@@ -68,7 +75,8 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
     names = list(dict.fromkeys(found["image"]))
     highest = max(float(found["score"].max()), 1e-12)
     groups = dict(list(found.groupby("image", sort=False)))
-    cards = [_card(groups[name], sources.get(name, name), size, highest) for name in names[:limit]]
+    truth = {image: list(known) for image, known in (truth or {}).items()}
+    cards = [_card(groups[name], sources.get(name, name), size, highest, truth.get(name)) for name in names[:limit]]
     key = f"hrcf-{secrets.token_hex(4)}"
     rest = f"<p>{limit} of {len(names)} pictures; gallery(..., limit={len(names)}) shows more.</p>"
     rest = rest if len(names) > limit else ""
@@ -76,8 +84,8 @@ def gallery(found: pd.DataFrame, images=None, size: int = 200, limit: int = 60) 
     return Gallery(f'{style}<div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
 
 
-def _card(rows: pd.DataFrame, source, size: int, highest: float) -> str:
-    """One picture as HTML."""
+def _card(rows: pd.DataFrame, source, size: int, highest: float, truth: list[str] | None) -> str:
+    """One picture as HTML; ``truth`` are the names of what is in it, or None where nobody knows."""
     name = str(rows["image"].iloc[0])
     if isinstance(source, str) and not Path(source).expanduser().is_file():
         raise ValueError(f"{name!r} is no file: give gallery(found, images) the pictures that classify was given")
@@ -86,8 +94,9 @@ def _card(rows: pd.DataFrame, source, size: int, highest: float) -> str:
     image = f'<img src="{picture_uri(read_image(source, size))}" alt="{alt}">'
     caption = f'<figcaption title="{escape(name)}">{escape(short)}</figcaption>'
     none = '<p class="none">none of these</p>' if "answer" in rows and (rows["answer"] == "no").all() else ""
-    bars = "".join(_row(values, short, highest) for values in labels)
-    return f'<figure>{image}{caption}{none}<ul class="bars">{bars}</ul></figure>'
+    known = "" if truth is None else f'<p class="truth">in it: {escape(", ".join(truth) or "none of these")}</p>'
+    bars = "".join(_row(values, short, highest, values["label"] in (truth or ())) for values in labels)
+    return f'<figure>{image}{caption}{known}{none}<ul class="bars">{bars}</ul></figure>'
 
 
 def _words(values: dict) -> str:
@@ -96,12 +105,13 @@ def _words(values: dict) -> str:
     return f"{values['label']} {kind_and_number(values, digits=0)[1]}{answer}"
 
 
-def _row(values: dict, picture: str, highest: float) -> str:
-    """One label of a picture."""
+def _row(values: dict, picture: str, highest: float, right: bool) -> str:
+    """One label of a picture, which is ``right`` if the truth has it."""
     hint = f"{values['label']}: score {values['score']:.3f}"
     hint += f", {values['answer']}" if has(values, "answer") else ""
     overlay = ""
     if has(values, "map"):
         alt = escape(f"map of where {values['label']} was seen in {picture}")
         overlay = f'<img class="map" src="{map_uri(values["map"])}" alt="{alt}">'
-    return bar_row(values, (0.0, highest), f'title="{escape(hint)}"', overlay)
+    attributes = f'title="{escape(hint)}"' + " data-right" * right
+    return bar_row(values, (0.0, highest), attributes, overlay)

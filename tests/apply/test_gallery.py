@@ -167,3 +167,14 @@ def test_refused_frames_and_numbers(found):
     for wrong in ({"size": 0}, {"size": 513}, {"size": 20.5}, {"limit": 0}, {"limit": True}):
         with pytest.raises(ValueError, match="give a whole number from 1 to"):
             gallery(found, **wrong)
+
+
+def test_the_truth_stands_under_a_picture_and_marks_right_labels(found):
+    red, blue = found["image"].unique()
+    page = Reader(gallery(found, truth={red: (EVIL, "tiger"), blue: ()}).html)
+    assert [text for text in page.texts if text.startswith("in it")] == [
+        f"in it: {EVIL}, tiger",
+        "in it: none of these",
+    ]
+    assert [("data-right" in row) for row in page.all("li")] == [True] + 5 * [False]
+    assert "in it" not in gallery(found).html
