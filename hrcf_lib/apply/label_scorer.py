@@ -1,6 +1,7 @@
-r"""A user's labels beside a model's reference vocabulary: what ``classify`` and ``rescoring`` score pictures with.
+r"""A model with a user's labels embedded: what ``classify`` and the explorer score pictures with.
 
-B pictures, J regions, R reference labels, K labels of the user's, D embedding width.
+B pictures, J regions, R reference labels, K labels of the user's, V labels that
+are scored together, D embedding width.
 """
 
 from collections.abc import Mapping
@@ -107,7 +108,7 @@ class LabelScorer:
 
     def check_maps(self) -> None:
         """Raise ``ValueError`` for a method without maps of its own."""
-        region_maps.kind_of(self.model)
+        region_maps.check_maps(self.model)
 
     def maps(self, regions: Tensor, ks: Tensor):
         """maps (k, side, side), float16, of labels ``ks`` in one picture, from its regions (1, J, D)."""

@@ -1,8 +1,15 @@
-r"""Where a label was seen: each region's share of the label's score, put where the region came from. No gradients.
+r"""Where a label was seen: each region's share of the label's score, drawn where the region came from. No gradients.
 
-Of HRCF a region's share is its vote of Eq. 13; of MKT, whose regions are the patches, the map is that of the patch
-scores s_jk; of a method with ``maps``, which weighs patches for each label by a softmax, it is these weights. (Maps by
-gradients, for any method: ``grad_cam.py``.) B pictures, J regions on L levels, K labels.
+What a map shows depends on the method's ``map_kind``:
+
+==============  ====================================================================================
+``votes``       each region's vote of Eq. 13 (HRCF)
+``scores``      the scores s_jk of the patches, which are the regions (MKT)
+``attention``   the weights that the method's ``maps`` gives the patches, a softmax for each label
+==============  ====================================================================================
+
+``grad_cam.py`` makes maps of any method by gradients. B pictures, J regions on L levels, K labels, V labels that are
+scored together.
 """
 
 from collections.abc import Callable
@@ -52,7 +59,7 @@ def score_map(region_scores: Tensor, sides: list[int], size: int) -> Tensor:
 
 
 def _stretched(maps: Tensor) -> Tensor:
-    """Each map (B, K, size, size) to 0..1; a flat one, whose differences are rounding errors, to 0."""
+    """Stretch each map (B, K, size, size) to 0..1; a flat one, whose differences are rounding errors, becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     span = high - low
     return torch.where(span > 1e-5 * high.abs(), (maps - low) / span, 0)
@@ -62,24 +69,24 @@ def _stretched(maps: Tensor) -> Tensor:
 def maps_for(model, images: Tensor, labels) -> Tensor:
     r"""Maps (B, K, side, side) of pictures (B, 3, side, side) for the K given label names.
 
-    The softmax runs over the model's reference labels and the user's; only the user's columns come back. All regions
-    take part: RSS leaves some out of the score, not out of the picture. Of HRCF these are votes (``region_map``), of
-    MKT patch scores (``score_map``), of a method with ``maps`` its attention, drawn as scores are. Raises
-    ``ValueError`` as ``predict.classify``, for any other method, and as ``maps``.
+    The softmax runs over the model's reference labels and the user's; only the user's columns are returned. All regions
+    take part: RSS drops some from the score, not from the picture. Votes are drawn by ``region_map``, scores and
+    attention by ``score_map``. Raises ``ValueError`` for a method without a ``map_kind``, for labels as
+    ``predict.classify``, and as the method's ``maps``.
     """
     words = beside_reference(model, labels)
     return torch.stack(maker(model, words)(images, [words.labels] * len(images)))
 
 
 def maker(model, names, level: int | None = None, kind: str | None = None) -> Callable:
-    r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
+    r"""A function (pictures, B lists of names) -> B maps (k, side, side), where each picture has its own labels.
 
-    The maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``: ``votes``
-    (``region_map``) or ``scores`` (``score_map``); a method with ``maps`` has ``attention`` alone. Labels that are
-    asked for are among ``names``, and all of these and the reference vocabulary are scored together. Their embeddings
-    are computed here, once. Raises as ``maps_for``, and ``ValueError`` for a level or a kind that is not there.
+    It makes the maps of ``maps_for``, or those of one ``level`` of regions (1 is the finest), or of another ``kind``:
+    methods of the kinds ``votes`` and ``scores`` have both, the others only ``attention``. The labels of each picture
+    are among ``names``; these and the reference vocabulary are scored together, and are embedded here, once. Raises as
+    ``maps_for``, and ``ValueError`` for an unknown level or kind.
     """
-    _way(model, level, kind)  # refused before the work
+    _drawn(model, level, kind)  # raises before the work
     words = beside_reference(model, names)
     with torch.no_grad():
         t = model.label_embeddings(words.names)  # (V, D)
@@ -100,51 +107,40 @@ def region_maps(
 ) -> Tensor:
     r"""Maps (B, k, side, side) in 0..1 of k columns of ``t``, from regions (B, J, D) that ``embed`` gave.
 
-    ``t`` (K, D) are all labels that are scored together; ``columns`` are numbers among them, as a list or a tensor.
+    ``t`` (V, D) are all labels that are scored together; ``columns`` are places among them, as a list or a tensor.
     ``level``, ``kind`` and errors as for ``maker``.
     """
-    kind, own_sides, part = _way(model, level, kind)
+    kind, level_sides, part = _drawn(model, level, kind)
     regions, side = regions[:, part], model.vlp.side
     if not len(columns):
         return regions.new_empty(len(regions), 0, side, side)
     if kind == "votes":
-        return region_map(region_shares(regions, t)[..., columns], own_sides, side)  # softmax over all K
+        return region_map(region_shares(regions, t)[..., columns], level_sides, side)  # softmax over all V
     if kind == "attention":
-        return score_map(model.maps(regions, t[columns]).transpose(1, 2), own_sides, side)  # (B, J, k)
-    return score_map(region_scores(regions, t[columns]), own_sides, side)
+        return score_map(model.maps(regions, t[columns]).transpose(1, 2), level_sides, side)  # (B, J, k)
+    return score_map(region_scores(regions, t[columns]), level_sides, side)
 
 
-def _way(model, level: int | None, kind: str | None) -> tuple[str, list[int], slice]:
-    """The kind of map, sides of its levels, and which of the J regions form them. Raises as ``maker``."""
-    own = kind_of(model)
-    kind = own if kind is None else kind
-    check_known([kind], ["attention"] if own == "attention" else ["votes", "scores"], "unknown kind of map")
+def _drawn(model, level: int | None, kind: str | None) -> tuple[str, list[int], slice]:
+    """The kind of map, the sides of its levels, and which of the J regions form them. Raises as ``maker``."""
+    check_maps(model)
+    kind = model.map_kind if kind is None else kind
+    known = ["attention"] if model.map_kind == "attention" else ["votes", "scores"]
+    check_known([kind], known, "unknown kind of map")
     return kind, *_level(sides(model), level)
 
 
-def has_maps(model) -> bool:
-    """Whether a method has maps of its own."""
-    return model.map_kind is not None
-
-
-def kind_of(model) -> str:
-    """``votes``, ``scores`` or ``attention``. Raises ``ValueError`` for a method without maps of its own."""
-    if model.map_kind != "attention":
-        check_regions(model)
-    return model.map_kind
-
-
-def check_regions(model) -> None:
-    """Raise ``ValueError`` for a method without regions that are scored one by one."""
-    if model.map_kind not in ("votes", "scores"):
+def check_maps(model, kinds=("votes", "scores", "attention")) -> None:
+    """Raise ``ValueError`` for a method whose ``map_kind`` is not among ``kinds``."""
+    if model.map_kind not in kinds:
         raise ValueError(
             f"{model.title} does not score its regions one by one by t_k, so it has no region maps (its map_kind is "
-            f"{model.map_kind!r}): take grad_cam.grad_cam, which is of any method"
+            f"{model.map_kind!r}): take grad_cam.grad_cam, which works for any method"
         )
 
 
 def sides(model) -> list[int]:
-    """Sides of the maps that a model's regions form, level after level: [10, 6, 2], or [14] where they are patches."""
+    """Sides of the maps that a model's regions form, one per level: [10, 6, 2], or [14] where they are patches."""
     return model.gather.sides if hasattr(model, "gather") else [model.vlp.N]
 
 
@@ -160,11 +156,11 @@ def _level(sides: list[int], level: int | None) -> tuple[list[int], slice]:
 
 @dataclass(frozen=True)
 class Clues:
-    """What each level of regions says of K labels; a level's map has the side h of ``sides``."""
+    """What each level of regions says about K labels; the map of a level has the side h of ``sides``."""
 
-    added: list[Tensor]  # a level: (B, K, h, h), what each region adds to the label's region score, any real number
-    kept: list[Tensor]  # a level: (B, h, h) bool, the regions that RSS keeps; all of them without RSS
-    scores: Tensor  # (B, K, L), the sum of ``added`` over the kept regions; over the levels the region score
+    added: list[Tensor]  # per level (B, K, h, h), what each region adds to the label's region score, any real number
+    kept: list[Tensor]  # per level (B, h, h) bool, the regions that RSS keeps; all of them without RSS
+    scores: Tensor  # (B, K, L), the sum of ``added`` over the kept regions; summed over the levels, the region score
 
     @property
     def shares(self) -> Tensor:
@@ -175,12 +171,13 @@ class Clues:
 
 @torch.no_grad()
 def clues(model, images: Tensor, labels) -> Clues:
-    r"""Level by level, how the region score of each label comes about, in evaluation mode: RSS and RSA as configured.
+    r"""How the levels make up the region score of each label in evaluation mode, with RSS and RSA as configured.
 
     Without RSA, and in MKT, the k best regions of a label add $s_{jk} / k$ each and the others nothing. Pictures
-    (B, 3, side, side); labels as for ``maps_for``, whose errors it raises. The result is on the CPU.
+    (B, 3, side, side); labels as for ``maps_for``. The result is on the CPU. Raises as ``maps_for``, and ``ValueError``
+    for a method whose maps are attention.
     """
-    check_regions(model)
+    check_maps(model, ("votes", "scores"))
     words = beside_reference(model, labels)
     t, (_, regions) = model.label_embeddings(words.names), model.embed(images)  # (V, D), (B, J, D)
     kept = _kept(model, regions, t)  # (B, J)
@@ -189,15 +186,15 @@ def clues(model, images: Tensor, labels) -> Clues:
         added = votes(s)[..., words.columns]  # (B, J, K)  Eq. 13
     else:
         added = _of_best(s[..., words.columns], kept, model.config.topk)
-    own = sides(model)
-    parts = (added * kept.unsqueeze(-1)).split([side**2 for side in own], dim=1)
+    level_sides = sides(model)
+    parts = (added * kept.unsqueeze(-1)).split([side**2 for side in level_sides], dim=1)
     scores = torch.stack([part.sum(dim=1) for part in parts], dim=-1)  # (B, K, L)
-    masks = [m[:, 0] for m in level_maps(kept.unsqueeze(-1), own)]  # (B, h, h) each
-    return Clues([m.cpu() for m in level_maps(added, own)], [m.cpu() for m in masks], scores.cpu())
+    masks = [m[:, 0] for m in level_maps(kept.unsqueeze(-1), level_sides)]  # (B, h, h) each
+    return Clues([m.cpu() for m in level_maps(added, level_sides)], [m.cpu() for m in masks], scores.cpu())
 
 
 def _kept(model, regions: Tensor, t: Tensor) -> Tensor:
-    """(B, J) bool: the regions that RSS keeps, of a method that has it switched on."""
+    """(B, J) bool: the regions that RSS keeps; all of them if the method or its config has no RSS."""
     B, J, _ = regions.shape
     if not (model.has_selection and model.config.rss):
         return torch.ones(B, J, dtype=torch.bool, device=regions.device)
@@ -207,7 +204,7 @@ def _kept(model, regions: Tensor, t: Tensor) -> Tensor:
 
 
 def _of_best(s: Tensor, kept: Tensor, k: int) -> Tensor:
-    """What top-k mean pooling takes of each region: s_jk / k of the k best that are kept, 0 of others; (B, J, K)."""
+    """What each region adds in top-k mean pooling: s_jk / k for the k best that are kept, 0 for others; (B, J, K)."""
     k = min(k, int(kept[0].sum()))
     best = s.masked_fill(~kept.unsqueeze(-1), -torch.inf).topk(k, dim=1).indices  # (B, k, K)
     return torch.zeros_like(s).scatter(1, best, s.gather(1, best) / k)
