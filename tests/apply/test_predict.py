@@ -445,7 +445,7 @@ def test_maps_are_those_of_explain_and_survive_pandas(name, model, folder):
         own = expected[int(Path(row.image).stem), labels.index(row.label)]
         np.testing.assert_allclose(row.map, own, atol=2e-3)
     clip = methods.build("pre_clip", synthetic.config(), pretrained=False)
-    with pytest.raises(ValueError, match="does not score its regions one by one .* region maps are of hrcf and mkt"):
+    with pytest.raises(ValueError, match="does not score its regions one by one .*map_kind is None.*take grad_cam"):
         classify(folder, ["zebra"], clip, explain=True)
 
 
