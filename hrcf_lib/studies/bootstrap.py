@@ -1,7 +1,8 @@
-r"""What a difference between two runs is worth: bootstrap over test images and over seeds.
+r"""Whether two runs differ: a bootstrap over test images and over seeds.
 
-A metric of one run is computed again on R resamples of the test images, drawn with replacement; the same resamples
-serve every run, so that differences are paired. Seeds are drawn with replacement on top.
+A metric of one run is computed again on R resamples of the test images, drawn with replacement; all runs share the
+resamples, so differences are paired. Seeds are drawn with replacement on top. (SciPy's ``stats.bootstrap`` cannot pair
+the weights of several runs.)
 n images, K labels, R resamples.
 """
 
@@ -16,7 +17,7 @@ from hrcf_lib.engine import chunks
 
 
 def draw(n: int, resamples: int = 1000, seed: int = 0) -> Tensor:
-    """How often each of n images occurs: (n, 1 + R) float32. The first column is 1: the images as they are."""
+    """How often each of n images occurs in each resample: (n, 1 + R) float32; the first column, all 1, is the split."""
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)  # (R, n)
     return torch.from_numpy(np.vstack([np.ones(n), counts]).T.astype(np.float32))
@@ -65,11 +66,11 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     r"""Mean difference over seeds, and the bounds of its bootstrap interval.
 
-    Each run gives (1 + R,) values, of the images as they are and of R resamples. Differences are taken seed by seed and
-    resample by resample, and averaged over as many seeds, drawn with replacement. Copies of an image lift an AP, and a
-    larger one by more, so the interval is moved to have its mean at the difference of the images as they are.
+    Each run gives (1 + R,) values: of the split itself, then of R resamples. Differences are taken for each seed and
+    resample, and averaged over as many seeds, drawn with replacement. Copies of an image raise an AP, and a larger one
+    by more, so the interval is moved until its mean is the difference on the split itself.
 
-    Few seeds are resampled here (usually three): the interval says what these runs show, and is rather too narrow.
+    With few seeds (usually three) the interval describes these runs and is rather too narrow.
     Raises ``ValueError`` for different numbers of seeds or none.
     """
     if len(ours) != len(others) or not len(ours):
@@ -80,6 +81,12 @@ def paired_difference(
     means = np.take_along_axis(spread, picks, axis=0).mean(axis=0)  # (R,)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(at), float(low), float(high)
+
+
+def difference_row(ours: Sequence[Tensor], others: Sequence[Tensor], level: float = 0.95, scale: float = 1.0) -> dict:
+    """``paired_difference`` times ``scale`` as columns of a table: difference, low, high and verdict."""
+    at, low, high = (scale * x for x in paired_difference(ours, others, level=level))
+    return {"difference": at, "low": low, "high": high, "verdict": verdict(low, high)}
 
 
 def verdict(low: float, high: float) -> str:

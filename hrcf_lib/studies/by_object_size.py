@@ -1,7 +1,7 @@
-r"""Where a method wins: results by the size of the object, by the number of objects, and label by label.
+r"""Where a method wins: results by the size of the object, by the number of objects, and by label.
 
-HRCF's claim is about sizes, so it is measured. MojiScenes knows the box of everything it draws; the tables need scores
-and annotations only, of any method.
+HRCF claims to help with small objects, so sizes are measured. MojiScenes knows the box of everything it draws; the
+tables need only the scores of any method and the annotation.
 Symbols: n images, K labels. Annotations are -1 (absent), 0 (unknown), +1 (present).
 """
 
@@ -19,17 +19,17 @@ SCENE = "scene"  # the row of labels whose box is the whole picture
 
 
 def check_scenes(scenes) -> None:
-    """Raise ``TypeError`` for data that do not know the boxes of what they show."""
+    """Raise ``TypeError`` for data without boxes."""
     if not hasattr(scenes, "scene") or not hasattr(scenes, "labels"):
         raise TypeError(f"{type(scenes).__name__} has no scenes with boxes: give a split of MojiScenes")
 
 
 def objects(scenes) -> tuple[Tensor, Tensor]:
-    """Sizes (n, K) float32 and numbers (n,) int64 of the things that a MojiScenes split draws: 2 ms a scene.
+    """Sizes (n, K) float32 and numbers (n,) int64 of the things that a MojiScenes split draws; about 2 ms per scene.
 
     A size is the longer side of a thing's box as a share of the picture's side, in (0, 1], in the columns of the label
-    space; NaN where the label is not drawn as a thing, also for a scene label. What is drawn counts, annotated or not;
-    the number counts things that are no label too. Raises ``TypeError`` for data without scenes.
+    space. It is NaN for a label that is not drawn as a thing, also for a scene label. Everything drawn counts, whether
+    annotated or not; the number includes things that are no label. Raises ``TypeError`` for data without scenes.
     """
     check_scenes(scenes)
     column = {name: k for k, name in enumerate(scenes.labels.names)}
@@ -45,15 +45,15 @@ def objects(scenes) -> tuple[Tensor, Tensor]:
 
 
 def by_size(scores: Tensor, labels: Tensor, sizes: Tensor, k: int = 5) -> pd.DataFrame:
-    r"""A row for small, medium and large things, and for scene labels.
+    r"""One row each for small, medium and large things and for scene labels.
 
-    Positives of the other rows are set to 0, unknown: they take no part in AP. Compare methods within a row. Rows have
+    Positives of the other rows are set to 0, unknown: they take no part in AP. Compare methods within a row: rows have
     different labels and numbers of positives among the same negatives, and a rare label's AP is low for any method.
 
     Args:
         scores, labels: (n, K).
         sizes: (n, K), the same columns of ``objects``; a positive without a size is a scene label.
-        k: labels predicted an image, for the recall.
+        k: labels predicted per image, for the recall.
 
     Returns:
         ``mAP`` in percent over the labels with a positive of that size, ``recall@k`` in percent (share of these
@@ -72,11 +72,11 @@ def by_size(scores: Tensor, labels: Tensor, sizes: Tensor, k: int = 5) -> pd.Dat
     if ((known <= 0) | (known > 1)).any():
         raise ValueError("sizes are shares of the picture's side, in (0, 1] or NaN; divide pixels by the side")
     masks = {name: (sizes >= low) & (sizes < high) for name, (low, high) in SIZES.items()} | {SCENE: sizes.isnan()}
-    rows = {name: _of_part(scores, labels, mask.to(labels.device), k) for name, mask in masks.items()}
+    rows = {name: _metrics_of_part(scores, labels, mask.to(labels.device), k) for name, mask in masks.items()}
     return _typed(pd.DataFrame.from_dict(rows, orient="index").rename_axis("size"))
 
 
-def _of_part(scores: Tensor, labels: Tensor, part: Tensor, k: int) -> dict:
+def _metrics_of_part(scores: Tensor, labels: Tensor, part: Tensor, k: int) -> dict:
     """Metrics where positives outside ``part`` (n, K) are unknown."""
     present = (labels == 1) & part  # (n, K)
     y = torch.where((labels == 1) & ~part, 0, labels)  # (n, K), a new tensor
@@ -87,10 +87,10 @@ def _of_part(scores: Tensor, labels: Tensor, part: Tensor, k: int) -> dict:
 
 
 def by_number(scores: Tensor, labels: Tensor, counts: Tensor, k: int = 3) -> pd.DataFrame:
-    r"""A row for each number of things a scene shows (``counts`` (n,), as ``objects`` gives them).
+    r"""One row per number of things in a scene (``counts`` (n,), as ``objects`` gives them).
 
     ``mAP`` over the labels with positives among these images and ``F1@k`` (micro), in percent; ``images``; ``labels``.
-    Fuller scenes have more positives, which alone lifts both metrics: compare methods within a row.
+    Fuller scenes have more positives, which alone raises both metrics: compare methods within a row.
 
     Raises ``ValueError`` for counts of another number of images, and what ``metrics`` refuses.
     """
@@ -108,10 +108,10 @@ def by_number(scores: Tensor, labels: Tensor, counts: Tensor, k: int = 3) -> pd.
 
 
 def per_label(scores: dict[str, Sequence[Tensor]], labels: Tensor, names: Sequence[str]) -> pd.DataFrame:
-    r"""A row for each label with positives: ``label``, the AP in percent of each method, ``positives``.
+    r"""One row per label with positives: ``label``, the AP in percent of each method, ``positives``.
 
     Args:
-        scores: method -> its scores (n, K), one table a seed; AP is the mean over them.
+        scores: method -> its scores (n, K), one table per seed; AP is the mean over them.
         labels: (n, K).
         names: K names, in the order of the columns.
 
@@ -123,7 +123,7 @@ def per_label(scores: dict[str, Sequence[Tensor]], labels: Tensor, names: Sequen
         raise ValueError(f"{len(names)} names for {labels.shape[-1]} columns of labels: give one each, in their order")
     empty = [method for method, runs in scores.items() if not len(runs)]
     if not scores or empty:
-        raise ValueError(f"{f'{empty[0]!r} has' if empty else 'there are'} no scores: give one table (n, K) a seed")
+        raise ValueError(f"{f'{empty[0]!r} has' if empty else 'there are'} no scores: give one table (n, K) per seed")
     frame = pd.DataFrame({"label": list(names)})
     for method, runs in scores.items():
         ap = torch.stack([metrics.average_precision(s, labels).double().cpu() for s in runs])  # (seeds, K)
@@ -133,11 +133,11 @@ def per_label(scores: dict[str, Sequence[Tensor]], labels: Tensor, names: Sequen
 
 
 def frequency_bias(scores: Tensor, labels: Tensor) -> float:
-    r"""How far a label's mean score over pictures follows how frequent the label is in training.
+    r"""How closely a label's mean score over pictures follows its frequency in training.
 
     Pearson's correlation over labels, in -1..1: mean of ``scores`` (n, K) against the share of positives in ``labels``
-    (m, K) of ``train``. Near 1, common labels stand high on every picture, whatever it shows. NaN where one of both is
-    the same for all labels. Raises ``ValueError`` for another number of labels.
+    (m, K) of ``train``. Near 1, common labels score high on every picture, whatever it shows. NaN if either is the same
+    for all labels. Raises ``ValueError`` for another number of labels.
     """
     if scores.shape[1] != labels.shape[1]:
         raise ValueError(
@@ -151,7 +151,7 @@ def of_runs(runs: dict[str, Sequence[dict[str, Tensor]]], scenes, labels: Tensor
     r"""``by_size`` and ``by_number`` of several methods, seeds and tasks.
 
     Args:
-        runs: method -> one dictionary a seed, task -> scores (n, K of the task), as ``studies.scored`` gives them.
+        runs: method -> one dictionary per seed, task -> scores (n, K of the task), as ``studies.scored`` gives them.
         scenes: the MojiScenes split that was scored.
         labels: (n, K) of all labels.
 
@@ -171,5 +171,5 @@ def of_runs(runs: dict[str, Sequence[dict[str, Tensor]]], scenes, labels: Tensor
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts as whole numbers, which a row of mixed types makes floats."""
+    """Counts as whole numbers; rows of mixed types make them floats."""
     return frame.astype({name: int for name in ("positives", "images", "labels") if name in frame})

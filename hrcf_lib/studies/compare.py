@@ -1,4 +1,4 @@
-r"""Tidy frames of the runs of ``studies``, and what the differences between them are worth."""
+"""Tidy frames of the runs of ``studies.run_all``: all rows, means over seeds, and paired differences."""
 
 from pathlib import Path
 
@@ -48,10 +48,10 @@ def read_comparison(folder: str | Path) -> pd.DataFrame:
 def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0.95) -> pd.DataFrame:
     r"""Paired differences with their bootstrap interval over images and seeds, in percentage points.
 
-    ``pairs``: ((variant, setting), (variant, setting)), the second is what the first is held against; a name alone
+    ``pairs``: ((variant, setting), (variant, setting)), of which the first is compared with the second; a name alone
     stands for (name, ""). Columns: variant, setting, against, against_setting, split, task, metric, difference, low,
-    high, verdict (``better``, ``worse`` or ``open``), seeds. Test splits only, and tasks
-    that both were asked; mAP leaves out labels without positives. Raises ``ValueError`` for a pair that was not run.
+    high, verdict (``better``, ``worse`` or ``open``), seeds. Only test splits and the tasks of both; mAP leaves out
+    labels without positives. Raises ``ValueError`` for a pair that was not run.
     """
     rows = []
     for pair in pairs:
@@ -63,22 +63,21 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
             there = (at_b, split, task, metric)
             if setting == at_a and metric in metrics and there in others[0]:
                 found = ([r[setting, split, task, metric] for r in ours], [r[there] for r in others])
-                at, low, high = (100 * x for x in bootstrap.paired_difference(*found, level=level))
                 row = {"variant": a, "setting": at_a, "against": b, "against_setting": at_b, "split": split}
-                row |= {"task": task, "metric": metric, "difference": at, "low": low, "high": high}
-                rows.append(row | {"verdict": bootstrap.verdict(low, high), "seeds": len(seeds)})
+                row |= {"task": task, "metric": metric} | bootstrap.difference_row(*found, level, scale=100)
+                rows.append(row | {"seeds": len(seeds)})
     return pd.DataFrame(rows)
 
 
 def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, paper=None, tasks=("ZSL", "GZSL")):
-    """The rows of one split and metric that ``figures.effects`` draws: a label for each pair, a group for each task.
+    """The rows of one split and metric that ``figures.effects`` draws: one label per pair, one group per task.
 
     ``pairs``: label -> pair, as given to ``differences``; ``paper``: label -> the paper's difference, on ZSL.
     """
     rows = []
     for task in tasks:
         for label, pair in pairs.items():
-            row = differences[_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
+            row = differences[_is_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
             row = row[row["metric"].eq(metric)].assign(label=label, group=task, paper=float("nan"))
             rows.append(row.assign(paper=(paper or {}).get(label, float("nan"))) if task == "ZSL" else row)
     return pd.concat(rows, ignore_index=True)
@@ -88,7 +87,7 @@ def _named(side) -> tuple[str, str]:
     return (side, "") if isinstance(side, str) else side
 
 
-def _of(frame: pd.DataFrame, pair):
+def _is_of(frame: pd.DataFrame, pair):
     """Which rows of ``differences`` are of a pair."""
     sides = ["variant", "setting", "against", "against_setting"]
     return frame[sides].eq(pd.Series([*_named(pair[0]), *_named(pair[1])], sides)).all(axis=1)

@@ -1,4 +1,4 @@
-r"""Controls: scorers that RSA and RSS are compared with, and which have to do worse."""
+"""Controls: scorers that RSA and RSS are compared with and that should do worse."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from hrcf_lib.engine.messages import check_known
 
 
 def uniform_weights(config):
-    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels whatever it shows."""
+    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels."""
 
     def scorer(e_g, regions, t):
         if config.rss:
@@ -25,23 +25,23 @@ def random_selection(config, seed: int = 0):
 
     def scorer(e_g, regions, t):
         values = torch.rand(regions.shape[:2], generator=rng).to(regions.device)
-        return _of_best(e_g, regions, t, values, config)
+        return _score_best(e_g, regions, t, values, config)
 
     return scorer
 
 
-def _of_best(e_g, regions, t, values, config) -> Tensor:
+def _score_best(e_g, regions, t, values, config) -> Tensor:
     """Scores from as many regions as RSS keeps, those of highest ``values`` (B, J)."""
     kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
     return scores.score(e_g, kept, t, config, select=False)
 
 
 def without_rss(config):
-    """All regions are scored, as in training."""
+    """Control for RSS: all regions are scored, as in training."""
     return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False)
 
 
-RULES = {  # other measures of what a region is worth, each under its own name; (B, J, D), (K, D) -> (B, J)
+RULES = {  # rule by which regions may be selected in place of Eq. 16: (B, J, D), (K, D) -> (B, J), highest first
     "largest score": lambda e, t: scores.region_scores(e, t).amax(dim=-1),
     "least entropy": lambda e, t: torch.special.entr(scores.region_scores(e, t).softmax(dim=-1)).sum(dim=-1).neg(),
     "norm": lambda e, t: e.norm(dim=-1),
@@ -49,10 +49,10 @@ RULES = {  # other measures of what a region is worth, each under its own name; 
 
 
 def select_by(rule: str):
-    """RSS by a measure of ``RULES`` in place of Eq. 16: a function config -> scorer."""
+    """RSS by a rule of ``RULES`` in place of Eq. 16: a function config -> scorer."""
     check_known([rule], list(RULES), "no rule of selection")
 
-    return lambda config: lambda e_g, regions, t: _of_best(e_g, regions, t, RULES[rule](regions, t), config)
+    return lambda config: lambda e_g, regions, t: _score_best(e_g, regions, t, RULES[rule](regions, t), config)
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}

@@ -1,14 +1,14 @@
-r"""Does a map light up where the thing is? Measured on MojiScenes, which knows the box of everything it draws.
+r"""Whether a map is bright where the thing is, measured on MojiScenes, which knows the box of everything it draws.
 
-* *Pointing game* (Zhang et al., ECCV 2016): a hit where the brightest pixel lies in the box.
-* *Energy inside* (Wang et al., Score-CAM, CVPR Workshops 2020): the part of the map's light that falls into the box.
+* *Pointing game* (Zhang et al., ECCV 2016): a hit if the brightest pixel lies in the box.
+* *Energy inside* (Wang et al., Score-CAM, CVPR Workshops 2020): the share of the map's sum that lies in the box.
 
-A box is that of the whole thing as it was drawn, also where a later thing hides a part of it: at most half, as a rule
-(``SceneLaw.covered``). Either measure is as high as the box's area for a map that knows nothing, so large things are
-easy: compare within a size, and with the controls, a random map and one that is brightest at the centre.
+A box encloses the whole thing as it was drawn, also where a later thing hides a part of it: at most half, as a rule
+(``SceneLaw.covered``). A map that knows nothing scores the area of the box by either measure, so large things are easy:
+compare within a size, and with the controls, a random map and one that is brightest at the centre.
 
 A *map maker* is a function (pictures (B, 3, side, side), B lists of names) -> B maps (k, side, side) in 0..1, such as
-``grad_cam.maker(model, names)`` and ``explain.maker(model, names)`` give. n maps, R resamples.
+``grad_cam.maker(model, names)`` and ``region_maps.maker(model, names)``. n maps, R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from hrcf_lib.engine.messages import check_known
 from hrcf_lib.studies import bootstrap
 from hrcf_lib.studies.by_object_size import SIZES, check_scenes
 
-METRICS = {"hit": "pointing game", "energy": "energy inside"}  # columns of ``measure``, and what they are called
+METRICS = {"hit": "pointing game", "energy": "energy inside"}  # column of ``measure_maps`` -> its name
 CONTROLS = ("random map", "centre map")
 ALL = "all"  # the row of a summary that has things of every size
 
 
 def pointing_game(maps: Tensor, boxes: Tensor) -> Tensor:
-    r"""1 where the brightest pixel lies in the box, 0 where it does not: (n, h, w), (n, 4) -> (n,) float32.
+    r"""1 if the brightest pixel lies in the box, else 0: (n, h, w), (n, 4) -> (n,) float32.
 
-    Where several pixels are equally bright it is the share of them inside: a map without any difference scores the area
-    of its box. Boxes are x0, y0, x1, y1 in pixels of the map, the last two exclusive; a pixel is inside if its middle
-    is. Raises ``ValueError`` for shapes that do not fit, maps that are not finite or have negative values, and boxes
-    that are empty or reach out of the picture.
+    If several pixels are equally bright, the share of them that lies inside: a flat map scores the area of its box.
+    Boxes are x0, y0, x1, y1 in pixels of the map, the last two exclusive; a pixel is inside if its middle is. Raises
+    ``ValueError`` for shapes that do not fit, maps that are not finite or have negative values, and boxes that are
+    empty or reach out of the picture.
 
     >>> m = torch.tensor([[[0.0, 0.2], [0.9, 0.1]]])
     >>> pointing_game(m, torch.tensor([[0.0, 1.0, 2.0, 2.0]])), energy_inside(m, torch.tensor([[0.0, 1.0, 2.0, 2.0]]))
@@ -46,7 +46,7 @@ def pointing_game(maps: Tensor, boxes: Tensor) -> Tensor:
 
 
 def energy_inside(maps: Tensor, boxes: Tensor) -> Tensor:
-    r"""The part of the map's sum that lies in the box, $\sum_{p \in box} M_p / \sum_p M_p$: -> (n,) in 0..1.
+    r"""The share of the map's sum that lies in the box, $\sum_{p \in box} M_p / \sum_p M_p$: -> (n,) in 0..1.
 
     A map that is 0 everywhere counts as a flat one: the area of its box. Arguments and errors as ``pointing_game``.
     """
@@ -76,7 +76,7 @@ def within(maps: Tensor, boxes: Tensor) -> Tensor:
 
 
 def random_maps(n: int, side: int, generator: torch.Generator | None = None) -> Tensor:
-    """(n, side, side): every pixel uniform in 0..1 by itself. Both measures are the area of the box, on average."""
+    """(n, side, side): independent pixels, uniform in 0..1. On average both measures are the area of the box."""
     return torch.rand(n, side, side, generator=generator)
 
 
@@ -88,7 +88,7 @@ def centre_maps(n: int, side: int) -> Tensor:
 
 
 def controls(seed: int = 0) -> dict[str, Callable]:
-    """The map makers of ``CONTROLS``. The random maps are drawn one after another: make new controls to repeat them."""
+    """The map makers of ``CONTROLS``. Random maps are drawn one after another: make new controls to repeat them."""
     drawn = torch.Generator().manual_seed(seed)
     makers = {
         "random map": lambda images, asked: [random_maps(len(own), images.shape[-1], drawn) for own in asked],
@@ -100,7 +100,7 @@ def controls(seed: int = 0) -> dict[str, Callable]:
 def measure_maps(
     scenes, makers: dict[str, Callable], n: int | None = None, batch: int = 16, names=None
 ) -> pd.DataFrame:
-    r"""A row for each map maker and each thing in the first ``n`` scenes that is a label of the split, tidy.
+    r"""One row per map maker and thing in the first ``n`` scenes that is a label of the split.
 
     Args:
         scenes: a split of MojiScenes; its scene labels, whose box is the whole picture, are left out.
@@ -140,7 +140,7 @@ def things(scene, space, names=None) -> tuple[list[str], Tensor]:
 
 
 def _of_scenes(scenes, space, makers, names) -> list[dict]:
-    """The columns of the frame, one dict a maker and scene."""
+    """The columns of the frame: one dict per maker and scene."""
     side = scenes[0].image.shape[0]
     images = torch.stack([torch.from_numpy(s.image).permute(2, 0, 1) for s in scenes])  # (b, 3, side, side)
     asked, boxes = zip(*(things(scene, space, names) for scene in scenes))
@@ -150,7 +150,7 @@ def _of_scenes(scenes, space, makers, names) -> list[dict]:
         shapes, wanted = [tuple(m.shape) for m in maps], [(len(own), side, side) for own in asked]
         if shapes != wanted:
             raise ValueError(
-                f"{title!r} gave maps {shapes[:3]} ..., asked were {wanted[:3]} ...: one a label, in order"
+                f"{title!r} gave maps {shapes[:3]} ..., asked were {wanted[:3]} ...: give one per label, in order"
             )
         for scene, names, box, m in zip(scenes, asked, boxes, maps):
             if names:
@@ -169,39 +169,39 @@ def _class(size: float) -> str:
     return next(name for name, (low, high) in SIZES.items() if low <= size < high)
 
 
-def resampled(frame: pd.DataFrame, metric: str, resamples: int = 1000) -> dict[tuple, Tensor]:
-    r"""(title, size, seed) -> the mean over things, in percent, of the scenes as they are and of R resamples: (1 + R,).
+def resampled(frame: pd.DataFrame, metric: str, resamples: int = 1000) -> dict[tuple[str, str], list[Tensor]]:
+    r"""(title, size) -> for each seed the mean over things, in percent, of all scenes and of R resamples: (1 + R,).
 
     Scenes are drawn with replacement, the same ones for every title, so that differences are paired
-    (``resampling.draw``); each brings all its things of that size. ``seed`` is a column that the frame may have, for
-    several trained models under one title (0 without). Raises ``ValueError`` for another column than those of
-    ``METRICS``, or an empty frame.
+    (``bootstrap.draw``); each brings all its things of that size. ``seed`` is a column that the frame may have, for
+    several trained models under one title. Raises ``ValueError`` for another column than those of ``METRICS``, or an
+    empty frame.
     """
     check_known([metric], list(METRICS), "unknown metric")
     if not len(frame):
         raise ValueError("the frame has no rows: measure some scenes first")
     images = pd.Index(frame["image"].unique())
     weights = bootstrap.draw(len(images), resamples).double()  # (n, 1 + R)
-    both = pd.concat([frame, frame.assign(size=ALL)])
-    both = both.assign(seed=both["seed"] if "seed" in both else 0)
+    frame = frame if "seed" in frame else frame.assign(seed=0)
     found = {}
-    for key, part in both.groupby(["title", "size", "seed"], sort=False):
+    for (title, size, _), part in pd.concat([frame, frame.assign(size=ALL)]).groupby(["title", "size", "seed"]):
         at, values = torch.from_numpy(images.get_indexer(part["image"])), torch.tensor(part[metric].to_numpy(float))
         total, number = (torch.zeros(len(images)).double().index_add(0, at, x) for x in (values, values * 0 + 1))
         means = 100 * (total @ weights) / (number @ weights)  # (1 + R,)
-        found[key] = torch.where(means.isnan(), means[0], means)  # a resample without such a thing says nothing
+        means = torch.where(means.isnan(), means[0], means)  # a resample without such a thing: the mean of all scenes
+        found.setdefault((title, size), []).append(means)
     return found
 
 
 def summary(frame: pd.DataFrame, resamples: int = 1000) -> pd.DataFrame:
-    r"""A row for each title and size: what ``measure`` found, in percent, with 95 % intervals over scenes (and seeds).
+    r"""One row per title and size: means of ``measure_maps`` in percent, with 95 % intervals over scenes (and seeds).
 
-    Columns: title, size (small, medium, large, all), things, area (the mean of their boxes, what a map that knows
+    Columns: title, size (small, medium, large, all), things, area (the mean of their boxes, which a map that knows
     nothing scores), hit, hit_low, hit_high, energy, energy_low, energy_high, flat. Raises as ``resampled``.
     """
     rows = {}
     for metric in METRICS:
-        for key, runs in _by_title(resampled(frame, metric, resamples)).items():
+        for key, runs in resampled(frame, metric, resamples).items():
             at, low, high = bootstrap.paired_difference(runs, [torch.zeros_like(run) for run in runs])
             rows.setdefault(key, {}).update({metric: at, f"{metric}_low": low, f"{metric}_high": high})
     both = pd.concat([frame, frame.assign(size=ALL)]).groupby(["title", "size"])
@@ -222,20 +222,10 @@ def differences(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], resamples
     check_known([title for pair in pairs for title in pair], list(frame["title"].unique()), "not measured:")
     rows = []
     for metric in METRICS:
-        found = _by_title(resampled(frame, metric, resamples))
+        found = resampled(frame, metric, resamples)
         for ours, other in pairs:
             for size in (*SIZES, ALL):
                 if (ours, size) in found and (other, size) in found:
-                    at, low, high = bootstrap.paired_difference(found[ours, size], found[other, size])
                     row = {"title": ours, "against": other, "size": size, "metric": metric}
-                    row |= {"difference": at, "low": low, "high": high, "verdict": bootstrap.verdict(low, high)}
-                    rows.append(row)
+                    rows.append(row | bootstrap.difference_row(found[ours, size], found[other, size]))
     return pd.DataFrame(rows)
-
-
-def _by_title(found: dict[tuple, Tensor]) -> dict[tuple[str, str], list[Tensor]]:
-    """(title, size) -> what ``resampled`` found for each seed, in the order of seeds."""
-    runs = {}
-    for title, size, seed in sorted(found, key=lambda key: str(key[2])):
-        runs.setdefault((title, size), []).append(found[title, size, seed])
-    return runs

@@ -1,4 +1,8 @@
-"""Tables over p, the share of training labels that are known, as papers on partial labels print them."""
+r"""Methods for missing labels: tables over p, the share of training labels that are known, and the quality of
+pseudo-labels.
+
+Papers on partial labels print the tables. n pictures, K seen labels; labels are -1 (absent), 0 (unknown), +1 (present).
+"""
 
 from pathlib import Path
 
@@ -23,11 +27,11 @@ METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrc
 
 
 def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
-    r"""Title -> config of every method that is compared where labels are missing, in the experiment of ``base``.
+    r"""Title -> config of every method that is compared on missing labels, in the experiment of ``base``.
 
-    ``categories`` are the names of the seen labels (``fit.categories``). With ``single`` positives no absent label is
-    known, and a sigmoid learns nothing of present ones alone: methods then take unknown labels for absent, TRM-ML those
-    that have no pseudo-label, but for the row called ASL. HRCF's ranking loss has no pair to rank.
+    ``categories`` are the names of the seen labels (``data.feeds.sources.categories``). With ``single`` positives no
+    absent label is known, and a sigmoid learns nothing from present ones alone: all methods but the one titled ASL then
+    take unknown labels for absent (TRM-ML those without a pseudo-label). HRCF's ranking loss has no pair to rank.
 
     >>> from hrcf_lib import config
     >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
@@ -43,7 +47,7 @@ def methods(base: Config, categories, single: bool = False) -> dict[str, Config]
 
 
 def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:
-    """name -> config of a method, to "name @ p" -> the same at each share: what ``studies.run_all`` takes.
+    """Variants "name @ p" for ``studies.run_all``: each config of a method at each share p.
 
     >>> from hrcf_lib import config
     >>> list(variants({"HRCF": config.mini()}, (0.1, 0.5)))
@@ -53,8 +57,7 @@ def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:
 
 
 def over_known(frame: pd.DataFrame, split: str = "test", task: str = "seen") -> pd.DataFrame:
-    r"""Rows of ``comparison.table`` whose variants ``variants`` named: those of a split and task, with ``method`` and
-    ``known`` (p) in the place of ``variant``.
+    r"""The rows of one split and task of ``compare.table``, with ``method`` and ``known`` (p) in place of ``variant``.
 
     Raises ``ValueError`` for a missing column, an unknown split or task, or a variant without its p.
     """
@@ -73,10 +76,10 @@ def over_known(frame: pd.DataFrame, split: str = "test", task: str = "seen") -> 
 
 
 def by_share(rows: pd.DataFrame, metric: str = "mAP") -> pd.DataFrame:
-    r"""A row a method and a column for each p and for the average over them, "mean ± spread" over seeds.
+    r"""One row per method, one column per p and one for the average over them: "mean ± spread" over seeds.
 
     ``rows`` are those of ``over_known``. The average is taken for each seed, then its spread. Methods keep their order.
-    Raises ``ValueError`` for a metric that is not there, or a method that lacks a p or seed that others have.
+    Raises ``ValueError`` for a missing metric, or a method that lacks a p or seed that others have.
     """
     need(rows, ["method", "known", "seed", metric], "by_share")
     wide = rows.pivot_table(index=["method", "seed"], columns="known", values=metric, sort=False).sort_index(axis=1)
@@ -92,9 +95,9 @@ def by_share(rows: pd.DataFrame, metric: str = "mAP") -> pd.DataFrame:
 
 
 def published(frame: pd.DataFrame) -> pd.DataFrame:
-    """A published table over p in long form: source (if it has one), dataset, method, known, mAP; numbers as printed.
+    """A published table over p in long form: source (if there is one), dataset, method, known, mAP as printed.
 
-    ``frame`` is such as ``results.published("partial_labels_map")``, with a column for each percentage.
+    ``frame`` is a table such as ``records.published("partial_labels_map")``, with one column per percentage.
     """
     shares = [column for column in frame.columns if column.isdigit()]
     keys = [column for column in ("source", "dataset", "method") if column in frame]
@@ -107,7 +110,7 @@ COLUMNS = ("kind", "filled", "share", "precision", "recall", "chance")
 
 
 def truth(config, data: str | Path = "data") -> Tensor:
-    """Annotation (n, K) of the seen labels of a config's training set before any is hidden.
+    """Labels (n, K) of the seen labels of a config's training set, none of them hidden.
 
     Raises as ``open_split``.
     """
@@ -116,12 +119,12 @@ def truth(config, data: str | Path = "data") -> Tensor:
 
 
 def pseudo_label_quality(filled: Tensor, known: Tensor, truth: Tensor) -> pd.DataFrame:
-    r"""A row for each kind of pseudo-label, present and absent.
+    r"""One row per kind of pseudo-label, present and absent.
 
     Args:
-        filled: (n, K), what a method makes of ``known``.
-        known: (n, K), what it was given.
-        truth: (n, K); where it is 0 nobody knows, and the entry takes no part.
+        filled: (n, K), the labels after a method filled in unknown ones.
+        known: (n, K), the labels that it was given.
+        truth: (n, K); entries that are 0 take no part.
 
     Returns:
         kind; filled, how many unknown labels are filled with it; share, of all unknown labels; precision, the share of
@@ -149,24 +152,17 @@ def pseudo_label_quality(filled: Tensor, known: Tensor, truth: Tensor) -> pd.Dat
     for kind, value in KINDS.items():
         made, right = unknown & (filled == value), unknown & (truth == value)
         hits, n = int((made & right).sum()), int(unknown.sum())
-        part = lambda a, b: a / b if b else float("nan")
-        row = (
-            kind,
-            int(made.sum()),
-            part(int(made.sum()), n),
-            part(hits, int(made.sum())),
-            part(hits, int(right.sum())),
-        )
-        rows.append((*row, part(int(right.sum()), n)))
+        n_made, n_right = int(made.sum()), int(right.sum())
+        shares = (n_made, n), (hits, n_made), (hits, n_right), (n_right, n)
+        rows.append((kind, n_made, *(a / b if b else float("nan") for a, b in shares)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 @torch.no_grad()
 def filled(model, data, batch: int = 64) -> tuple[Tensor, Tensor]:
-    r"""What a method makes of the labels of ``data`` as it is now, and what it is given: two (n, K), on the CPU.
+    r"""Labels of ``data`` filled in by a method in its present state, and as they were given: two (n, K), on the CPU.
 
-    In evaluation mode, from pictures as they are, not augmented. Raises ``ValueError`` for a method without
-    pseudo-labels.
+    In evaluation mode, from pictures that are not augmented. Raises ``ValueError`` for a method without pseudo-labels.
     """
     if not hasattr(model, "filled"):
         raise ValueError(f"{model.title} makes no pseudo-labels: take TRM-ML, or a method with estimates and filled")
@@ -186,27 +182,27 @@ def filled(model, data, batch: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def over_epochs(model, data, truth: Tensor, folder: str | Path, pictures: int | None = None) -> pd.DataFrame:
-    r"""Train ``model`` on ``data`` in ``folder``, stopping after each epoch to ``measure`` its pseudo-labels.
+    r"""Train ``model`` on ``data`` in ``folder``; after each epoch measure the quality of its pseudo-labels.
 
-    The weights in the end are those of ``training.train`` without stops, bit for bit; where ``folder`` is that of a run
-    (``studies.run_name``), ``studies.run`` then finds it trained. A folder with a checkpoint goes on from there, and
-    epochs that were over before have no rows; a finished run has those of its last.
+    The final weights are those of ``training.train`` without stops, bit for bit; if ``folder`` is that of a run
+    (``studies.run_name``), ``studies.run`` finds it trained. A folder with a checkpoint continues from there: epochs
+    that were over before have no rows; a finished run has those of its last.
 
     Args:
-        truth: (n, K) of the seen labels, as ``truth`` gives them.
+        truth: (n, K) of the seen labels, from the function of that name.
         folder: of the checkpoint.
-        pictures: the first ones are looked at, by default all.
+        pictures: number of pictures to measure on, the first ones; by default all.
 
     Returns:
-        the columns of ``measure`` behind epoch, from 1, and step; two rows an epoch. What is measured is what the
-        method would fill in now, also while it does not train on that yet (``pseudo_after``).
+        epoch, from 1, and step, then the columns of ``pseudo_label_quality``; two rows per epoch. Measured are the
+        labels that the method would fill in now, also before it trains on them (``pseudo_after``).
 
-    Raises what ``train``, ``filled`` and ``measure`` raise, and ``ValueError`` for a truth of other shape.
+    Raises what ``train``, ``filled`` and ``pseudo_label_quality`` raise, and ``ValueError`` for a truth of other shape.
     """
     if truth.shape != (len(data), data.space.n_seen):
         raise ValueError(
             f"a truth {tuple(truth.shape)} for {len(data)} pictures x {data.space.n_seen} seen labels: "
-            "give quality.truth of the same config"
+            "give truth(config) of the same config"
         )
     looked_at = data if pictures is None else data.take(range(min(pictures, len(data))))
     steps = [BatchOrder(p.batch).steps(len(data)) for p in model.config.phases for _ in range(p.epochs)]

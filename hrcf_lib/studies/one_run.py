@@ -6,8 +6,8 @@ r"""One whole run, from a prepared data set to a trained model and its table, on
     accelerate launch --multi_gpu --num_processes 8 -m hrcf_lib.studies.one_run nus_wide --out runs/nus_wide
     notebook_launcher(run, ("nus_wide", "data", "runs/nus_wide"), num_processes=8)  # inside a notebook
 
-``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (``baselines.load``, of HRCF also
-``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.
+``out`` then holds ``checkpoint.pt`` (a killed run continues from it), ``model/`` (for ``methods.load``, an HRCF also
+for ``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.
 """
 
 import argparse
@@ -32,23 +32,23 @@ from hrcf_lib.methods.registry import asks_unseen
 from hrcf_lib.studies import records
 from hrcf_lib.training import train
 
-STOPPED = "hrcf_lib.studies.one_run: "  # what an error of the user's begins with
+STOPPED = "hrcf_lib.studies.one_run: "  # the beginning of a message of an error that the user can fix
 
 
 def run(preset, data="data", out=None, changes: dict | None = None, cache=None, method="hrcf") -> pd.DataFrame:
     r"""Train by a preset and evaluate on its test split; returns the table of ``evaluate``, on every process.
 
     Args:
-        preset: name of a preset, or a ``Config``, also that of a baseline.
+        preset: name of a preset, or a ``Config``, also that of another method.
         data: folder of prepared data sets.
         out: folder of results, by default ``runs/<preset>``, with another method ``runs/<preset>-<method>``; several
             machines have to share it.
         changes: fields of the config to replace, such as ``{"lam": 0.5}``.
         cache: folder of frozen features, by default ``<out>/features``.
-        method: ``hrcf``, or a name of ``baselines.names()`` to train in the experiment of a preset; a baseline's own
-            config says itself whose it is.
+        method: a name of ``methods.names()``, to be trained in the experiment of a preset; a method's own config names
+            its method itself.
 
-    Raises what ``config.preset``, ``baselines.configure``, ``source``, ``train`` and ``evaluate`` raise.
+    Raises what ``config.preset``, ``methods.configure``, ``source``, ``train`` and ``evaluate`` raise.
     """
     start, state = time.time(), devices.process()
     named, changes = isinstance(preset, str), changes or {}
@@ -79,39 +79,29 @@ def run(preset, data="data", out=None, changes: dict | None = None, cache=None, 
 
 
 def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
-    r"""``fit`` in ``processes`` new processes of this machine, through ``accelerate launch``; of any method's config.
+    r"""``run`` in ``processes`` new processes of this machine, through ``accelerate launch``, for any method's config.
 
-    Works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
-    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` that
-    says what stopped it.
+    It works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
+    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` with the
+    message of the process that failed.
     """
     out = Path(out)
     path = out / "config.json"
     write_json(path, config.to_dict())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu"] * (processes > 1) + list(words)
-    command += [
-        "-m",
-        "hrcf_lib.studies.one_run",
-        str(path),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--method",
-        config.method,
-    ]
-    command += ["--cache", str(cache)] if cache else []
+    command += ["--multi_gpu"] * (processes > 1) + [*words, "-m", "hrcf_lib.studies.one_run", str(path)]
+    options = {"--data": data, "--out": out, "--method": config.method} | ({"--cache": cache} if cache else {})
+    command += [str(word) for option in options.items() for word in option]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     (out / "log.txt").write_text(done.stdout, encoding="utf-8")
     if done.returncode:
-        said = done.stdout.partition(STOPPED)[2] or done.stdout  # what fit itself says, before what the launcher does
+        said = done.stdout.partition(STOPPED)[2] or done.stdout  # the run's own message, not the launcher's
         lines = said.splitlines()[:12] if STOPPED in done.stdout else said.splitlines()[-30:]
-        raise RuntimeError("\n".join([f"{processes} processes failed (all of it in {out / 'log.txt'}):", *lines]))
+        raise RuntimeError("\n".join([f"{processes} processes failed (the whole log: {out / 'log.txt'}):", *lines]))
 
 
 def _preset(word: str, method: str = "hrcf"):
-    """A preset's name, or the config in a JSON file: HRCF's, also for another method, or the method's own."""
+    """A preset's name, or the config of a JSON file: HRCF's, also for another method, or the method's own."""
     if word.endswith(".json"):
         values, own = json.loads(Path(word).read_text(encoding="utf-8")), registry.method(method).Config
         plain = values.keys() <= {field.name for field in dataclasses.fields(configs.Config)}
@@ -121,7 +111,7 @@ def _preset(word: str, method: str = "hrcf"):
 
 
 def _value(text: str):
-    """A number, True, False, None or a tuple of a command line; anything else is text."""
+    """The number, True, False, None or tuple that ``text`` spells; anything else is text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -129,7 +119,7 @@ def _value(text: str):
 
 
 def main(words=None) -> None:
-    """The command line; an error of the user's ends it with one line that says what to mend."""
+    """The command line; an error that the user can fix ends it with one line that says how."""
     parser = argparse.ArgumentParser(
         prog="python -m hrcf_lib.studies.one_run", description="Train and evaluate by a preset."
     )

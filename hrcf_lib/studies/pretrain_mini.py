@@ -1,14 +1,13 @@
 r"""How the mini VLP is made: contrastive pre-training on pictures and captions that name one thing in them.
 
-The recipe of CLIP at the size of a laptop. Each step draws ``batch`` different concepts (one caption a concept, so no
-caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
-2021) between pictures and captions. Like CLIP, the model learns *what a picture is of*, not *all that is in it*. Three
-stages: *portraits* of one dominant thing (small things beside it are painted but never named) at 56 px on a random
-7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the same at the full 112 px; then *crowds*, whose
-captions name one of several things, the large ones more often. In the third stage the *patch* tokens are trained too:
-the score of a caption is a smooth maximum over patches (token-wise matching as in FILIP, Yao et al., 2022). CLIP's
-patch tokens are known to speak of what they show without it, at a scale that no laptop reaches; a small VLP's say
-nothing unless they are asked.
+The recipe is CLIP's at the size of a laptop. Each step draws ``batch`` different concepts (one caption per concept, so
+no caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
+2021) between pictures and captions. Like CLIP, the model learns *what a picture is of*, not *all that is in it*. There
+are three stages: *portraits* of one dominant thing (small things beside it are painted but never named) at 56 px on a
+random 7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the same at the full 112 px; then *crowds*,
+whose captions name one of several things, the large ones more often. The third stage trains the *patch* tokens too: the
+score of a caption is a smooth maximum over patches (token-wise matching as in FILIP, Yao et al., 2022). CLIP's patch
+tokens are known to represent what they show without this, at a scale that no laptop reaches; a small VLP's do not.
 """
 
 import math
@@ -26,10 +25,17 @@ from hrcf_lib.data.mojiscenes.portraits import concepts, crowd, portrait
 from hrcf_lib.engine.files import save_checkpoint
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
 
+SIDE, SMALL_SIDE = 112, 56  # pixels of a picture, and of one in the first stage
+SIZE, SMALL_SIZE = (0.2, 0.95), (0.35, 0.98)  # smallest and largest share of the side that a portrait takes
+PATCH, GRID = 8, 14  # pixels and number of patches along a side
+STREAM = 7  # last entry of the seeds of training pictures: [step, seed, STREAM]; test pictures use other streams
+ALONE = 500  # first steps, whose portraits have no distractors
+LAST_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Recipe of the shipped mini VLP."""
+    """Recipe of the shipped mini VLP; a step is one batch."""
 
     steps_small: int = 2000  # steps at 56 px
     steps_full: int = 1000  # steps at 112 px
@@ -75,14 +81,13 @@ class PortraitBatches(Dataset):
 
     def __getitem__(self, item):
         c, step = self.config, self.first + item
-        rng = np.random.default_rng([step, c.seed, 7])
-        small = step < c.steps_small
-        side, size = (56, (0.35, 0.98)) if small else (112, (0.2, 0.95))
+        rng = np.random.default_rng([step, c.seed, STREAM])
+        side, size = (SMALL_SIDE, SMALL_SIZE) if step < c.steps_small else (SIDE, SIZE)
         drawn = rng.choice(len(concepts()), min(c.batch, len(concepts())), replace=False)
         if step >= c.portraits:
             pictures = [crowd(rng, int(k), fade=c.fade) for k in drawn]
         else:
-            pictures = [portrait(rng, int(k), side, size, c.distractors * (step > 500), c.fade) for k in drawn]
+            pictures = [portrait(rng, int(k), side, size, c.distractors * (step > ALONE), c.fade) for k in drawn]
         return torch.from_numpy(np.stack([p.image for p in pictures])), [p.caption for p in pictures]
 
 
@@ -114,14 +119,17 @@ def text_features(model, tokens):
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak: once over the first two stages, once over the third."""
+    """Linear warm-up, then a cosine to 1 % of the peak: once over the first two stages, once over the third.
+
+    ``engine.schedules.learning_rate`` warms up from 0 and rounds otherwise: the shipped weights would change with it.
+    """
     peak, warmup, total = config.lr, config.warmup, config.portraits
     if step >= total:
         step, peak, warmup, total = step - total, config.lr_crowds, config.warmup_crowds, config.steps_crowds
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def global_logits(model, x, t):
@@ -142,10 +150,10 @@ def contrastive_loss(logits):
 
 
 def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: float = float("inf")) -> VLP:
-    """Train the mini VLP; checkpoints in ``folder`` make an interrupted run go on where it stopped.
+    """Train the mini VLP; an interrupted run continues from the checkpoint in ``folder``.
 
-    ``budget`` (seconds) stops early, checkpoint written. Returns the VLP with ``history`` (rows of step, loss,
-    batch top-1) and ``seconds``; ``mini_vlp.rescale`` is a step of its own.
+    After ``budget`` seconds training stops and a checkpoint is written. Returns the VLP with ``history`` (rows of step,
+    loss, batch top-1) and ``seconds``; ``mini_vlp.rescale`` is a separate step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +169,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["config"] != repr(config):
-            raise ValueError(f"{checkpoint} was written with another recipe; remove it or choose another folder")
+            raise ValueError(f"{checkpoint} was written with another recipe: remove it, or choose another folder")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, history, spent = state["step"], state["history"], state["seconds"]
@@ -178,11 +186,11 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         keep, offset, total = None, (0, 0), config.total
-        if images.shape[-1] < 112:
-            spare = 14 - images.shape[-1] // 8
+        if images.shape[-1] < SIDE:
+            spare = GRID - images.shape[-1] // PATCH
             offset = torch.randint(0, spare + 1, (2,), generator=generator).tolist()
         elif not config.keeps_all(step):
-            keep = torch.randperm(196, generator=generator)[: int(196 * config.keep_patches)]
+            keep = torch.randperm(GRID**2, generator=generator)[: int(GRID**2 * config.keep_patches)]
         tokens = vlp.tokenizer(captions)
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # beats flash at 50 tokens
             x, patches = image_features(model, (images.float() / 255 - mean) / std, keep, offset)

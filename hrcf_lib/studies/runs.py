@@ -1,9 +1,9 @@
-r"""Ablations: one experiment in several variants and seeds, what each scores, and what the differences are worth.
+r"""Ablations: train and score one experiment in several variants and seeds.
 
 A *variant* is a set of changes to a config, and is trained; a *setting* changes a trained model at test time only, and
-is scored from the stored global embeddings and regions of the same pass. Each trained run is a folder with its
-checkpoint, its record and its resampled metrics: it is never computed twice, whichever notebook or process asks for it,
-and an interrupted one goes on where it was.
+is scored from the global embeddings and regions of one pass. Each trained run is a folder with its checkpoint, its
+record and its resampled metrics: it is never computed twice, whichever notebook or process asks for it, and an
+interrupted one continues.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from hrcf_lib import config as configs
 from hrcf_lib import evaluation, metrics
 from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks, hide_labels
-from hrcf_lib.data.feeds import sources as fit
 from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.data.feeds.sources import source, validation
 from hrcf_lib.engine import devices, files
 from hrcf_lib.labels import TASKS
 from hrcf_lib.methods import registry
@@ -43,26 +43,26 @@ AS_TRAINED = {"": {}}  # the setting that changes nothing
 
 @dataclass
 class Outcome:
-    """What a trained run scores. ``resampled``: (setting, split, task, metric) -> (1 + R,), see ``resampling.draw``."""
+    """What a trained run scores. ``resampled``: (setting, split, task, metric) -> (1 + R,), see ``bootstrap.draw``."""
 
-    table: pd.DataFrame  # a row for each setting, split and task; P/R/F1@K and mAP in percent
+    table: pd.DataFrame  # one row per setting, split and task; P/R/F1@K and mAP in percent
     resampled: dict[tuple[str, str, str, str], Tensor]
     about: dict  # the record without its tables: config, seed, versions, commit, device, time, parameters, ...
     folder: Path
 
 
 def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None) -> dict:
-    """split -> what ``fit.source`` gives for the method of ``config``.
+    """split -> the ``source`` that the method of ``config`` reads.
 
     Processes that ask at the same time compute stored features once.
     """
     model = registry.for_config(config).to(devices.best())
     splits = benchmarks.splits(config, data)
     if cache is None:
-        return {split: fit.source(model, split, data) for split in splits}
+        return {split: source(model, split, data) for split in splits}
     Path(cache).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(cache) / "features.lock"):
-        return {split: fit.source(model, split, data, cache) for split in splits}
+        return {split: source(model, split, data, cache) for split in splits}
 
 
 def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
@@ -101,13 +101,13 @@ def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = No
 
 
 def run(config: Config, feats: dict, folder: str | Path, settings=None, resamples: int = 1000) -> Outcome:
-    r"""Train ``config`` (or take up what is there) and score it in every setting on every split but train.
+    r"""Train ``config`` (or continue what is there) and score it in every setting on every split but train.
 
     Args:
         config: of the run, seed included.
-        feats: what ``sources`` gave for the same data and VLP, or a ``shelf``; of a longer ``train`` the first
+        feats: ``sources`` of the same data and VLP, or a ``shelf``; of a longer ``train`` the first
             ``config.train_size`` pictures are taken.
-        folder: of all runs; this one has a folder in it, named after what its config changes.
+        folder: of all runs; each has a folder in it, named after what its config changes.
         settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
             config -> scorer as in ``evaluation.CONTROLS``. Those already scored are read from the record.
         resamples: R of the bootstrap, on test splits.
@@ -118,15 +118,15 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     feats = feats(config) if callable(feats) else feats
     feats = feats | {"train": _training_data(config, feats)}
     belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items() if hasattr(d, "identity")}}
-    with _alone(config, folder) as out:
-        known = _read(out, belongs)
+    with exclusive(config, folder) as out:
+        known = _read_outcome(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
         if missing:
             model = registry.for_config(config).to(devices.best())
             history = train(model, feats["train"], out)
-            _measure(known, model, feats, missing, resamples)
+            _score_settings(known, model, feats, missing, resamples)
             known.about["training"] = _training(history)
-            _write(known, config, model, belongs)
+            _write_outcome(known, config, model, belongs)
     chosen = known.table[known.table["setting"].isin(settings)].reset_index(drop=True)
     return Outcome(chosen, known.resampled, known.about, out)
 
@@ -148,14 +148,14 @@ def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=N
 
 
 def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict, pd.DataFrame]:
-    r"""The best values on val, field after field, and the whole search.
+    r"""The best values on val, one field at a time, and the whole search.
 
-    The fields of ``grid`` (name -> values) are gone through in order: each value is trained once, with the seed of
-    ``base`` and the fields before it at their best, and scored in every setting. Best is the highest mean mAP over the
-    tasks of ``fit.validation``. Returns the changes of the config (those of the best setting too), and a frame with a
-    row for each value and setting: field, value, setting, mAP of each task, mean, chosen. Splits of test are not read.
-    A value with which training diverges has NaN and a warning. Raises ``FloatingPointError`` if all of a field do, and
-    what ``run`` raises.
+    The fields of ``grid`` (name -> values) are searched in order: each value is trained once, with the seed of ``base``
+    and the fields before it at their best, and scored in every setting. Best is the highest mean mAP over the tasks of
+    ``validation``. Returns the changes of the config (those of the best setting too), and a frame with one row per
+    value and setting: field, value, setting, mAP of each task, mean, chosen. Test splits are not read. If training
+    diverges with a value, its rows are NaN and a warning names it. Raises ``FloatingPointError`` if training diverges
+    with every value of a field, and what ``run`` raises.
     """
     settings, best, parts = AS_TRAINED if settings is None else settings, {}, []
     for field, values in grid.items():
@@ -179,7 +179,7 @@ def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict
 
 
 def _on_val(config: Config, feats, folder, settings) -> list[dict]:
-    """A row for each setting of one run that is scored on val alone."""
+    """One row per setting of a run that is scored on val alone."""
     own = feats(config) if callable(feats) else feats
     own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
     if hide_labels.hides(config) and "val" not in own:
@@ -187,7 +187,7 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
             f"{config.dataset} has no val, and labels of its train are hidden: choices need complete labels, "
             "set held_out, such as 0.2"
         )
-    val, tasks = fit.validation(own)
+    val, tasks = validation(own)
     tasks = tasks if registry.asks_unseen(config) else ("seen",)
     table = run(config, {"train": own["train"], "val": val}, folder, settings).table
     rows = []
@@ -201,7 +201,7 @@ def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     values = config.to_dict() | configs.RETIRED
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in configs.names_where(type(config), since=2):  # older runs are found under the name they always had
+    for name in configs.names_where(type(config), since=2):  # left out at their defaults: older runs keep their names
         if values[name] == defaults[name]:
             del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -212,8 +212,8 @@ def run_name(config: Config) -> str:
 
 
 @contextmanager
-def _alone(config: Config, folder: str | Path):
-    """The folder of a run, which no other process may train or score meanwhile."""
+def exclusive(config: Config, folder: str | Path):
+    """The folder of a run, locked: no other process trains or scores it meanwhile."""
     out = Path(folder) / run_name(config)
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "run.lock"):
@@ -230,33 +230,33 @@ def _sized(config: Config) -> Config:
 
 
 def trained(config: Config, feats: dict, folder: str | Path):
-    """The model of a run, in evaluation mode; trains it if need be."""
+    """The model of a run, in evaluation mode; it is trained if need be."""
     model = registry.for_config(config).to(devices.best())
     feats = feats(config) if callable(feats) else feats
-    with _alone(config, folder) as out:
+    with exclusive(config, folder) as out:
         train(model, _training_data(config, feats), out)
     return model
 
 
 def scored(config: Config, feats, folder: str | Path, split: str = "test", setting=None) -> dict[str, Tensor]:
-    """Task -> scores (n, K) of a split by the model of a run, in a setting; trains it if need be."""
+    """Task -> scores (n, K) of a split by the model of a run, in a setting; it is trained if need be."""
     model = trained(config, feats, folder)
     data = (feats(config) if callable(feats) else feats)[split]
     held, found = embed(model, data), {}
     for task in _tasks(model, data):
         with torch.no_grad():
-            t = _asked(model, setting or {}).label_embeddings(data.space.view(task).names)
+            t = _label_model(model, setting or {}).label_embeddings(data.space.view(task).names)
         found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
     return found
 
 
 def _tasks(model, data) -> list[str]:
-    """The tasks that data have labels for and a method answers."""
+    """The tasks whose labels the data have and the method scores."""
     return [task for task in TASKS if data.space.view(task).names and (model.open_vocabulary or task == "seen")]
 
 
-def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
-    """Score a trained model in every setting on every split but train, and add that to what is ``known``."""
+def _score_settings(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
+    """Score a trained model in every setting on every split but train, and add the rows to ``known``."""
     rows, limits = [], {}
     for split, data in feats.items():
         if split == "train":
@@ -270,7 +270,7 @@ def _measure(known: Outcome, model, feats: dict, settings: dict, resamples: int)
                 t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
             for name, setting in settings.items():
                 own = t
-                if (asked := _asked(model, setting)) is not model:
+                if (asked := _label_model(model, setting)) is not model:
                     with torch.no_grad():
                         own = asked.label_embeddings(view.names)
                 values = evaluation.score_all(embedded, own, scorer(model, setting))
@@ -303,8 +303,8 @@ def scorer(model, setting: dict | Callable) -> Callable:
     return model.under(model.config.replace(**setting)).score_embeddings
 
 
-def _asked(model, setting: dict | Callable):
-    """Whose label embeddings a setting is scored with: the model's own, unless it may change them, as a template."""
+def _label_model(model, setting: dict | Callable):
+    """The model whose label embeddings a setting uses: another one if the setting may change them, as a template."""
     if callable(setting) or setting.keys() <= set(configs.names_where(type(model.config), scores=True)):
         return model
     return model.under(model.config.replace(**setting))
@@ -336,7 +336,7 @@ def seconds(outcomes: dict) -> dict[str, float]:
     return {f"{variant} {seed}": round(o.about["training"]["seconds"], 1) for (variant, seed), o in outcomes.items()}
 
 
-def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
+def _write_outcome(known: Outcome, config: Config, model, belongs: dict) -> None:
     about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
     about |= {"training": known.about["training"], "trained_parameters": model.trained_parameters()}
     about |= {"belongs_to": belongs}
@@ -348,8 +348,8 @@ def _write(known: Outcome, config: Config, model, belongs: dict) -> None:
     del known.about["tables"]
 
 
-def _read(folder: Path, belongs: dict) -> Outcome:
-    """What a run has already, which may be nothing. Raises ``ValueError`` if it belongs to other data."""
+def _read_outcome(folder: Path, belongs: dict) -> Outcome:
+    """The outcome that a run has already, perhaps empty. Raises ``ValueError`` if it belongs to other data."""
     if not (folder / "record.json").is_file():
         return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
     record = records.read_record("record", folder)

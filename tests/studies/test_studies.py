@@ -166,6 +166,22 @@ def test_names_of_runs_older_than_a_field():
     assert mkt.vocabulary_seed == 1 and studies.run_name(mkt).startswith("mini-mkt-vocabulary_seed-1-seed-0-")
 
 
+NAMES = {  # of runs that exist: a name that changes would train them again
+    "mini-seed-0-5a054c02": ("hrcf", "mini", {}),
+    "mini-mkt-topk-4-blocks-3-seed-0-2630f23a": ("mkt", "mini", {"blocks": 3, "topk": 4}),
+    "mini-biam-glove-x.txt-seed-0-9b63d222": ("biam", "mini", {"glove": "x.txt"}),
+    "mini-pre_clip-similarity-cosine-seed-0-25ac785d": ("pre_clip", "mini", {"similarity": "cosine"}),
+    "mini-trm_ml-known-0.3-seed-2-738cf0e4": ("trm_ml", "mini", {"known": 0.3, "seed": 2, "categories": ("a", "b")}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_runs_stay(name):
+    method, preset, changes = NAMES[name]
+    assert studies.run_name(methods.configure(method, configs.preset(preset), **changes)) == name
+
+
+@pytest.mark.slow
 def test_each_split_of_the_vocabulary_has_features_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.mini()
