@@ -46,6 +46,7 @@ __all__ = ["Job", "jobs", "read_grid", "records", "run"]
 COLUMNS = ["notebook", "parameters", "status", "seconds", "error", "folder"]
 SAME = ("parameters", "code", "size", "before")  # a job is done if none of these in its job.json has changed
 MADE = ("notebook.ipynb", "records", "figures", "log.txt")  # what a job leaves in its folder beside job.json
+RUNNER = ("-m", "hrcf_lib.studies.notebooks")  # what Python runs in the process of a job
 LOCK = ".batch.lock"  # the system releases it when the process of the batch dies
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 THREADS += ("VECLIB_MAXIMUM_THREADS",)
@@ -227,7 +228,7 @@ def run_job(folder: str, environment: dict, share: int | None, unwanted: Callabl
     write_status(home, status="running", host=platform.node())
     limits = dict.fromkeys(THREADS, environment.get("OMP_NUM_THREADS", str(share)).split(",")[0])
     surroundings = os.environ | limits | environment | {"HRCF_OUT": str(home)}
-    command = [sys.executable, "-m", "hrcf_lib.studies.notebooks", status["path"], str(home / "notebook.ipynb")]
+    command = [sys.executable, *RUNNER, status["path"], str(home / "notebook.ipynb")]
     for name, value in status["parameters"].items():
         command += ["-p", name, value if isinstance(value, str) else repr(value)]
     how = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": surroundings}
@@ -296,7 +297,7 @@ def main(words=None) -> None:
     parser.add_argument("-g", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), help="a grid's values")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     parser.add_argument("--out", default="runs/batch", help="folder of results (default: runs/batch)")
-    parser.add_argument("--workers", type=int, help="jobs at a time (default: one a core; two of --cluster local)")
+    parser.add_argument("--workers", type=int, help="jobs at a time (default: one per core; two with --cluster local)")
     parser.add_argument("--cluster", help="address of a Dask scheduler, or local: two processes of this machine")
     parser.add_argument("--again", action="store_true", help="also run what is done")
     given = parser.parse_args(words)

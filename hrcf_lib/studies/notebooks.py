@@ -69,7 +69,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     papermill would write it as text. Figures are drawn into the copy, even where ``MPLBACKEND`` says otherwise.
 
     Raises:
-        ValueError: the notebook has no such parameter; names the nearest and all known ones, before anything runs.
+        ValueError: the notebook has no such parameter; the message names the nearest and all known ones.
         papermill.PapermillExecutionError: a cell failed; ``out`` shows which.
     """
     path, out, parameters = Path(path), Path(out), parameters or {}

@@ -176,8 +176,8 @@ def record(
     It lands in ``folder``, by default where ``out_folder`` keeps records.
 
     ``tables`` maps a title to a frame; an index with a name is kept as columns. ``seconds`` is the wall time of the
-    run, ``protocol`` says how the metrics were computed, ``more`` adds further values (those that JSON has no form for
-    are written as text). Returns the path.
+    run, ``protocol`` says how the metrics were computed, ``more`` adds further values (those that JSON cannot hold are
+    written as text). Returns the path.
     """
     values = {
         "name": name,
@@ -194,19 +194,19 @@ def record(
 
 
 def origin() -> dict:
-    """When, on what and with which code and packages this process computes; for records."""
+    """Date, device, commit and versions of this process, for records."""
     return {
         "date": datetime.date.today().isoformat(),
         "device": device(),
         "native_bf16": native_bf16("cuda" if torch.cuda.is_available() else "cpu"),
-        "commit": _commit(),
+        "commit": commit(REPOSITORY),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
     }
 
 
 def read_record(name: str, folder: Path | None = None) -> dict:
-    """A record by name, tables as frames. Raises ``FileNotFoundError`` that says which notebook makes it."""
+    """A record by name, its tables as frames. Raises ``FileNotFoundError``, which names the notebook that makes it."""
     path = (folder or out_folder("records")) / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: run the notebook {name} first")
@@ -268,11 +268,6 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _commit() -> str:
-    """The commit of the repository, with a plus where the library differs from it; "unknown" outside a repository."""
-    return commit(REPOSITORY)
-
-
 def commit(repository: Path) -> str:
     """The commit of the repository, with a plus where the library differs from it; "unknown" outside a repository."""
     try:
@@ -288,17 +283,17 @@ def _git(repository: Path, *words: str) -> str:
 
 
 HALF_STEP = 0.05  # P and R are printed to 0.1, in percent
-MARGIN = 0.02  # of the reference: what is no other protocol yet, such as a few pictures that could not be had
+MARGIN = 0.02  # share of the reference that a gap may have, such as from a few pictures that are no longer online
 SIZES = ("small", "large")  # both K of a row
 
 
 def implied_positives(frame: pd.DataFrame, among: pd.DataFrame | None = None) -> pd.DataFrame:
-    r"""How many positives an image a row's printed precision and recall imply, and whether others imply as many.
+    r"""How many positives per image a row's printed precision and recall imply, and whether other rows imply as many.
 
     .. math:: P@K = \frac{hits}{K n}, \quad R@K = \frac{hits}{positives} \quad \Rightarrow \quad
         \frac{K P}{R} = \frac{positives}{n}
 
-    which depends on the test images and their annotation, not on the method. Printed P and R are within 0.05 of the
+    This depends on the test images and their annotation, not on the method. Printed P and R are within 0.05 of the
     measured ones, so each K gives an interval, from K (P - 0.05) / (R + 0.05) to K (P + 0.05) / (R - 0.05); the mean of
     both K lies between the means of these bounds. The reference is the median of the rows of the same dataset and task
     in ``among``; it lies between the medians of their lower and upper bounds. A row has another protocol where the gap
@@ -306,14 +301,14 @@ def implied_positives(frame: pd.DataFrame, among: pd.DataFrame | None = None) ->
 
     Args:
         frame: ``records.published("hrcf_table1_sota")`` or ``("ovml_table1")``, or rows like theirs.
-        among: rows whose median counts; by default HRCF's Table I, since that is what ours is held against.
+        among: rows whose median is the reference; by default HRCF's Table I, which ours is compared with.
 
     Returns:
         a copy of the frame with ``KP/R_small``, ``KP/R_large``, ``positives per image`` (their mean) and
         ``other protocol``; NaN and False where no P or R is printed.
 
     Raises:
-        ValueError: a missing column, or a row whose dataset and task ``among`` has no P and R of.
+        ValueError: a missing column, or a row for whose dataset and task ``among`` prints no P and R.
 
     >>> row = {"dataset": "a", "task": "ZSL", "K_small": 3, "P_small": 31.5, "R_small": 50.3}
     >>> table = pd.DataFrame([row | {"K_large": 5, "P_large": 24.1, "R_large": 64.2}])

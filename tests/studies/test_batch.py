@@ -1,4 +1,4 @@
-"""Batches: all faults before a start, one folder a job, failures told, done work kept, nothing left running."""
+"""Batches: all faults before a start, one folder per job, failures reported, done work kept, nothing left running."""
 
 import json
 import os
@@ -33,6 +33,15 @@ for _ in range(2400):
     time.sleep(0.05)
 else: raise TimeoutError("the other job never came")"""
 
+INSTEAD = """import json, os, sys
+path, out, *words, end = sys.argv[1:]
+os.chdir(os.path.dirname(path))
+cells = ["".join(c["source"]) for c in json.load(open(path))["cells"] if c["cell_type"] == "code"]
+scope = {}
+exec(cells[0], scope)
+for name, value in zip(words[1::3], words[2::3]):
+    scope[name] = value if isinstance(scope[name], str) else eval(value)
+for cell in cells[1:]: exec(cell, scope)"""
 DIE = """import psutil
 if seed == 1 and not (here / "died").exists():
     (here / "died").touch()
@@ -97,7 +106,7 @@ def test_a_grid_is_a_product(tmp_path):
     assert jobs(path) == [Job(path, {}, 0)]
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_faults_are_reported_at_once(tmp_path):
     path = write(tmp_path)
     with pytest.raises(ValueError) as error:
         jobs(path, {"sede": [1, 2], "seed": ["1", True], "lam": [], "name": "ab"}, {"deep": 1, "ks": 3})
@@ -252,8 +261,15 @@ def test_a_scheduler_that_does_not_answer(tmp_path):
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_failure_is_told_while_others_go_on_and_done_jobs_stay(tmp_path, capsys):
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """In place of papermill and a kernel, which take seconds to start: the cells are run in the job's own process."""
+    path = tmp_path / "runner.py"
+    path.write_text(INSTEAD)
+    monkeypatch.setattr(batch, "RUNNER", (str(path),))
+
+
+def test_a_failure_is_reported_while_others_go_on_and_done_jobs_stay(tmp_path, capsys, runner):
     write(tmp_path, RUN, 'if name == "bad": raise ValueError("seed was bad")')
     write(tmp_path, RUN, name="12_all")
     entries = [{"notebook": "06_tiny.ipynb", "grid": {"name": ["good", "bad"]}, "parameters": {"seed": 4}}]
@@ -269,17 +285,13 @@ def test_a_failure_is_told_while_others_go_on_and_done_jobs_stay(tmp_path, capsy
     assert "not started: of the jobs before it 1 failed" in printed
     assert counts(tmp_path) == ["bad 4", "good 4"]
     assert json.loads((good / "records" / "r.json").read_text()) == [4, "good", [3, 5], "1"], "HRCF_OUT is its folder"
-    told = job_of(bad)
-    assert told["status"] == "failed" and told["error"] == "cell 4: ValueError: seed was bad"
-    assert told["parameters"] == {"seed": 4, "name": "bad"} and told["size"] == "full" and told["seconds"] > 0
+    status = job_of(bad)
+    assert status["status"] == "failed" and status["error"] == "ValueError: seed was bad"
+    assert status["parameters"] == {"seed": 4, "name": "bad"} and status["size"] == "full" and status["seconds"] > 0
     assert "seed was bad" in (bad / "log.txt").read_text()
-    cells = nbformat.read(bad / "notebook.ipynb", as_version=4).cells
-    assert [o.ename for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"] == [
-        "ValueError"
-    ]
     assert not (out / "12_all").exists() and [*records(out)["path"]] == [good / "records" / "r.json"]
 
-    write(tmp_path, RUN, "pass")  # mended; it is another notebook now
+    write(tmp_path, RUN, "pass")  # fixed; it is another notebook now
     table = run(read_grid(path), out, workers=2)
     assert [*table.status] == ["done"] * 3 and [*table.notebook] == ["06_tiny", "06_tiny", "12_all"]
     assert counts(tmp_path) == ["bad 4", "bad 4", "good 4", "good 4", "mini 0"]
@@ -288,23 +300,37 @@ def test_a_failure_is_told_while_others_go_on_and_done_jobs_stay(tmp_path, capsy
 
     table = run(read_grid(path), out)
     assert [*table.status] == ["skipped"] * 3 and len(counts(tmp_path)) == 5
-    told = job_of(good)
-    (good / "job.json").write_text(json.dumps(told | {"size": "smoke"}))
+    status = job_of(good)
+    (good / "job.json").write_text(json.dumps(status | {"size": "smoke"}))
     (good / "stays.txt").touch()
     table = run(read_grid(path), out)
     assert [*table.status] == ["done", "skipped", "done"], "what comes after a job that ran again runs again"
     assert (good / "stays.txt").exists() and set(table.columns) == set(batch.COLUMNS)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_job_that_the_system_kills_stops_no_other(tmp_path, runner):
+    path = write(tmp_path, RUN, "if seed: os.kill(os.getpid(), 9)")
+    table = run(jobs(path, {"seed": [0, 1]}), tmp_path / "out", workers=1)
+    assert [*table.status] == ["done", "failed"]
+    assert "was killed, most likely because memory ran out" in table.error[1]
+
+
 @pytest.mark.slow
-def test_jobs_run_at_the_same_time(tmp_path):
-    table = run(jobs(write(tmp_path, RUN, MEET), {"seed": [0, 1]}), tmp_path / "out", workers=2)
-    assert [*table.status] == ["done", "done"], [*table.error]
+def test_jobs_run_at_the_same_time_and_leave_executed_notebooks(tmp_path):
+    path = write(tmp_path, RUN, MEET, 'if seed: raise ValueError("seed was bad")')
+    table = run(jobs(path, {"seed": [0, 1]}), tmp_path / "out", workers=2)
+    assert [*table.status] == ["done", "failed"] and [*table.error] == ["", "cell 5: ValueError: seed was bad"]
     assert [*table.folder] == [str(tmp_path / "out" / "06_tiny" / f"seed={seed}") for seed in (0, 1)]
+    cells = nbformat.read(Path(table.folder[1]) / "notebook.ipynb", as_version=4).cells
+    errors = [o.ename for c in cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    assert errors == ["ValueError"]
 
 
-def kernels(runner: subprocess.Popen) -> list[psutil.Process]:
-    return [p for p in psutil.Process(runner.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
+def kernels(batch_process: subprocess.Popen) -> list[psutil.Process]:
+    return [
+        p for p in psutil.Process(batch_process.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())
+    ]
 
 
 def gone(process: psutil.Process) -> bool:

@@ -56,16 +56,12 @@ def test_a_record_says_how_it_was_made():
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", back["date"])
 
 
-def test_commit():
-    assert records._commit() == "unknown", "outside a repository"
-
-
-def test_commit_of_this_repository(monkeypatch):
+def test_commit(tmp_path):
+    assert records.commit(tmp_path) == "unknown", "outside a repository"
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         pytest.skip("not a git checkout")
-    monkeypatch.setattr(records, "REPOSITORY", root)
-    assert re.fullmatch(r"[0-9a-f]{12}\+?", records._commit()) or records._commit() == "unknown"
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", records.commit(root))
 
 
 def test_a_record_is_whole_or_not_there(monkeypatch):
