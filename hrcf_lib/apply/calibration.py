@@ -282,9 +282,9 @@ def fingerprint(model) -> str:
 
 def attach(model, calibration: Calibration | None) -> None:
     """Keep a calibration with a model, which then saves it; None removes the one that is there."""
-    model.extras.pop(NAME, None)
-    if calibration is not None:
-        model.extras[NAME] = asdict(calibration)
+    others = {name: values for name, values in model.extras.items() if name != NAME}
+    new = {} if calibration is None else {NAME: asdict(calibration)}
+    model.extras = others | new  # a new dict: ``Method.under`` copies share the old one
 
 
 def of_model(model) -> Calibration | None:

@@ -100,6 +100,13 @@ def test_each_thing_is_embedded_once(model, explorer, monkeypatch):
     assert [given[0] for given in lists][1:] == [["walrus", "moon"]], "never the reference vocabulary"
 
 
+def test_a_copy_under_other_settings_may_lose_its_calibration_alone(model):
+    s = Session(model)
+    calibration.attach(model.under(s.config(lam=0.9)), None)
+    s.ask(LABELS)
+    assert s.scorer.curve is not None
+
+
 def test_a_refused_list_leaves_the_last_one(model, picture):
     s = Session(model)
     s.see(picture)
