@@ -2,7 +2,7 @@
 
 ``nus_wide``, ``open_images``, ``coco``, ``voc`` and ``folder`` each have ``prepare(source, out, ...)``, which writes
 the common form (``table_format``); ``prepare(name, source)`` and ``open_split(config, split)`` know them by name.
-``doctor`` says what is wrong with a data set before a training meets it; ``hide_labels`` hides labels as the
+``doctor`` finds what is wrong with a data set before training does; ``hide_labels`` hides labels as the
 partial-label protocols do. ``feeds`` is what training and evaluation read.
 """
 

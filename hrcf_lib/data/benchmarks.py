@@ -47,7 +47,7 @@ def folder(config, data="data") -> Path:
 def splits(config, data="data") -> list[str]:
     """Names of the splits of a config's data set, with val where pictures of train are held out for it.
 
-    Raises ``ValueError`` where pictures shall be held out and there is a val already.
+    Raises ``ValueError`` for ``held_out`` where a val exists already.
     """
     if config.dataset == "mojiscenes":
         return list(scenes.SPLITS)
@@ -62,9 +62,9 @@ def splits(config, data="data") -> list[str]:
 def open_split(config, split: str, data="data", side: int = 112):
     r"""One split of a config's data set, as items ``(picture uint8 (3, side, side), labels (K,) in -1/0/+1)``.
 
-    Of ``train`` and ``val`` the config's number of pictures is drawn if it has one, seeded by ``data_seed``, in the
-    order of the table; of MojiScenes the first, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
-    labels read 0 (unknown). With ``held_out`` train is divided first, as Cole et al. do (``partial.train_val``).
+    Where the config has a number of pictures for the split, so many are drawn, seeded by ``data_seed``, in the order of
+    the table; of MojiScenes the first ones, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
+    labels read 0 (unknown). With ``held_out`` train is divided first, as Cole et al. do (``hide_labels.train_val``).
 
     Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.
     """

@@ -1,7 +1,7 @@
-r"""What is wrong with a data set, said before a training meets it: ``print(doctor("out"))``.
+r"""What is wrong with a data set, found before training starts: ``print(doctor("out"))``; and statistics of its labels.
 
-Every picture is decoded once, in parallel. Counted are missing and corrupt pictures, files with the same bytes (above
-all in two splits at once), the labels, and pictures without any positive one. Symbols: n pictures, K labels.
+``doctor`` decodes every picture once, in parallel. It counts missing and corrupt pictures, files with the same bytes
+(above all in two splits at once), the labels, and pictures without a positive label. n pictures, K labels.
 """
 
 import re
@@ -23,12 +23,12 @@ BAD = ("missing", "corrupt", "too small")  # kinds of pictures that cannot be us
 
 @dataclass
 class Report:
-    r"""What ``doctor`` found; printed, it is a page of text."""
+    r"""What ``doctor`` found; ``print`` shows it as a page of text."""
 
     name: str
-    counts: pd.DataFrame  # a row a split: pictures, left out by prepare, missing, corrupt, too small, ...
+    counts: pd.DataFrame  # one row per split: pictures, left out by prepare, missing, corrupt, too small, ...
     bad: pd.DataFrame  # split, file, problem, detail: every file with a problem, those that prepare left out included
-    labels: pd.DataFrame  # a row a label, in column order: label, part, positives, negatives, unknown
+    labels: pd.DataFrame  # one row per label, in column order: label, part, positives, negatives, unknown
     per_picture: np.ndarray  # (n,) positive labels of each picture
     skipped: Counter = field(default_factory=Counter)  # what prepare left out, by kind
     decoded: bool = True
@@ -43,7 +43,7 @@ class Report:
         if len(self.per_picture):
             q = np.quantile(self.per_picture, [0, 0.5, 1])
             mean = self.per_picture.mean()
-            lines.append(f"positive labels a picture: {q[0]:.0f} to {q[2]:.0f}, mean {mean:.2f}, median {q[1]:.0f}")
+            lines.append(f"positive labels per picture: {q[0]:.0f} to {q[2]:.0f}, mean {mean:.2f}, median {q[1]:.0f}")
         for part, group in self.labels.groupby("part", sort=False):
             lines.append(
                 f"{part}: {len(group)} labels, {group.positives.sum():,} positives, "
@@ -56,7 +56,7 @@ class Report:
             first = group.iloc[0]
             lines.append(f"{len(group):,} {problem}, the first: {first.file} {first.detail}".rstrip())
         if not self.decoded:
-            lines.append("pictures were not looked at")
+            lines.append("pictures were not decoded")
         return "\n".join(lines)
 
 
@@ -68,15 +68,15 @@ def doctor(
     Args:
         data: what ``load`` returned, or a folder that ``load`` reads (prepared, or with a ``labels.csv``).
         split, images: of a prepared folder, as ``load`` takes them.
-        csv: file to write that names every bad file (columns split, file, problem, detail); by default none.
-        workers: threads that decode, by default one a core.
+        csv: file to write with one row per bad file (split, file, problem, detail); by default none.
+        workers: threads that decode, by default one per core.
         least_side: a picture whose shorter side has fewer pixels is "too small".
-        decode: if False the pictures are not looked at, only the labels.
+        decode: if False, only the labels are examined.
 
     Problems: ``missing``, ``corrupt`` (empty, truncated, 16 bits, no picture, ...), ``too small``, ``in two splits``
     and ``same bytes`` (as another file of its split), and what ``prepare`` named in ``skipped.csv``.
 
-    Raises what ``load`` raises where it cannot begin, except for missing pictures, which are reported.
+    Raises what ``load`` raises, except for missing pictures, which are reported.
     """
     dataset, rows = _open(data, split, images)
     splits = getattr(dataset, "splits", np.array(["all"] * len(dataset), dtype=object))
@@ -139,7 +139,7 @@ def _look(dataset, splits, workers, least_side):
 
 
 def _labels(dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positives of each picture (n,), pictures with and known to be without each label, two (K,)."""
+    """Positive labels of each picture (n,); pictures with each label, and known to be without it, two (K,)."""
     if hasattr(dataset, "label_counts"):
         return dataset.positives_per_picture(), *dataset.label_counts()
     per_picture = np.zeros(len(dataset), np.int64)

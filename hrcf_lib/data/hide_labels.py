@@ -6,8 +6,8 @@ r"""Partial labels: the published ways to hide labels of a fully annotated train
 
 Both depend on the order of the rows. A prepared table keeps the row that each picture has in the official list
 (``CommonTable.rows``), so a mask falls on the same labels when some pictures are missing. ``hide`` puts a mask over a
-Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones are hidden altogether. ``gaps`` counts
-what a mask leaves without anything. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
+Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones are hidden altogether. ``gaps`` finds
+pictures without a known label and labels without a known positive. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.engine.messages import list_some
 
 SINGLE_SEED = 1200  # of Cole et al.
 
@@ -135,9 +136,9 @@ def hide(dataset, p: float, seed: int = 0) -> Hidden:
 
 
 def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
-    r"""The training set with one positive label a picture known (``single_positive``).
+    r"""The training set in which one positive label of each picture is known (``single_positive``).
 
-    ``order``: numbers of the pictures in the order of the draws, by default as they come. Cole's lists of COCO hold
+    ``order``: numbers of the pictures in the order of the draws; the default is the order of the dataset. Cole's lists of COCO hold
     annotated images only, by their ids as *text*: ``np.argsort(list(dataset.ids))`` of a table that was prepared with
     ``annotated_only=True``.
 
@@ -182,10 +183,10 @@ def hide_as(config, dataset):
     names = dataset.labels.seen
     pictures, labels = gaps(label_matrix(found)[:, dataset.labels.columns("seen")])
     if pictures or labels:
-        some = ", ".join(names[k] for k in labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
-        say = f"{len(labels)} labels have no known positive ({some})" if labels else "each label has a known positive"
+        listed = list_some(names[k] for k in labels)
+        say = f"{len(labels)} labels have no known positive ({listed})" if labels else "each label has a known positive"
         say += f", {len(pictures)} of {len(found)} pictures have no known label"
-        warnings.warn(f"{say}: nobody tells a method of these", stacklevel=2)
+        warnings.warn(f"{say}: a method learns nothing about them", stacklevel=2)
     return found
 
 
@@ -206,9 +207,8 @@ def gaps(labels) -> tuple[list[int], list[int]]:
 
 
 def _with_unseen(known: np.ndarray, dataset) -> np.ndarray:
-    """A mask of the seen labels (n, seen) -> of all (n, K): unseen labels are not known to training at all."""
-    rest = len(dataset.labels.names) - dataset.labels.n_seen
-    return np.concatenate([known, np.zeros((len(known), rest), bool)], axis=1)
+    """A mask of the seen labels (n, seen) -> of all (n, K): training knows no unseen label."""
+    return np.pad(known, ((0, 0), (0, len(dataset.labels.names) - dataset.labels.n_seen)))
 
 
 def _missing(dataset) -> int:

@@ -21,7 +21,7 @@ from hrcf_lib.engine.messages import list_some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what a search in a folder finds
 MAX_PIXELS = 100_000_000  # larger pictures are refused: decoded, this many take 300 MB
-LONGEST = 8  # of a picture longer than so many times its shorter side, only the middle is looked at
+LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 
 def find_images(source) -> list[Path | Image.Image]:
@@ -46,8 +46,8 @@ def find_images(source) -> list[Path | Image.Image]:
         if isinstance(item, Image.Image):
             found.append(item)
         elif not isinstance(item, (str, os.PathLike)):
-            mend = "give paths or PIL images (Image.fromarray makes one of an array)"
-            raise TypeError(f"images[{i}] is a {type(item).__name__}: {mend}")
+            fix = "give paths or PIL images (Image.fromarray makes one of an array)"
+            raise TypeError(f"images[{i}] is a {type(item).__name__}: {fix}")
         elif (path := Path(item).expanduser()).is_dir():
             inside = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
             inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
@@ -101,7 +101,7 @@ def read_image(source: str | os.PathLike | Image.Image, side: int) -> Tensor:
         raise ValueError(f"side = {side}: give a number of pixels from 1 up")
     image = rgb(source)
     w, h = image.size
-    if max(w, h) > LONGEST * min(w, h):  # only the middle of a strip: resized whole it could fill the memory
+    if max(w, h) > LONGEST * min(w, h):  # a whole strip, resized, could fill the memory
         w, h = min(w, LONGEST * h), min(h, LONGEST * w)
         image = _centre(image, w, h)
     short = min(w, h)
@@ -138,7 +138,7 @@ def rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
 
 
 class Seen(NamedTuple):
-    """What one look at a picture file tells."""
+    """What ``look_at`` finds out about a picture file."""
 
     file: str
     problem: str  # empty if the picture can be read
@@ -149,8 +149,8 @@ class Seen(NamedTuple):
 def look_at(folder: Path, files: Iterable[str], workers: int | None = None, digests: bool = False) -> Iterator[Seen]:
     r"""Decode every picture in several threads (by default one a core), with a progress bar, in the given order.
 
-    Few pictures are held at a time, however many there are. ``digests``: also hash the bytes of each file, so that
-    equal files can be told.
+    Few pictures are held at a time, however many there are. ``digests``: also hash the bytes of each file, which finds
+    equal files.
     """
 
     def look(file: str) -> Seen:
@@ -163,16 +163,16 @@ def look_at(folder: Path, files: Iterable[str], workers: int | None = None, dige
         try:
             if digests and (folder / file).is_file():
                 digest = hashlib.sha256((folder / file).read_bytes()).digest()
-        except OSError:  # no permission, say; `problem` names it
+        except OSError:  # no permission, for example; `problem` names it
             pass
         return Seen(file, problem, size, digest)
 
     workers = workers or os.cpu_count() or 1
     total = len(files) if hasattr(files, "__len__") else None
-    rest = iter(files)
+    left = iter(files)
     with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc="pictures", disable=None, leave=False) as bar:
-        while some := list(islice(rest, 64 * workers)):
-            for seen in pool.map(look, some):
+        while chunk := list(islice(left, 64 * workers)):
+            for seen in pool.map(look, chunk):
                 bar.update()
                 yield seen
 
@@ -183,8 +183,8 @@ def _convert(image: Image.Image, name) -> Image.Image:
     if min(image.size) < 1:
         raise _unreadable(name, f"{image.width} x {image.height} pixels")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        mend = "scale the pixels to 0..255 and save them with 8 bits"
-        raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {mend}")
+        fix = "scale the pixels to 0..255 and save them with 8 bits"
+        raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {fix}")
     try:
         image.load()
     except Exception as error:

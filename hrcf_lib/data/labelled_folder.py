@@ -46,7 +46,7 @@ class ImageFolderTable(Dataset):
         self.folder, self.files, self.labels, self.side, self.ignored = folder, files, labels, side, ignored
         self.skipped = pd.DataFrame(columns=["file", "problem"])
         self._columns = columns  # of each picture, the columns of its labels
-        self._background = background  # (K,): what a picture without labels reads
+        self._background = background  # (K,): the labels of a picture that names none
 
     def __len__(self):
         return len(self.files)
@@ -124,8 +124,8 @@ def read_labels_csv(folder: Path) -> dict[str, list[str]]:
         raise FileNotFoundError(f"no folder {folder}{where}: correct the path")
     if not path.is_file():
         why = "; an export writes it last: if this is one, it was interrupted or is still running; run it again"
-        mend = "write one with the columns file,labels, a row a picture, labels joined by '|'"
-        raise FileNotFoundError(f"{folder} has no labels.csv: {mend}{why if (folder / 'images').is_dir() else ''}")
+        fix = "write one with the columns file,labels, one row per picture, labels joined by '|'"
+        raise FileNotFoundError(f"{folder} has no labels.csv: {fix}{why if (folder / 'images').is_dir() else ''}")
     table: dict[str, list[str]] = {}
     first: dict[str, int] = {}
     wrong = []
@@ -177,7 +177,7 @@ def read_label_space_csv(folder: Path) -> tuple[LabelSpace, set[str]] | None:
 
 
 def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, column -> cell) of each row; further columns are passed over."""
+    """(line number, column -> cell) of each row; further columns are ignored."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -190,8 +190,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
         raise ValueError(f"{path} begins with {','.join(header)!r}; its first line has to name {wanted}")
     wrong = [f"line {line} has {len(row)} cells" for line, row in rows[1:] if len(row) != len(header)]
     if wrong:
-        mend = "join labels by '|', and put cells that hold a comma in double quotes"
-        raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}; {mend}")
+        fix = "join labels by '|', and put cells that hold a comma in double quotes"
+        raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}; {fix}")
     return [(line, dict(zip(header, row))) for line, row in rows[1:]]
 
 
@@ -202,8 +202,8 @@ def count_unknown_labels(folder: Path, table: dict[str, list[str]], labels: Labe
     if not (ignored and strict):
         return ignored
     first = {name: file for file, names in reversed(table.items()) for name in names if name in ignored}
-    said = [f"{name!r} ({n} times, first in {first[name]})" for name, n in ignored.items()]
+    named = [f"{name!r} ({n} times, first in {first[name]})" for name, n in ignored.items()]
     near = [(name, difflib.get_close_matches(name, labels.names, 1)) for name in list(ignored)[:5]]
     hints = [f"{name!r} is close to {match[0]!r}" for name, match in near if match]
-    mend = "; ".join(hints + ["correct them, add them to the LabelSpace, or load with strict=False to leave them out"])
-    raise ValueError(f"{folder / 'labels.csv'} has labels outside the label space: {list_some(said)}; {mend}")
+    fix = "; ".join(hints + ["correct them, add them to the LabelSpace, or load with strict=False to leave them out"])
+    raise ValueError(f"{folder / 'labels.csv'} has labels outside the label space: {list_some(named)}; {fix}")

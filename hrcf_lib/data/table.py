@@ -1,7 +1,7 @@
-r"""A prepared table as a Dataset: reads what ``common`` wrote, with the interface of ``ImageFolderTable``.
+r"""A prepared table (``table_format``) as a Dataset, with the interface of ``ImageFolderTable``.
 
-Labels are held sparsely, four bytes a known label, or as one byte a cell where that is smaller (NUS-WIDE, whose labels
-are all known). Names of files stay in Arrow. Symbols: n pictures, K labels.
+Labels are held sparsely, four bytes per known label, or as one byte per cell where that is smaller (NUS-WIDE, whose
+labels are all known). Names of files stay in Arrow. Symbols: n pictures, K labels.
 """
 
 import hashlib
@@ -41,7 +41,10 @@ class Strings(Sequence):
 
 
 class LabelRows:
-    r"""Annotations (n, K) of -1, 0 and +1, one row at a time as float32; sparse or one byte a cell."""
+    r"""Annotations (n, K) of -1, 0 and +1, one row at a time as float32; sparse or one byte per cell.
+
+    Not a ``scipy.sparse`` matrix: keys of feature caches hash these very bytes (``digest``), in either form.
+    """
 
     def __init__(self, n: int, K: int, entries: int):
         self.n, self.K = n, K

@@ -11,7 +11,7 @@ r"""The common form on disk: what every ``prepare`` writes and ``hrcf_lib.data.l
 are missing here included. ``positives`` and ``negatives`` are lists of int32 columns; a label in neither is unknown.
 The shards are plain Parquet: ``datasets.load_dataset("parquet", data_files=...)`` reads them too (``stream``).
 
-This file reads what describes a table; ``writer`` writes tables, ``table`` reads them as a Dataset.
+This file reads the description of a table; ``table_writer`` writes tables, ``table`` reads them as a Dataset.
 """
 
 import json
@@ -86,7 +86,7 @@ def _rows(paths):
 
 
 def summary(out) -> str:
-    """One line a split: rows found, listed and expected, and what was skipped."""
+    """One line per split: rows found, listed and expected, and what was skipped."""
     about = read_about(out)
     lines = [f"{about['dataset']} in {out}"]
     for name, counts in about["splits"].items():

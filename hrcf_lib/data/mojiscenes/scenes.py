@@ -72,7 +72,7 @@ class Scene:
 
     image: np.ndarray  # (side, side, 3) uint8; a view, planes one after another in memory
     names: tuple[str, ...]  # things, largest first (painted in this order), then the scene if there is one
-    boxes: np.ndarray  # (n, 4) float32: x0, y0, x1, y1 in pixels, a row a name; the whole picture for a scene
+    boxes: np.ndarray  # (n, 4) float32: x0, y0, x1, y1 in pixels, one row per name; the whole picture for a scene
     split: str = ""
     index: int = -1
 

@@ -149,12 +149,12 @@ def image_list(path: Path) -> list[str]:
     return unique(files, f"{path} lists", "keep one line a picture")
 
 
-def unique(items: list[str], what: str, mend: str) -> list[str]:
+def unique(items: list[str], what: str, fix: str) -> list[str]:
     """The items as they are; ``ValueError`` naming those that occur twice."""
     if len(set(items)) < len(items):
         seen: set = set()
         twice = list(dict.fromkeys(item for item in items if item in seen or seen.add(item)))
-        raise ValueError(f"{what} {list_some(map(repr, twice))} more than once; {mend}")
+        raise ValueError(f"{what} {list_some(map(repr, twice))} more than once; {fix}")
     return items
 
 

@@ -31,7 +31,7 @@ def prepare(
 
     Args:
         source: folder that the official archives were unpacked in.
-        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
+        out: folder to make; see ``table_format`` for what it holds, ``table_writer`` for interrupted runs.
         year: 2014 or 2017; by default the one whose files are there, 2014 if both are.
         labels: "80": all seen. "48/17": the zero-shot split of Bansal et al. (2018); the other 15 categories are left
             out, and unseen labels stay in the table (``load(..., hide_unseen=True)`` hides them from training).

@@ -2,7 +2,7 @@ r"""NUS-WIDE: 269,648 photographs, 925 seen labels (Flickr tags) and 81 unseen o
 
 Official files, found by name wherever they were unpacked::
 
-    ImageList/Imagelist.txt, TrainImagelist.txt, TestImagelist.txt      folder\NNNN_photoid.jpg, a row a picture
+    ImageList/Imagelist.txt, TrainImagelist.txt, TestImagelist.txt      folder\NNNN_photoid.jpg, one row per picture
     ConceptsList/Concepts81.txt, NUS_WID_Tags/TagList1k.txt             names
     Groundtruth/AllLabels/Labels_<concept>.txt                          0 or 1 a row, in the order of Imagelist.txt
     Groundtruth/TrainTestLabels/Labels_<concept>_{Train,Test}.txt       the same in the order of the two lists
@@ -40,7 +40,7 @@ def prepare(source, out, images=None, val_share: float = 0.0, placeholders=()) -
 
     Args:
         source: folder that the official archives were unpacked in.
-        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
+        out: folder to make; see ``table_format`` for what it holds, ``table_writer`` for interrupted runs.
         images: root of the pictures, with the folders of ``Imagelist.txt`` in it; by default ``Flickr`` or ``images``
             below ``source``. False writes the labels alone.
         val_share: share of the official training list, its last rows, that becomes the split val (BiAM: 0.2).
@@ -72,7 +72,7 @@ def prepare(source, out, images=None, val_share: float = 0.0, placeholders=()) -
     tags = _tags(files, len(listed), splits)
     photos = Counter(photo(file) for file in listed)
     twice = sum(n > 1 for n in photos.values())
-    notes += [f"{twice} photo ids have more than one row; rows are told apart by folder and file"] * (twice > 0)
+    notes += [f"{twice} photo ids have more than one row; folder and file tell rows apart"] * (twice > 0)
     left = len(listed) - sum(map(len, splits.values()))
     notes += [f"{left} pictures of Imagelist.txt are in neither list"] * (left > 0)
 

@@ -40,7 +40,7 @@ def prepare(source, out, images=None) -> Path:
 
     Args:
         source: folder with the official tables.
-        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
+        out: folder to make; see ``table_format`` for what it holds, ``table_writer`` for interrupted runs.
         images: root of the pictures, by default ``images`` below ``source``, or ``source`` itself if it has a folder
             train, validation, test or train_0. Any of the three official sources, also mixed:
             ``train/<ImageID>.jpg`` (bucket), ``train_0/<ImageID>.jpg`` (archives, unpacked), or ``<ImageID>.jpg``
@@ -249,7 +249,7 @@ def read_rows(path: Path, skip) -> Iterator[tuple[str, dict[str, int]]]:
     r"""The images of a table of labels, each with its labels mid -> +1 or -1, in bounded memory.
 
     A table that is not sorted by image is grouped through files in the system's temporary folder, and then comes
-    sorted. ``skip(item, problem, detail)`` is told of rows that cannot be read.
+    sorted. ``skip(item, problem, detail)`` is called for rows that cannot be read.
     """
     lines, in_order = survey(path)
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -271,7 +271,7 @@ def survey(path: Path) -> tuple[int, bool]:
 
 
 def parse(lines: Iterable[str], name: str, skip) -> Iterator[tuple[str, str, int]]:
-    """(image, mid, +1 or -1) of each line that can be read; the others are told to ``skip``, with their number."""
+    """(image, mid, +1 or -1) of each line that can be read; ``skip`` gets the others, with their number."""
     for number, line in enumerate(lines, 2):
         cells = line.rstrip("\r\n").split(",")
         if len(cells) != 4:

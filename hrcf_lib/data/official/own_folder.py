@@ -1,6 +1,6 @@
 r"""One's own pictures, a folder with a ``labels.csv``, written in the common form.
 
-``hrcf_lib.data.load(folder)`` reads such a folder as it is (``dataset`` describes it): that is the shortest way in. A
+``hrcf_lib.data.load(folder)`` reads such a folder as it is (``labelled_folder`` describes it): that is the shortest way in. A
 table is worth making for many pictures, for several splits under one name, or to stream them.
 """
 
@@ -21,7 +21,7 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     Args:
         source: a folder with a ``labels.csv``, which becomes the split train; or split -> such a folder, as in
             ``{"train": "photos/train", "test": "photos/test"}``, all below one parent.
-        out: folder to make; see ``common``.
+        out: folder to make; see ``table_format``.
         labels: the label space; by default that of ``label_space.csv`` of the first folder or, without that file, all
             labels of all tables in alphabetical order, all seen.
 

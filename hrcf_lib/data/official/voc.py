@@ -33,7 +33,7 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
 
     Args:
         source: ``VOC2007`` or ``VOC2012``, or a folder above it, such as ``VOCdevkit``.
-        out: folder to make; see ``common`` for what it holds, ``writer`` for interrupted runs.
+        out: folder to make; see ``table_format`` for what it holds, ``table_writer`` for interrupted runs.
         year: 2007 or 2012; by default the one in the name of the folder that is there, 2007 if both are.
         difficult: what a class reads whose objects in a picture are all ``difficult``: absent, unknown or present.
         images: folder of the pictures, by default ``JPEGImages``. False writes the labels alone.
