@@ -7,7 +7,8 @@ r"""Partial labels: the published ways to hide labels of a fully annotated train
 Both depend on the order of the rows. A prepared table keeps the row that each picture has in the official list
 (``CommonTable.rows``), so a mask falls on the same labels when some pictures are missing. ``hide`` puts a mask over a
 Dataset, ``hide_as`` that of a config. A mask covers the seen labels; unseen ones are hidden altogether. ``gaps`` finds
-pictures without a known label and labels without a known positive. Symbols: n pictures, K labels; labels are -1 (absent), 0 (unknown), +1 (present).
+pictures without a known label and labels without a known positive. n pictures, K labels; labels are -1 (absent),
+0 (unknown), +1 (present).
 """
 
 import hashlib
@@ -138,9 +139,9 @@ def hide(dataset, p: float, seed: int = 0) -> Hidden:
 def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
     r"""The training set in which one positive label of each picture is known (``single_positive``).
 
-    ``order``: numbers of the pictures in the order of the draws; the default is the order of the dataset. Cole's lists of COCO hold
-    annotated images only, by their ids as *text*: ``np.argsort(list(dataset.ids))`` of a table that was prepared with
-    ``annotated_only=True``.
+    ``order``: numbers of the pictures in the order of the draws; the default is the order of the dataset. Cole's lists
+    of COCO hold annotated images only, by their ids as *text*: ``np.argsort(list(dataset.ids))`` of a table that was
+    prepared with ``annotated_only=True``.
 
     Warns where pictures of the official list are missing: each draw depends on all rows before it, so the labels chosen
     are then not the published ones. Raises ``ValueError`` for a table of several splits, with unknown labels, or an

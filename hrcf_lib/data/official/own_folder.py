@@ -1,7 +1,7 @@
 r"""One's own pictures, a folder with a ``labels.csv``, written in the common form.
 
-``hrcf_lib.data.load(folder)`` reads such a folder as it is (``labelled_folder`` describes it): that is the shortest way in. A
-table is worth making for many pictures, for several splits under one name, or to stream them.
+``hrcf_lib.data.load(folder)`` reads such a folder as it is (``labelled_folder`` describes it). A table is worth making
+for many pictures, for several splits under one name, or for streaming.
 """
 
 import os
