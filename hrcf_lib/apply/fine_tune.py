@@ -1,19 +1,19 @@
-r"""One's own pictures: from a folder with a ``labels.csv`` to a fine-tuned model on disk, in one call.
+r"""Your own pictures: from a folder with a ``labels.csv`` to a fine-tuned model on disk, in one call.
 
 ::
 
-    tuned = tune("photos", "runs/photos")  # photos/labels.csv: file,labels (``data.dataset``)
+    tuned = tune("photos", "runs/photos")  # photos/labels.csv: file,labels (``data.load``)
     classify("new photos", tuned.labels, "runs/photos/model", explain=True)
 
-A model that knows other labels already is the start, and keeps them: its reference vocabulary stays, the labels of the
-CSV join it. Nobody searched these pictures for the old labels, so in training they are unknown, and every region learns
-to vote for some new label. What that undoes is won back afterwards: the model that is returned lies half way between
-the start and what was trained, weight by weight (WiSE-FT: Wortsman et al., CVPR 2022),
+Training starts from a model that already knows other labels, and keeps them: the labels of the CSV are added to its
+reference vocabulary. Nobody searched these pictures for the old labels, so they are unknown in training, and every
+region learns to vote for some new label. To undo the harm of that, the model that is returned lies half way between the
+start and the trained model, weight by weight (WiSE-FT: Wortsman et al., CVPR 2022),
 
 $$\theta = \theta_{start} + s\,(\theta_{trained} - \theta_{start}), \qquad s = 1/2.$$
 
-Rate and s were chosen on validation labels and pictures; notebook 15 says what they bring. n pictures, K labels of the
-CSV.
+The learning rate and s were chosen on validation labels and pictures; notebook 15 measures their effect. n pictures,
+K labels of the CSV.
 """
 
 import copy
@@ -46,21 +46,21 @@ from hrcf_lib.methods import registry
 from hrcf_lib.metrics import mean_average_precision
 from hrcf_lib.training import learns_text, train
 
-PASSES, STEPS = 5, 60  # least passes of the image side and, about, least steps, where ``passes`` is left open
-BATCH = 32  # pictures a step, at most
-WARM = 0.3  # share of the learning rate with which a trained model goes on
-SHARE = 0.5  # s: how far the model that is returned lies from the start (0) towards what was trained (1)
+PASSES, STEPS = 5, 60  # least passes of the image side and, roughly, least steps, if ``passes`` is not given
+BATCH = 32  # largest number of pictures per step
+WARM = 0.3  # share of the learning rate with which the training of a trained model continues
+SHARE = 0.5  # s: how far the returned model lies from the start (0) towards the trained model (1)
 
 
 @dataclass
 class Tuned:
-    """What ``tune`` made. ``folder`` holds it too: ``model/``, ``tuned.json``, the checkpoint, frozen features."""
+    """The result of ``tune``. ``folder`` holds ``model/``, ``tuned.json``, the checkpoint and frozen features."""
 
     model: Method  # in evaluation mode
-    labels: tuple[str, ...]  # those that were trained: each has a picture in the CSV
-    table: pd.DataFrame  # rows before and after: mAP in percent on the held-out part; NaN where it shows no label
-    history: pd.DataFrame  # a row a step (``training.train``)
-    held_out: list[str]  # files that training did not see
+    labels: tuple[str, ...]  # the trained labels: each has a picture in the CSV
+    table: pd.DataFrame  # rows before and after: mAP in percent on the held-out part; NaN if it shows no label
+    history: pd.DataFrame  # one row per step (``training.train``)
+    held_out: list[str]  # files that were not used in training
     folder: Path
 
 
@@ -70,22 +70,23 @@ def tune(
     r"""Train a model on a labelled folder and save it in ``out/model``.
 
     Args:
-        folder: with a ``labels.csv``, or a prepared table (``data.load``). Trained are the seen labels that have a
-            picture; the others can still be asked for, as any name can.
-        out: folder of results. The same call goes on where an interrupted one was, and ends at once if it was done.
-        start: a model or its folder; by default the HRCF that ships. It goes on with 0.3 of its config's learning rate
-            and is then averaged with the start (top of this file). A ``Config`` starts from scratch, by its method,
-            with all of the rate, and nothing is averaged.
+        folder: with a ``labels.csv``, or a prepared table (``data.load``). The seen labels that have a picture are
+            trained; the others can still be asked for, like any name.
+        out: folder of results. The same call resumes an interrupted one, and returns at once if that was finished.
+        start: a model or its folder; by default the HRCF that ships. It is trained with 0.3 of its config's learning
+            rate and then averaged with the start (top of this file). A ``Config`` starts its method from scratch, with
+            the full rate, and nothing is averaged.
         held_out: share of the pictures to measure and calibrate on, drawn at random; a label's last picture stays in
             training. 0: train on all.
-        passes: of each side that the config trains, over the pictures; by default 5, or as many as make 60 steps.
+        passes: passes over the pictures for each side that the config trains; by default 5, or as many as make 60
+            steps.
         seed: of the held-out part and the order of training.
         cache: folder of frozen features, by default ``out/features``. Pictures are not augmented.
-        skip_bad: leave out pictures that are missing or cannot be read, with a warning, in place of an error.
+        skip_bad: skip pictures that are missing or cannot be read, with a warning, instead of raising an error.
 
-    The model has a calibration if the held-out part shows labels 20 times or more. Raises ``ValueError`` for words that
-    the text tower does not know, naming each label, a folder without a positive label, or an ``out`` that belongs to
-    another run; and what ``load``, ``load_model`` and ``train`` raise. ``out/model`` is whole or not there.
+    The model has a calibration if the held-out part shows labels at least 20 times. ``out/model`` is complete or does
+    not exist. Raises ``ValueError`` for words that the text tower does not know, naming each label, a folder without a
+    positive label, or an ``out`` that belongs to another run, and as ``load``, ``load_model`` and ``train``.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
@@ -140,10 +141,10 @@ def check_words(model: Method, names) -> list[str]:
 
 
 def parts(labels: Tensor, held_out: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    r"""Rows to train on and rows to hold out, both in order, of annotations (n, K).
+    r"""Rows of annotations (n, K) to train on and to hold out, both in order.
 
-    Rows are drawn at random, and passed over if they hold the last positive of a label: fewer than
-    ``round(held_out * n)`` are found where labels are rare.
+    Rows are drawn at random; one that has the last positive of a label is skipped. So fewer than
+    ``round(held_out * n)`` rows may be held out where labels are rare.
     """
     present = labels == 1  # (n, K)
     left, held = present.sum(dim=0), []
@@ -156,9 +157,9 @@ def parts(labels: Tensor, held_out: float, seed: int = 0) -> tuple[np.ndarray, n
 
 @torch.no_grad()
 def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded | None = None) -> float:
-    r"""mAP in percent over ``names`` (by default all of ``data``), scored as ``classify`` scores them: together with
-    the model's reference vocabulary. A label without a positive is left out (protocol ``empty="skip"``). With
-    ``embedded`` (from ``embed``) the image side does not run again.
+    r"""mAP in percent over ``names`` (by default all of ``data``), scored as in ``classify``: together with the model's
+    reference vocabulary. A label without a positive is left out (protocol ``empty="skip"``). With ``embedded`` (from
+    ``embed``) the image side does not run again.
 
     Raises ``ValueError`` for a name that ``data`` does not annotate, or if none has a positive.
     """
@@ -177,13 +178,13 @@ def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded 
 
 
 def _copy_of(start) -> Method:
-    """A model of its own to train: the start stays as it is."""
+    """The model to train, a copy: the start stays as it is."""
     model = registry.for_config(start) if isinstance(start, Config) else copy.deepcopy(load_model(start))
     return model.to(devices.best()).eval()
 
 
 def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
-    """The model's config with the length of training for n pictures, which are not augmented."""
+    """The model's config with the length of a training on n pictures, without augmentation."""
     batch = min(BATCH, n)
     each = passes or max(PASSES, math.ceil(STEPS / math.ceil(n / batch)))
     sides = dict.fromkeys(phase.trains for phase in model.config.phases)  # each once
@@ -194,7 +195,7 @@ def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
 
 
 def between(first: dict[str, Tensor], last: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights at ``share`` (0..1) of the way from ``first`` to ``last``, by name; counts are those of ``last``."""
+    """Weights, by name, at ``share`` (0..1) of the way from ``first`` to ``last``; integers are those of ``last``."""
     return {name: torch.lerp(first[name].to(x), x, share) if x.is_floating_point() else x for name, x in last.items()}
 
 
@@ -207,7 +208,7 @@ def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatur
 
 
 def _claim(out: Path, about: dict) -> None:
-    """Note whose run ``out`` is. Raises ``ValueError`` if it is another's."""
+    """Note in ``out`` which run it belongs to. Raises ``ValueError`` if it belongs to another."""
     path = out / "tuned.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about
     differ = [
@@ -220,7 +221,7 @@ def _claim(out: Path, about: dict) -> None:
 
 
 def _calibrated(model: Method, held: FrozenFeatures):
-    """A calibration from the held-out part, or None with a warning where it says too little."""
+    """A calibration from the held-out part, or None with a warning if that shows too few labels."""
     positives = int((held.labels == 1).sum())
     if positives >= calibration.EACH:
         return calibration.calibrate(model, held)
@@ -234,7 +235,7 @@ def _calibrated(model: Method, held: FrozenFeatures):
 
 
 def _save(model: Method, folder: Path) -> None:
-    """``save_pretrained``, whole or not at all."""
+    """``save_pretrained`` into a folder that appears when it is complete."""
     part = folder.with_name(folder.name + ".part")
     rmtree(part, ignore_errors=True)
     model.save_pretrained(part)

@@ -1,21 +1,21 @@
-r"""Grad-CAM (Selvaraju et al., ICCV 2017) of one label's score, for HRCF and every method beside it (Figs. 6-7).
+r"""Grad-CAM (Selvaraju et al., ICCV 2017) of one label's score, for HRCF and every other method (Figs. 6-7).
 
 $$\alpha_c = \frac{1}{N^2} \sum_{p} \frac{\partial S_k}{\partial A_{pc}}, \qquad
   M_p = \mathrm{ReLU}\Big(\sum_c \alpha_c A_{pc}\Big)$$
 
-S_k is the fused score of label k as the method gives it in evaluation mode (HRCF: Eq. 14, RSS included), p a patch, c a
-channel. pytorch-grad-cam computes the map; the class token is dropped, the N^2 patch tokens form its N x N grid.
+S_k is the fused score of label k in evaluation mode (for HRCF Eq. 14, with RSS), p a patch, c a channel.
+pytorch-grad-cam computes the map; the class token is dropped, and the N^2 patch tokens form an N x N grid.
 
-**Which A.** The papers do not say. Here it is the norm in front of the *last* block's attention (``ln_1``), the same
-point in every method: HRCF trains one block and MKT two, so where the trunk is cut they differ, but both have a last
-one. It is what pytorch-grad-cam advises for ViTs, and the last layer from which every score can be reached: behind that
-attention a method that scores the class token alone has no gradient at the patches. What goes around the attention by
-the short cut is not seen. Three further layers were looked at on 100 scenes of *val* (pointing game, in percent, chance
-is 13): what enters the last block 11 (HRCF) and 12 (MKT), what leaves it 16 and 10, the final norm 15 and 11, against
-30 and 34 here.
+**Which A.** The papers do not say. Here it is the norm before the *last* block's attention (``ln_1``), the same point
+in every method: HRCF trains one block and MKT two, so their trunks are cut at different places, but both have a last
+block. pytorch-grad-cam recommends it for ViTs, and it is the last layer that every score depends on: after that
+attention, a method that scores the class token alone has no gradient at the patches. The residual connection around the
+attention is not seen. Three other layers were tried on 100 scenes of *val* (pointing game in percent, chance is 13):
+the input of the last block gives 11 (HRCF) and 12 (MKT), its output 16 and 10, the final norm 15 and 11; the choice
+here gives 30 and 34.
 
-The frozen trunk runs once a picture; what comes after it, once for each pair of picture and label. B pictures, K
-labels, N side of the patch grid, C width of the ViT.
+The frozen trunk runs once per picture; what follows it, once for each pair of picture and label. B pictures, K labels,
+V labels that are scored together, N side of the patch grid, C width of the ViT.
 """
 
 import copy
@@ -35,11 +35,11 @@ def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batc
         model: a ``Method``. Weights, gradients and mode are left as they are.
         images: uint8 or float in 0..1.
         labels: names, scored inside the model's reference vocabulary as ``predict.classify`` does.
-        layer: a module on the way from the trunk to the scores whose output is tokens (B, 1 + N^2, C); None: ``ln_1``
-            of the last block.
+        layer: a module between the trunk and the scores whose output is tokens (B, 1 + N^2, C); None: ``ln_1`` of the
+            last block.
         batch: pairs of picture and label at a time.
 
-    A map is stretched to 0..1; one without anything that speaks for the label is 0 everywhere.
+    A map is stretched to 0..1; it is 0 everywhere if nothing in the picture raises the score.
 
     Raises:
         ValueError: labels as ``predict.classify``, pictures as ``VLP.normalise``; a method whose last block is not
@@ -51,10 +51,10 @@ def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batc
 
 
 def maker(model, names, layer: nn.Module | None = None, batch: int = 64) -> Callable:
-    r"""A function (pictures, B lists of names) -> B maps (k, side, side): each picture has labels of its own.
+    r"""A function (pictures, B lists of names) -> B maps (k, side, side), where each picture has its own labels.
 
-    The labels that are asked for are among ``names``; the softmax and the norms run over the reference vocabulary and
-    all of ``names``, whose embeddings are computed here, once. Arguments and errors as for ``grad_cam``.
+    The labels of each picture are among ``names``; softmax and norms run over the reference vocabulary and all of
+    ``names``, which are embedded here, once. Arguments and errors as for ``grad_cam``.
     """
     words = beside_reference(model, names)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def maker(model, names, layer: nn.Module | None = None, batch: int = 64) -> Call
 
 
 def _maps(model, images: Tensor, t: Tensor, rows: Tensor, ks: list[int], layer, batch: int) -> Tensor:
-    """Maps (n, side, side) of n pairs: picture ``rows[i]``, column ``ks[i]`` of the labels ``t`` (K, D)."""
+    """Maps (n, side, side) of n pairs: picture ``rows[i]``, column ``ks[i]`` of the labels ``t`` (V, D)."""
     kind, target = _library()
     N, side = model.vlp.N, model.vlp.side
     with _at_rest(model):
@@ -98,7 +98,7 @@ def grid(tokens: Tensor, N: int) -> Tensor:
 
 
 class _FromTokens(nn.Module):
-    """Tokens that enter the last block, or an earlier one that the method trains -> scores (B, K)."""
+    """From the input of the last block, or of the first block that the method trains, to scores (B, V)."""
 
     def __init__(self, model, t: Tensor):
         super().__init__()
@@ -114,11 +114,11 @@ class _FromTokens(nn.Module):
         return s
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: parameters get no gradient here, and keep one that they have."""
+        """Does nothing: parameters get no gradient here, and keep the one they have."""
 
 
 def _trunk(model, images: Tensor) -> Tensor:
-    """The frozen part, as far as the input of the last block at most: -> (B, 1 + N^2, C), float32."""
+    """The frozen part, at most up to the input of the last block: -> (B, 1 + N^2, C), float32."""
     vlp = copy.copy(model.vlp)
     vlp.trained_blocks = max(model.trained_blocks, 1)
     with torch.no_grad():
@@ -126,12 +126,12 @@ def _trunk(model, images: Tensor) -> Tensor:
 
 
 def _rest_of_trunk(model) -> list[nn.Module]:
-    """Of a method that trains no block the VLP's last one, which is in no part of ``image_embeddings``."""
+    """The VLP's last block for a method that trains none, whose ``image_embeddings`` do not contain it."""
     return list(model.vlp.model.visual.transformer.resblocks)[-1:] if model.trained_blocks == 0 else []
 
 
 def last_norm(model) -> nn.Module:
-    """``ln_1`` of the last block that pictures go through. Raises ``ValueError`` where it is not found."""
+    """``ln_1`` of the last block that pictures pass. Raises ``ValueError`` if it is not found."""
     blocks = _rest_of_trunk(model) if model.trained_blocks == 0 else getattr(model, "block", None)
     last = blocks[-1] if isinstance(blocks, (list, nn.Sequential)) and len(blocks) else blocks
     if not isinstance(getattr(last, "ln_1", None), nn.Module):
@@ -151,7 +151,7 @@ def _no_path(title: str) -> str:
 
 @contextmanager
 def _at_rest(model):
-    """Evaluation mode, and no gradient for any parameter; both as they were afterwards."""
+    """Evaluation mode and no gradients of parameters inside; afterwards both are as before."""
     training, learn = model.training, [p for p in model.parameters() if p.requires_grad]
     try:
         model.eval()
@@ -176,7 +176,7 @@ def _library():
         ) from error
 
     class TokenCAM(GradCAM):
-        """Its input is not the picture, so it is told how large the maps are to be."""
+        """Its input is not the picture, so ``side`` gives the size of the maps."""
 
         side, title = 0, ""
 

@@ -6,6 +6,7 @@ import sys
 _NOW = {
     "vlp": "towers:",
     "metrics": "decisions:",
+    "scores": "alone:",
     "protocols": "pooled_ap:",
     "pretrained": "card:",
     "engine": "devices files memory:devices names:messages schedules weights:files",
@@ -20,7 +21,7 @@ _NOW = {
     "studies": "batch breakdown:by_object_size commit:records comparison:compare executors:batch fit:one_run "
     "grid localisation notebook:notebooks one_job:batch pretrain:pretrain_mini probe:levels+mini_vlp "
     "published:records resampling:bootstrap results:records",
-    "apply": "alone:vocabulary bars:html calibration explain:region_maps explorer explorer_page:html gallery grad_cam "
+    "apply": "bars:html calibration explain:region_maps explorer explorer_page:html gallery grad_cam "
     "label_cache:label_scorer label_scorer onnx_export:onnx own_data:fine_tune own_labels:vocabulary predict "
     "rescoring:explorer",
     "figures": "map_figures:maps method_figures:methods",

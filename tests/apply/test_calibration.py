@@ -46,7 +46,7 @@ def test_few_answers_and_equal_scores():
     upside = calibration.fit_curve(
         torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat(30), torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(30)
     )
-    assert len(upside.scores) == 1, "a score that tells the wrong way tells nothing"
+    assert len(upside.scores) == 1, "a score that falls with the share of positives is worth nothing"
 
 
 def test_another_prevalence_multiplies_the_odds_and_changes_no_answer():
@@ -131,7 +131,7 @@ def test_examples_move_the_threshold_the_way_they_say(random):
     assert found["low"] < one["low"] < 0.5 < one["high"] < found["high"], "fewer examples say less"
 
 
-def test_picked_examples_do_not_tell_how_frequent_a_label_is():
+def test_picked_examples_do_not_say_how_frequent_a_label_is():
     base = Calibration((0.0, 1.0), (-6.0, 2.0), 0.2, 0.01)
     s, y = torch.tensor([0.9, 0.8, 0.2, 0.1])[:, None], torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None]
     picked = calibration.own_thresholds(base, s, y, ["owl"])["owl"]
@@ -157,7 +157,7 @@ def test_a_calibration_is_kept_with_its_model(tmp_path):
             read_extra(tmp_path, "calibration")
 
 
-def test_it_is_saved_and_loaded_and_left_aside_when_it_does_not_fit(tmp_path):
+def test_it_is_saved_and_loaded_and_ignored_when_it_does_not_fit(tmp_path):
     model = HRCF(configs.mini().replace(bf16=False))
     model.reference_labels = ("cat", "dog")
     calibration.attach(model, Calibration((0.0, 1.0), (-1.0, 1.0), 0.4, 0.1, made_for=calibration.fingerprint(model)))

@@ -429,7 +429,7 @@ def test_thresholds_from_a_handful_of_pictures(calibrated, folder):
 
 
 @pytest.mark.parametrize("name", ["hrcf", "mkt"])
-def test_maps_are_those_of_explain_and_survive_pandas(name, model, folder):
+def test_maps_are_those_of_region_maps_and_survive_pandas(name, model, folder):
     labels = ["zebra", "dog", "moon"]
     if name == "mkt":
         model = methods.build("mkt", synthetic.config(), pretrained=False)

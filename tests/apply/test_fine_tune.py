@@ -149,7 +149,7 @@ def test_faults_are_named_before_anything_is_written(tmp_path, rows, error, mess
     assert not (tmp_path / "out").exists()
 
 
-def test_all_unknown_words_are_told_at_once():
+def test_all_unknown_words_are_named_at_once():
     strange = ["e-scooter", "qwerty", "zxcvb", "Übergröße", "owl " * 90, "fghjk", "vbnml"]
     with pytest.raises(ValueError, match="^'e-scooter': .*; nor can it read 'qwerty', .*'fghjk', 'vbnml'$"):
         fine_tune.check_words(default_model(), ["owl", *strange])

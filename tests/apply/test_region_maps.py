@@ -213,7 +213,7 @@ def test_the_map_of_another_kind(model):
 
 
 @pytest.mark.parametrize("name", ["clip_ft", "biam"])
-def test_methods_without_regions_of_their_own_are_told(name):
+def test_methods_without_region_maps_are_refused(name):
     for function in (maps_for, clues):
         with pytest.raises(ValueError, match="take grad_cam"):
             function(built(name), pictures(1), ["dog"])
