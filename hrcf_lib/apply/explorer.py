@@ -287,9 +287,12 @@ class Explorer:
         take = lambda: self._change("labels", self._ask)
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # no kernel
-            return take()
-        self._timer = loop.call_later(0 if change["new"].endswith((",", "\n")) else PAUSE, take)
+        except RuntimeError:
+            loop = None  # no kernel
+        if loop is None or change["new"].endswith((",", "\n")):
+            take()
+        else:
+            self._timer = loop.call_later(PAUSE, take)
 
     def _restore(self) -> None:
         """The model's own settings."""

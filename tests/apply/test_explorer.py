@@ -1,5 +1,6 @@
 """The explorer without a browser: its numbers are those of ``classify``, and what is refused breaks nothing."""
 
+import asyncio
 import datetime
 import importlib
 import io
@@ -278,3 +279,15 @@ def test_the_extra_is_named_where_ipywidgets_is_missing(monkeypatch):
 def test_texts_and_spans():
     assert split_names(" owl ,, night\nbus\r\n") == ["owl", "night", "bus"]
     assert score_span(torch.tensor([-0.2, 0.9])) == (0, 1) and score_span(torch.tensor([-2.5, 30.2])) == (-3, 31)
+
+
+def test_a_comma_takes_the_labels_at_once_in_a_kernel_too(model, picture):
+    async def type_labels():
+        explorer = Explorer(model, [picture], "zebra")
+        taken = []
+        for text in ("zebra, dog", "zebra, dog,"):  # the first waits for a pause
+            explorer.text.value = text
+            taken.append(len(explorer.session.labels))
+        return taken
+
+    assert asyncio.run(type_labels()) == [1, 2]
