@@ -318,6 +318,15 @@ def over_seeds(axis, frame, x: str, y: str, **look) -> None:
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("pi", 100), err_kws={"lw": 0}, legend=False, **edge, **look)
 
 
+def check_lists(images, lists: dict, methods) -> None:
+    """Raise ``ValueError`` for no picture, no method, or a list whose length is not the number of pictures."""
+    if not len(images) or not len(methods):
+        raise ValueError(f"{len(images)} pictures and {len(methods)} methods: give at least one of each")
+    for name, own in lists.items():
+        if len(own) != len(images):
+            raise ValueError(f"{name!r} has {len(own)} entries for {len(images)} pictures: give one each")
+
+
 LEGEND_MARK, LEGEND_LETTER = 0.45, 0.06  # inches at 7 pt: a mark with its space, and one letter
 STAR = {"marker": "*", "ms": 9, "mfc": "white", "mec": "black", "ls": "none", "zorder": 4}
 

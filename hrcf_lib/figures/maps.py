@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import patheffects
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, legend, printed, wrapped
+from hrcf_lib.figures.charts import COLOURS, PAGE, check_lists, legend, printed, wrapped
 from hrcf_lib.studies.by_object_size import SIZES
 from hrcf_lib.studies.localisation import ALL, CONTROLS, METRICS
 
@@ -21,7 +21,8 @@ EDGE = 0.15  # room for the names of rows, in parts of a picture
 LARGEST = 1.3  # inches of a picture in ``all_labels``
 LETTERS = 16  # characters of a title that fit an inch
 ROW_NAME = 14  # characters in a line beside a picture
-BARS = 1.2  # width of the bars in ``levels``, in parts of a picture
+BARS, LEVEL_NAMES = 1.2, 0.4  # width of the bars in ``levels`` and of their names, in parts of a picture
+LEVELS_HEAD = 0.45  # inches
 LOCALISATION, SPREAD = 2.8, 0.7  # inches of height; the share of a size's room that its points take
 SCALE = 0.28  # width of a map's scale and its numbers, in parts of the map
 KEPT_ALPHA = 0.5  # of the colour over a kept region: the picture stays visible
@@ -40,7 +41,7 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
 
     Returns the figure. Raises ``ValueError`` for no picture or method, and lists of another length.
     """
-    _check_lists(images, {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps, maps)
+    check_lists(images, {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps, maps)
     rows, n = 1 + len(maps), len(images)
     with printed():
         side = width / (n + EDGE)
@@ -72,7 +73,7 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
     another number of maps or boxes than labels.
     """
     given = {"labels": labels, **({} if boxes is None else {"boxes": boxes})} | maps
-    _check_lists(images, given, maps)
+    check_lists(images, given, maps)
     for name, lists in given.items():
         odd = [i for i, own in enumerate(lists) if len(own) != len(labels[i])]
         if odd:
@@ -122,8 +123,8 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
         raise ValueError(f"clues of {found[0]} pictures and {found[1]} labels, to be drawn: 1 and {len(labels)}")
     L = found[2]
     with printed():
-        side = width / (L + 2.6)
-        size = (width, side * len(labels) + 0.45)
+        side = width / (L + 1 + BARS + LEVEL_NAMES)
+        size = (width, side * len(labels) + LEVELS_HEAD)
         figure, axes = plt.subplots(
             len(labels), L + 2, figsize=size, layout="constrained", squeeze=False, width_ratios=[1] * (L + 1) + [BARS]
         )
@@ -320,11 +321,3 @@ def _points(axis, x, part, metric: str, title: str, i: int) -> None:
 
 def _close(figure) -> None:
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-
-
-def _check_lists(images, given: dict, maps: dict) -> None:
-    if not len(images) or not maps:
-        raise ValueError(f"{len(images)} pictures and {len(maps)} methods: give at least one of each")
-    for name, own in given.items():
-        if len(own) != len(images):
-            raise ValueError(f"{name!r} has {len(own)} entries for {len(images)} pictures: give one each")

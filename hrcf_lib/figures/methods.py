@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, legend, literal, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, RIGHT, WRONG, check_lists, legend, literal, printed
 
 BARS = 45  # labels in a row of bars that can still be read on a page
 SIGNS = {True: ("✓", RIGHT), False: ("✗", WRONG)}
@@ -63,7 +63,7 @@ def predictions(images, truth, rows: dict[str, list[list[tuple[str, float]]]], w
     Below each picture stand the true labels that no method lists. Returns the figure. Raises ``ValueError`` for no
     picture, no method, or lists of another number of pictures.
     """
-    _check_lists(images, truth, rows)
+    check_lists(images, {"truth": truth, **rows}, rows)
     most = max(len(best) for lists in rows.values() for best in lists)
     columns = max(1, int(width // (PICTURE + (LIST + GAP / 2) * len(rows))))
     panel = width / columns
@@ -86,14 +86,6 @@ def predictions(images, truth, rows: dict[str, list[list[tuple[str, float]]]], w
             axis.axis("off")
             _panel(axis, image, set(truth[i]), {method: lists[i] for method, lists in rows.items()}, notes[i], most)
     return figure
-
-
-def _check_lists(images, truth, rows) -> None:
-    if not len(images) or not rows:
-        raise ValueError(f"{len(images)} pictures and {len(rows)} methods: give at least one of each")
-    for what, given in {"truth": truth, **rows}.items():
-        if len(given) != len(images):
-            raise ValueError(f"{what!r} has {len(given)} lists for {len(images)} pictures: give one each")
 
 
 def _missed(labels, lists, panel: float) -> str:

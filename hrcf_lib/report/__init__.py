@@ -1,6 +1,6 @@
-r"""The report: every table and figure of the HRCF paper beside ours, from stored records alone; then missing labels.
+r"""The report: every table and figure of the HRCF paper beside ours, then missing labels.
 
-It trains and evaluates nothing. The paper's numbers come from ``papers/published``, ours from the notebooks' records.
+It trains and evaluates nothing: the paper's numbers come from ``papers/published``, ours from the notebooks' records.
 
 python -m hrcf_lib.report --out runs/report.html
 """
@@ -22,8 +22,8 @@ class Report:
     r"""All tables of the report.
 
     Args:
-        records: folder of the records on MojiScenes; empty: those stored in the repository.
-        nus_wide: folder of records of the same notebooks with ``preset = "nus_wide"``; empty: none, and no such column.
+        records: folder of the records on MojiScenes; empty for those stored in the repository.
+        nus_wide: folder of records of the same notebooks with ``preset = "nus_wide"``; empty for no such column.
 
     Raises ``NotADirectoryError`` for a folder that does not exist, ``ValueError`` for two records of one notebook.
     """
@@ -69,7 +69,7 @@ class Report:
         return pd.concat(counts, axis=1)
 
     def counts(self) -> pd.DataFrame:
-        """The summary for a record: a row for each data of ours and item of the paper."""
+        """The summary for a record: one row for each data of ours and item of the paper."""
         parts = {data: effects.count(frame) for data, frame in self.effects.items()}
         return pd.concat(parts, names=["ours"]).reset_index()
 
@@ -85,7 +85,7 @@ class Report:
 
 
 def show(table: pd.DataFrame, title: str = "table"):
-    """A table for reading: no index, words to the left, directions on a pale ground; the same markup every time."""
+    """A table for reading: no index, text to the left, directions on a pale ground; its markup is reproducible."""
     hide = isinstance(table.index, pd.RangeIndex)
     style = table.style.set_uuid("".join(c for c in title if c.isalnum())).set_table_attributes('class="report"')
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]

@@ -14,7 +14,7 @@ UNUSED = {"MKT": "MKT with the unused MLP"}  # a method -> its second row: the p
 
 
 def prompt_costs(sources) -> pd.DataFrame:
-    """The other half of Table III: numbers that learn, and the time of an epoch."""
+    """The other half of Table III: trained numbers, and the time of an epoch."""
     runs, rows = runs_of("Table III"), []
     for row in results.published("hrcf_table3_prompts").to_dict("records"):
         (kind, _), text = runs[row["prompt"]], row["trainable_params"]
@@ -31,7 +31,7 @@ def prompt_costs(sources) -> pd.DataFrame:
 
 
 def _value(records: Records, notebook: str, title: str, row: str, column: str) -> float | Missing:
-    """One number of a table whose first column names the rows, or why it is not there."""
+    """One number of a table whose first column names the rows, or why there is none."""
     try:
         frame = records.table(notebook, title, [column])
     except Missing as why:
@@ -51,7 +51,7 @@ def _yes(same: bool) -> str:
 def table6(sources) -> pd.DataFrame:
     """Trained parameters in millions, as printed and as counted from the modules of ViT-B/16.
 
-    A method that has parts which are counted but never used has a second row, with them.
+    A method with parts that the paper counts but that are never used has a second row, which includes them.
     """
     rows, sides = [], " / ".join(SIDES.values())
     for row in results.published("hrcf_table6_parameters").to_dict("records"):
@@ -81,7 +81,7 @@ def _counted(records: Records, method: str, paper: list[str]) -> list[tuple[str,
 
 
 def _as_printed(numbers, paper: list[str]) -> str:
-    """Whether all numbers round to the printed ones, none or 0 where nothing is; empty where one is missing."""
+    """Whether all numbers round to the printed ones (none or 0 where nothing is printed); empty if one is missing."""
     if any(isinstance(n, Missing) for n in numbers):
         return ""
     same = [printed(n, text) if text and not pd.isna(n) else not text and not n > 0 for n, text in zip(numbers, paper)]
@@ -105,7 +105,7 @@ def times(sources) -> pd.DataFrame:
 
 
 def mini_costs(sources) -> pd.DataFrame:
-    """What methods cost on the mini VLP, in one run on one machine: beside each other, never beside the paper's."""
+    """What methods cost on the mini VLP, in one run on one machine; it is never set beside the paper's."""
     try:
         frame = sources[0].table(MAIN, "costs", ["method", "training_seconds", "ms_per_picture"])
         machine = sources[0].record(MAIN)["device"]

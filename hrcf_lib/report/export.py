@@ -1,4 +1,4 @@
-r"""The report as one HTML file that needs nothing but itself: no script, style, font or picture from elsewhere."""
+r"""The report as one self-contained HTML file: no script, style, font or picture from elsewhere."""
 
 import re
 import tempfile
@@ -34,8 +34,8 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     r"""Run the notebook of the report on these records and write it, without its code, to the HTML file ``out``.
 
     The stored notebook, figures and record stay as they are. Returns ``out``. Raises ``FileNotFoundError`` where the
-    library has no repository around it, ``NotADirectoryError`` for a folder that does not exist; and as
-    ``run_notebook``.
+    library is installed without its repository, ``NotADirectoryError`` for a folder that does not exist, and the errors
+    of ``run_notebook``.
     """
     notebook = results.REPOSITORY / "notebooks" / "12_report.ipynb"
     records = Path(records or results.REPOSITORY / "notebooks" / "records")

@@ -9,7 +9,7 @@ from hrcf_lib.studies import records
 
 MINI, NUS = "MojiScenes mini", "NUS-WIDE"  # what a column of ours is measured on
 PRESETS = {MINI: ("mini", "mini_short"), NUS: ("nus_wide",)}
-STORED = "stored"  # folder of such a job (``grid.folder_name``)
+STORED = "stored"  # folder of a batch's job with the notebook's own parameters (``studies.batch``)
 METRICS = ("F1@3", "F1@5", "mAP")
 TRAINED, MAIN = "04_alternate_training", "05_main_results"  # notebooks whose records the report reads
 PROMPTS, HYPERPARAMETERS, SPEED = "07_ablation_prompts", "09_hyperparameters", "10_parameters_and_speed"
@@ -17,14 +17,14 @@ PARTIAL, SINGLE = "13_partial_labels", "14_single_positive"
 
 
 class Missing(Exception):
-    """What is not there, in words for the cell of a table."""
+    """Raised for a number that no record has; its message is the cell of a table."""
 
 
 class Records:
     r"""The records of one preset below a folder, or in it.
 
     Args:
-        folder: is searched with all folders in it; records of smoke runs are passed over.
+        folder: is searched with all folders in it; records of smoke runs are skipped.
         data: ``MINI`` or ``NUS``. A record that names another preset than this data's is never read. One that names
             none (parameters and speed, which need no data) is read for ``MINI`` only.
 
@@ -55,7 +55,7 @@ class Records:
         ]
         found = {path: records.read_record(name, path.parent) for path in paths}
         fitting = [path for path, record in found.items() if self._fits(preset(record))]
-        if len(fitting) > 1:  # of a batch: the run with the notebook's own parameters stands for those by seed
+        if len(fitting) > 1:  # of a batch: the run with the notebook's own parameters holds those of all seeds
             fitting = [path for path in fitting if STORED in path.parts] or fitting
         if len(fitting) > 1:
             raise ValueError(f"{fitting[0]} and {fitting[1]} are both records of {name}: name the folder of one run")
@@ -86,7 +86,7 @@ class Records:
         return frame[frame["split"] == "test"]
 
     def scores(self, name: str, variant: str, setting: str, task: str) -> pd.DataFrame:
-        """A row of metrics for each seed of one variant, setting and task. Raises ``Missing``."""
+        """One row of metrics per seed of a variant, setting and task. Raises ``Missing``."""
         frame = self.runs(name)
         frame = frame[(frame["variant"] == variant) & (frame["setting"] == setting) & (frame["task"] == task)]
         if not len(frame):

@@ -317,9 +317,9 @@ def test_errors_of_methods_side_by_side():
     with pytest.raises(ValueError, match="label 'label 1' has no AP of both methods"):
         frame = by_label(3)
         method_figures.label_differences(frame.assign(MKT=frame["MKT"].where(frame["label"] != "label 1")))
-    with pytest.raises(ValueError, match="'MKT' has 3 lists for 2 pictures"):
+    with pytest.raises(ValueError, match="'MKT' has 3 entries for 2 pictures"):
         method_figures.predictions(pictures(2), TRUTH[:2], {"MKT": LISTS["MKT"]})
-    with pytest.raises(ValueError, match="'truth' has 3 lists for 2 pictures"):
+    with pytest.raises(ValueError, match="'truth' has 3 entries for 2 pictures"):
         method_figures.predictions(pictures(2), TRUTH, {"MKT": LISTS["MKT"][:2]})
     with pytest.raises(ValueError, match="3 pictures and 0 methods"):
         method_figures.predictions(pictures(3), TRUTH, {})
