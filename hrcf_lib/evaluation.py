@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import protocols
 from hrcf_lib.data.feeds.embeddings import Embedded
-from hrcf_lib.data.feeds.feed import check_depth
+from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.devices import process
 
@@ -51,7 +51,7 @@ PROTOCOL = (
 
 
 def evaluate(
-    model, data, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol: str | None = None
+    model, data: Feed, tasks=("ZSL", "GZSL"), scorer=None, embedded=None, protocol: str | None = None
 ) -> pd.DataFrame:
     """One row per task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
 
@@ -66,7 +66,9 @@ def evaluate(
     return compare(model, data, {"": scorer}, tasks, embedded, protocol)[""]
 
 
-def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, protocol=None) -> dict[str, pd.DataFrame]:
+def compare(
+    model, data: Feed, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, protocol=None
+) -> dict[str, pd.DataFrame]:
     """The table of ``evaluate`` for each of several scorers by name, in one pass over the data; None: the model's own.
 
     Without ``embedded`` pictures are scored as they come: nothing of their size is held but the scores.
@@ -89,7 +91,7 @@ def compare(model, data, scorers: dict, tasks=("ZSL", "GZSL"), embedded=None, pr
 
 def _warn_of_leaks(model, space) -> None:
     """Unseen labels that the model was trained on are no zero-shot labels, as with another ``vocabulary_seed``."""
-    learnt = sorted(set(getattr(model, "reference_labels", ())) & set(space.unseen))
+    learnt = sorted(set(model.reference_labels) & set(space.unseen))
     if learnt:
         some = ", ".join(learnt[:3]) + (f" and {len(learnt) - 3} more" if len(learnt) > 3 else "")
         warnings.warn(f"trained on labels that are called unseen here: {some}; ZSL is not zero-shot", stacklevel=3)

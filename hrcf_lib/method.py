@@ -89,6 +89,11 @@ class Method(Pretrained, nn.Module):
         r"""What ``image_embeddings`` gave, and (K, D) -> (B, K). Any set of labels, also ones never trained on."""
         raise NotImplementedError
 
+    @property
+    def region_sides(self) -> list[int]:
+        """Sides of the square maps that the regions form, one after the other: here one, of the N^2 patches."""
+        return [self.vlp.N]
+
     def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
         r"""Scores (B, K) of the labels ``own`` (K, D), each alone beside the ``reference`` (R, D).
 

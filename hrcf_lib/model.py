@@ -73,6 +73,11 @@ class HRCF(Method):
         select = self.config.rss and not self.training
         return scores.score(e_g, regions, label_embeddings, self.config, select)
 
+    @property
+    def region_sides(self) -> list[int]:
+        """One map per level, [10, 6, 2]; without HCG the map of the patches."""
+        return self.gather.sides if self.config.hcg else super().region_sides
+
     def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
         """As ``Method.score_alone``, in closed form (``scores.score_alone``) where the scores are those of HSA."""
         if type(self).score_embeddings is not HRCF.score_embeddings:

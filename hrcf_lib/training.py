@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.config import SIDES, Config, names_where
 from hrcf_lib.data.feeds.embeddings import rest
-from hrcf_lib.data.feeds.feed import check_depth
+from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files
 from hrcf_lib.engine.devices import process
@@ -39,14 +39,13 @@ def only(model, side: str) -> None:
         p.requires_grad_(name.startswith(model.trainable[side]))
 
 
-def train(model, data, folder: str | Path | None = None, save_every: int = 200, stop_after=None) -> pd.DataFrame:
+def train(model, data: Feed, folder: str | Path | None = None, save_every: int = 200, stop_after=None) -> pd.DataFrame:
     r"""Run the phases of ``model.config`` on ``data``; of the annotation only the seen columns are looked at.
 
     Args:
         model: an ``HRCF`` or another ``Method``. It is moved to the device that Accelerate gives this process, and left
             in evaluation mode with its gradients as before, however the run ends.
-        data: ``FrozenFeatures``, or what is augmented as the config says: ``Pictures``, ``StreamedPictures`` or
-            ``AugmentedFeatures``.
+        data: a ``Feed``: ``FrozenFeatures``, or ``Pictures`` or ``StreamedPictures`` augmented as the config says.
         folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
         save_every: steps between checkpoints.
         stop_after: end after that many steps of this call, as an interruption would.
@@ -67,12 +66,10 @@ def train(model, data, folder: str | Path | None = None, save_every: int = 200, 
     its parameters, or whose ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the loss is not
     finite.
     """
-    augment = getattr(data, "augment", "none")
-    if model.config.augment != augment:
-        kind = f"a {type(data).__name__} with augment {augment!r}" if hasattr(data, "augment") else "frozen features"
+    if model.config.augment != data.augment:
         raise ValueError(
-            f"augment = {model.config.augment!r} of the config needs augmented pictures, these are {kind}: make "
-            "Pictures(dataset, model.vlp, config.augment), or set augment to 'none'"
+            f"augment = {model.config.augment!r} of the config needs other pictures than {type(data).__name__} with "
+            f"augment {data.augment!r}: make Pictures(dataset, model.vlp, config.augment), or set augment to 'none'"
         )
     check_depth(model, data)
     if not data.has_positives():

@@ -127,7 +127,7 @@ def _drawn(model, level: int | None, kind: str | None) -> tuple[str, list[int], 
     kind = model.map_kind if kind is None else kind
     known = ["attention"] if model.map_kind == "attention" else ["votes", "scores"]
     check_known([kind], known, "unknown kind of map")
-    return kind, *_level(sides(model), level)
+    return kind, *_level(model.region_sides, level)
 
 
 def check_maps(model, kinds=("votes", "scores", "attention")) -> None:
@@ -137,11 +137,6 @@ def check_maps(model, kinds=("votes", "scores", "attention")) -> None:
             f"{model.title} does not score its regions one by one by t_k, so it has no region maps (its map_kind is "
             f"{model.map_kind!r}): take grad_cam.grad_cam, which works for any method"
         )
-
-
-def sides(model) -> list[int]:
-    """Sides of the maps that a model's regions form, one per level: [10, 6, 2], or [14] where they are patches."""
-    return model.gather.sides if hasattr(model, "gather") else [model.vlp.N]
 
 
 def _level(sides: list[int], level: int | None) -> tuple[list[int], slice]:
@@ -186,7 +181,7 @@ def clues(model, images: Tensor, labels) -> Clues:
         added = votes(s)[..., words.columns]  # (B, J, K)  Eq. 13
     else:
         added = _of_best(s[..., words.columns], kept, model.config.topk)
-    level_sides = sides(model)
+    level_sides = model.region_sides
     parts = (added * kept.unsqueeze(-1)).split([side**2 for side in level_sides], dim=1)
     scores = torch.stack([part.sum(dim=1) for part in parts], dim=-1)  # (B, K, L)
     masks = [m[:, 0] for m in level_maps(kept.unsqueeze(-1), level_sides)]  # (B, h, h) each

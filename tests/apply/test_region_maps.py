@@ -5,7 +5,7 @@ import synthetic
 import torch
 
 from hrcf_lib import methods, scores
-from hrcf_lib.apply.region_maps import clues, level_maps, maker, maps_for, region_map, region_shares, score_map, sides
+from hrcf_lib.apply.region_maps import clues, level_maps, maker, maps_for, region_map, region_shares, score_map
 from hrcf_lib.methods import registry
 
 SIDES = [10, 6, 2]
@@ -127,10 +127,10 @@ def test_clues_add_up_to_the_region_score(changes):
         whole = model.under(model.config.replace(lam=1.0, normalize_fusion=False)).score_embeddings(e_g, regions, t)
     J = regions.shape[1]
     torch.testing.assert_close(found.scores.sum(dim=-1), whole[:, [3, 1]], rtol=1e-4, atol=1e-4)
-    assert [m.shape[-1] for m in found.added] == [m.shape[-1] for m in found.kept] == sides(model)
+    assert [m.shape[-1] for m in found.added] == [m.shape[-1] for m in found.kept] == model.region_sides
     kept = torch.cat([m.flatten(1) for m in found.kept], dim=1)  # (B, J)
     assert (kept.sum(dim=1) == (scores.regions_to_keep(model.config, J) if model.config.rss else J)).all()
-    assert found.shares.shape == (2, 2, len(sides(model)))
+    assert found.shares.shape == (2, 2, len(model.region_sides))
     torch.testing.assert_close(found.shares, found.scores.abs() / found.scores.abs().sum(dim=-1, keepdim=True))
     torch.testing.assert_close(found.shares.sum(dim=-1), torch.ones(2, 2))
 

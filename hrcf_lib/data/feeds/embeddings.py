@@ -79,7 +79,7 @@ def rest(model, data: Feed, epochs: int) -> Batches:
     """
     if epochs <= devices.process().num_processes or not isinstance(data, FrozenFeatures):
         return data
-    J = model.gather.J if hasattr(model, "gather") else model.vlp.N**2
+    J = sum(side**2 for side in model.region_sides)
     half = model.config.bf16 and devices.native_bf16(model.vlp.mean.device)
     size = len(data) * (4 + (2 if half else 4) * J) * model.vlp.D  # bytes
     if size > psutil.virtual_memory().available / 2 / devices.neighbours():
