@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from hrcf_lib import data
-from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.mojiscenes import backgrounds, openmoji
 from hrcf_lib.data.mojiscenes import scenes as scenes_module
 from hrcf_lib.data.mojiscenes.scenes import SPLITS, MojiScenes, SceneLaw, compose, draw, export, label_space
@@ -71,6 +70,7 @@ def test_pinned_bits(split):
     assert digest(split) == PINNED[split], fix
 
 
+@pytest.mark.slow
 def test_the_same_bits_in_another_process_and_without_vector_instructions():
     """numpy picks its loops by the CPU it runs on; with the widest ones switched off the bits stay."""
     code = "from tests.data.test_mojiscenes import *; print(*[digest(s) for s in SPLITS])"
@@ -140,7 +140,7 @@ def test_sizes_follow_the_law(scenes):
 @pytest.fixture
 def blanked(monkeypatch):
     """Draw a scene as it would be if some of its things were invisible; everything else stays where it is."""
-    jittered = mojiscenes._jittered
+    jittered = scenes_module._jittered
 
     def draw_without(scene, invisible):
         calls = iter(range(99))
