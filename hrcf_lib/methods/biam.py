@@ -21,7 +21,7 @@ epochs at 1e-4. The test set is scored every tenth epoch; five more epochs on al
 **We** feed it the VLP, as "CLIP-BiAM" in Table II of OVML-VLP: x_r are the patch tokens after the last block, final
 norm and projection, x_g is e_p, both at the VLP's own scale (batch norm follows the first convolution), and a_k is the
 text embedding of a fixed template, or GloVe with ``glove``. Nothing is masked: no score is exactly 0 but by accident.
-Heads and beta1 are the released defaults. ``bn_momentum`` is 0.1: evaluation should not hang on the last batch. The
+Heads and beta1 are the released defaults. ``bn_momentum`` is 0.1: evaluation should not depend on the last batch. The
 optimiser is AdamW, as for every method here, its decay decoupled and not on biases; warm-up and cosine are those of all
 methods. With ViT-B/16 there are 3,019,520 parameters with text embeddings and 2,910,976 with GloVe of 300. The network
 is held against numbers of the released code in the tests.
@@ -54,7 +54,7 @@ class BiAMConfig(MethodConfig):
 
     channels: int = 256  # width of both blocks
     heads: int = 4  # of the region block; they share the channels. Released script for NUS-WIDE: 8
-    topk: int = 6  # regions a label is averaged over
+    topk: int = 6  # regions averaged for each label
     bn_momentum: float = 0.1  # weight of the last batch in the running statistics; released: 0.99
     beta1: float = 0.5  # of AdamW. Released script for NUS-WIDE: 0.9
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
@@ -93,7 +93,7 @@ class BiAM(Method):
 
     def label_embeddings(self, names) -> Tensor:
         """(K, D), or (K, width) with ``glove``: a_k, of unit length, never trained. Raises as ``fixed_prompts`` and
-        ``word_vectors.read``."""
+        ``word_vectors.read_vectors``."""
         c = self.config
         if c.glove:
             a = word_vectors.read_vectors(c.glove, names, c.glove_missing).to(self.vlp.mean.device)

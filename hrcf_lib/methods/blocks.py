@@ -1,4 +1,4 @@
-"""What several methods are made of: last blocks that learn, dense features, and prompts that rest."""
+"""Parts that several methods share: trained last blocks, dense features, and fixed prompts."""
 
 import copy
 

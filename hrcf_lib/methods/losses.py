@@ -51,7 +51,7 @@ def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
 def asymmetric_loss(
     p: Tensor, labels: Tensor, gamma_positive: float = 1.0, gamma_negative: float = 2.0, shift: float = 0.05
 ) -> Tensor:
-    r"""Binary cross-entropy that looks away from what is easy, from absent labels most; unknown labels take no part.
+    r"""Binary cross-entropy that weighs easy labels less, absent ones most so; unknown labels take no part.
 
     .. math:: L_i = -\sum_{k: y_{ik} = 1} (1 - p_{ik})^{\gamma_+} \log p_{ik}
         - \sum_{k: y_{ik} = -1} m_{ik}^{\gamma_-} \log (1 - m_{ik}), \qquad m_{ik} = \max(p_{ik} - m, 0)
@@ -102,8 +102,8 @@ def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: 
         \qquad z = \frac{x}{\lVert x \rVert_2}
 
     P(i) are the other features of the class of i; A are the anchors, those i that have any. A feature without a partner
-    is no anchor, but others are told from it. All n features are compared with each other: in data parallel, and where
-    a batch is computed in parts, these are the features of the process's own part, not those of the whole batch.
+    is no anchor, but it repels others. All n features are compared with each other: in data parallel, and if a batch is
+    computed in parts, these are the features of the process's own part, not those of the whole batch.
 
     Args:
         features: (n, D), finite, of any length. Half precision is computed in float32.

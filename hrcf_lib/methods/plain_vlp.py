@@ -25,6 +25,20 @@ from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method
 from hrcf_lib.methods.settings import MethodConfig
 
+PROMPTS = {  # name -> templates, whose embeddings are averaged
+    "name": ["{}"],
+    "photo": ["a photo of a {}."],
+    "drawing": ["a drawing of a {}."],
+    "there is": ["there is a {}."],
+    "multi-label": ["A photo for multi-label classification, there is a {}."],
+    "ensemble": ["a photo of a {}.", "a drawing of a {}.", "a picture of a {}.", "there is a {}.", "this is a {}."],
+}
+SIMILARITIES = {  # global embeddings (B, D), label embeddings (K, D) -> (B, K)
+    "dot": lambda e, t: e @ t.T,
+    "cosine": lambda e, t: normalize(e, dim=-1) @ normalize(t, dim=-1).T,
+    "softmax": lambda e, t: (e @ t.T).softmax(dim=-1),
+}
+
 
 @dataclass(frozen=True)
 class PreCLIPConfig(MethodConfig):
@@ -32,8 +46,8 @@ class PreCLIPConfig(MethodConfig):
 
     method = "pre_clip"
 
-    prompt_set: str = "photo"  # key of ``zero_shot.PROMPTS``: a single template, or "ensemble"
-    similarity: str = setting("dot", scores=True)  # key of ``zero_shot.SIMILARITIES``
+    prompt_set: str = "photo"  # key of ``PROMPTS``: a single template, or "ensemble"
+    similarity: str = setting("dot", scores=True)  # key of ``SIMILARITIES``
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,7 +56,7 @@ class PreCLIPConfig(MethodConfig):
 
 
 class PreCLIP(Method):
-    """The plain VLP; ``fit`` has nothing to learn and takes no step."""
+    """The plain VLP: ``train`` has nothing to learn and takes no step."""
 
     title, Config = "Pre-CLIP", PreCLIPConfig
     about = "Pre-CLIP: the VLP as it comes, one global embedding per picture."
@@ -67,34 +81,16 @@ class PreCLIP(Method):
         return SIMILARITIES[self.config.similarity](e_g, label_embeddings)
 
 
-PROMPTS = {  # name -> templates, whose embeddings are averaged
-    "name": ["{}"],
-    "photo": ["a photo of a {}."],
-    "drawing": ["a drawing of a {}."],
-    "there is": ["there is a {}."],
-    "multi-label": ["A photo for multi-label classification, there is a {}."],
-    "ensemble": ["a photo of a {}.", "a drawing of a {}.", "a picture of a {}.", "there is a {}.", "this is a {}."],
-}
-SIMILARITIES = {  # global embeddings (B, D), label embeddings (K, D) -> (B, K)
-    "dot": lambda e, t: e @ t.T,
-    "cosine": lambda e, t: normalize(e, dim=-1) @ normalize(t, dim=-1).T,
-    "softmax": lambda e, t: (e @ t.T).softmax(dim=-1),
-}
-
-
 def prompted(vlp, names, prompt: str) -> Tensor:
     """(K, D) mean embedding of each name over the templates of a prompt of ``PROMPTS``."""
     return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in PROMPTS[prompt]]).mean(0)
-
-
-# The plain VLP ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def zero_shot(
     vlp, data, prompt: str, score: str, tasks=("ZSL", "GZSL"), ks=(3, 5), protocol="per_class"
 ) -> pd.DataFrame:
-    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``zero_shot.PROMPTS``. A row a task."""
+    """The plain VLP (Pre-CLIP of Table V): global embedding against a prompt of ``PROMPTS``. One row per task."""
     return _zero_shot(vlp, data, prompt, [score], tasks, ks, protocol, teacher_embeddings(vlp, data))[score]
 
 

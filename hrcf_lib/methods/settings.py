@@ -1,4 +1,4 @@
-"""What the configs of all baselines share: the experiment around a method is the same, its own settings are its own."""
+"""Base classes of the methods' configs: all methods share the experiment, each has settings of its own."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from hrcf_lib.labels import check_names
 
 @dataclass(frozen=True)
 class MethodConfig(Config):
-    """A config with the fields that baselines add; those of HRCF that a method does not use have no effect on it."""
+    """A config with the fields that methods add; HRCF's fields that a method does not use have no effect on it."""
 
     template: str = "a photo of a {}."  # prompt of a method that learns none
     blocks: int = 0  # last blocks of the ViT that are trained
@@ -64,7 +64,7 @@ class PartialConfig(MethodConfig):
 
     trains = "both"  # what all epochs train, one of ``config.SIDES``; no field
 
-    categories: tuple[str, ...] = ()  # names of the labels it answers for, those of training (``fit.categories``)
+    categories: tuple[str, ...] = ()  # names of the labels it scores, those of training
     loss: str = "asymmetric"  # or "cross_entropy": binary, over the known labels
     unknown: str = "ignored"  # or "negative": an unknown label counts as absent
     gamma_positive: float = 1.0  # of the asymmetric loss

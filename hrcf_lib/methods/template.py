@@ -1,11 +1,11 @@
-r"""TEMPLATE: copy this file, name file, classes and ``method`` anew, and enter it in ``baselines.METHODS``. It works.
+r"""TEMPLATE: copy this file, rename file, classes and ``method``, and enter it in ``registry.METHODS``. It works.
 
 $$s_k = e \cdot t_k, \qquad e = W\, e_p + e_p$$
 
-Here: one linear layer on the VLP's global embedding, trained with the ranking loss. Say in the first lines which
+Here: one linear layer on the VLP's global embedding, trained with the ranking loss. The first lines say which
 equations are computed, then **what the paper** states, **what its released code** does where they differ, and what
-**we** chose. ``tests/test_baselines.py`` runs every method in ``METHODS`` through the same tests, and this one too. A
-file outside of this package is entered as ``baselines.METHODS["my_method"] = MyMethod``, wherever it is to be loaded.
+**we** chose. ``tests/methods/test_baselines.py`` runs this and every method in ``METHODS`` through the same tests. A
+class outside this package is entered as ``methods.METHODS["my_method"] = MyMethod``, wherever it is to be loaded.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from hrcf_lib.methods.settings import MethodConfig
 
 @dataclass(frozen=True)
 class TemplateConfig(MethodConfig):
-    """A comment a field, with unit and place in the paper. Fields of ``Config`` may be given other defaults here."""
+    """One comment per field, with unit and place in the paper. Fields of ``Config`` may get other defaults here."""
 
     method = "template"  # the name in METHODS, lower case; no field, so without a type
 

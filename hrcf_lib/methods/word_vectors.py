@@ -1,7 +1,7 @@
 r"""Word vectors from a text file, as GloVe, word2vec and fastText write them: a word and its numbers on each line.
 
-Such files are large (GloVe: 400,000 words, 1 GB), so one is streamed, only words that are asked for are kept, and what
-was read once is remembered. K labels.
+Such files are large (GloVe: 400,000 words, 1 GB): a file is streamed, only the words that are asked for are kept, and
+they are read once. K labels.
 
 Source: BiAM and the zero-shot methods before it name their labels by GloVe vectors (papers/biam.md).
 """
@@ -30,7 +30,7 @@ def words(name: str) -> list[str]:
 
 
 def read_vectors(path: str | Path, names, missing: str = "error") -> Tensor:
-    r"""A vector a label: the mean over its words, (K, width), float32, at the scale of the file.
+    r"""One vector per label: the mean over its words, (K, width), float32, at the scale of the file.
 
     Args:
         path: UTF-8 text, "word v1 v2 ..." on each line. A first line of two whole numbers (word2vec) is skipped. Words
@@ -56,16 +56,16 @@ def read_vectors(path: str | Path, names, missing: str = "error") -> Tensor:
     ]
     if faults:
         more = [f"and {len(faults) - 5} more"] if len(faults) > 5 else []
-        mend = "Name such labels by other words, or take another file"
+        fix = "Name such labels by other words, or take another file"
         if missing == "error":
-            mend += "; missing='skip' (a method's glove_missing='skip') takes the mean of the words that are there"
-        raise ValueError("\n  ".join(["labels without word vectors:", *faults[:5], *more]) + f"\n{mend}.")
+            fix += "; missing='skip' (a method's glove_missing='skip') takes the mean of the words that are there"
+        raise ValueError("\n  ".join(["labels without word vectors:", *faults[:5], *more]) + f"\n{fix}.")
     means = [torch.tensor([known[word] for word in own if known[word]]).mean(dim=0) for own in parts.values()]
     return torch.stack(means)  # (K, width)
 
 
 def width(path: str | Path) -> int:
-    """Numbers a word, as the first line of the file has them. Raises as ``read``."""
+    """Width of the vectors, by the first line of the file. Raises as ``read_vectors``."""
     _, line = next(_lines(Path(path)), (0, ""))
     if " " not in line:
         raise ValueError(f"{path} holds no word vectors: each line is a word and its numbers, with blanks between")

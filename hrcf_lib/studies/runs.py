@@ -117,7 +117,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     settings = AS_TRAINED if settings is None else settings
     feats = feats(config) if callable(feats) else feats
     feats = feats | {"train": _training_data(config, feats)}
-    belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items() if hasattr(d, "identity")}}
+    belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items()}}
     with exclusive(config, folder) as out:
         known = _read_outcome(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}

@@ -158,7 +158,7 @@ def test_bad_configs_are_errors_that_name_the_field():
         build("mkt", topk=0)
     with pytest.raises(ValueError, match="blocks = 7 of a ViT with 6: choose from 0"):
         build("mkt", blocks=7)
-    with pytest.raises(ValueError, match="MKT takes a MKTConfig, not a Config.*baselines.build\\('mkt', config\\)"):
+    with pytest.raises(ValueError, match="MKT takes a MKTConfig, not a Config.*methods.build\\('mkt', config\\)"):
         methods.method("mkt")(experiment())
     with pytest.raises(ValueError, match="BiAMConfig cannot be made of a MKTConfig"):
         methods.build("biam", methods.configure("mkt", experiment()))

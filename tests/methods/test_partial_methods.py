@@ -84,7 +84,7 @@ def test_labels_it_was_not_built_for(fitted, name):
         return
     with pytest.raises(ValueError, match="answers for the 5 labels it was built for, 'boot' is not among them"):
         model.score(pictures(1), ["owl", "boot"])
-    with pytest.raises(ValueError, match=r"something of each label's own.*categories=fit.categories\(config\)"):
+    with pytest.raises(ValueError, match=r"something for each label.*categories=sources.categories\(config\)"):
         build(name, categories=())
 
 

@@ -1,4 +1,4 @@
-r"""What methods for missing labels are made of: the loss of known labels, learnt contexts, and a learnt likeness.
+r"""Parts of the methods for missing labels: the loss of known labels, learnt contexts, and a learnt likeness.
 
 B pictures, K labels, M context vectors, C width of the text tower, D embedding width.
 """
@@ -50,7 +50,7 @@ class Partial(Method):
         likeness.fit(x, lambda s: self.classification(self.probabilities(self.spread(s)), y), learnt)
 
     def spread(self, s: Tensor) -> Tensor:
-        """What becomes of the logits of ``likeness`` (B, K) before they are scores; here nothing."""
+        """Logits of ``likeness`` (B, K) -> scores (B, K); here the same."""
         return s
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -101,16 +101,16 @@ class Partial(Method):
 
 
 def check_categories(config) -> None:
-    """Raise ``ValueError`` for a config without categories, of a method that learns something of each."""
+    """Raise ``ValueError`` for a config without categories, for a method that learns something for each."""
     if not config.categories:
         raise ValueError(
-            f"{config.method} learns something of each label's own: give their names, as in "
-            f"baselines.build({config.method!r}, config, categories=fit.categories(config))"
+            f"{config.method} learns something for each label: give the labels' names, as in "
+            f"methods.build({config.method!r}, config, categories=sources.categories(config))"
         )
 
 
 class Contexts(nn.Module):
-    r"""Prompts [v_1 .. v_M] name . -> (K, D), with contexts that all labels share or one of each label's own.
+    r"""Prompts [v_1 .. v_M] name . -> (K, D), with one context for all labels or one for each.
 
     Args:
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
@@ -193,7 +193,7 @@ class Likeness(nn.Module):
 
 @torch.no_grad()
 def first_scores(model, data, number: int = FITTED, batch: int = 64) -> tuple[Tensor, Tensor]:
-    r"""What ``model.likeness`` is asked about, and labels, of ``number`` pictures of a pass: two (n, K)."""
+    r"""Cosines that ``model.likeness`` takes, and labels, for ``number`` pictures of a pass: two (n, K)."""
     asked, found, columns, labels = [], [], data.space.columns("seen"), []
     t = model.label_embeddings(data.space.seen)
     hook = model.likeness.register_forward_pre_hook(lambda _, args: asked.append(args[0].float()))

@@ -9,8 +9,8 @@ one of each class's own, the name at the end and in the middle, vectors that sta
 embeddings are of unit length, and the temperature rests. Its prompt ends in "name.".
 
 **We** take the shared context of 16 with the name at the end, and say yes or no to each label by itself: a sigmoid,
-with a temperature and an offset that are learnt (``parts.Likeness``), under the loss of known labels that all methods
-for missing labels here have. Both are fitted to known labels before the context learns (``parts.Partial.begin``).
+with a temperature and an offset that are learnt (``base.Likeness``), under the loss of known labels that all methods
+for missing labels here have. Both are fitted to known labels before the context learns (``base.Partial.begin``).
 AdamW for their SGD, as for every method here. Any name can be asked.
 """
 

@@ -13,7 +13,7 @@ all labels, drawn with deviation 0.02; exponents 1 and 2; a ResNet-101 (50 epoch
 
 **We** take for f_j the ViT's patch tokens behind its last norm and projection, in which positions have already looked
 at each other; gamma as released, and gamma eta as the start of a temperature that is learnt, with an offset beside it
-(``parts.Likeness``): both are fitted to the known labels before prompts learn (``parts.Partial.begin``). The positive
+(``base.Likeness``): both are fitted to the known labels before prompts learn (``base.Partial.begin``). The positive
 prompt starts from words, since of drawn vectors the small text tower of MojiScenes makes little; the negative one is
 drawn, as released: from the same words both would say the same. AdamW, as for every method here. Any name can be asked.
 The softmax over positions is a map of where a label is seen (``maps``).

@@ -1,4 +1,4 @@
-r"""Pseudo-labels from category prototypes: a memory of what present labels look like, and what it says of unknown ones.
+r"""Pseudo-labels from category prototypes: a memory of what present labels look like decides about unknown ones.
 
 memory of regions -> ``Memory.prototypes`` -> ``estimate`` -> ``thresholds`` -> ``pseudo_labels`` -> ``fill``
 
@@ -6,7 +6,7 @@ The functions are pure; all that changes while training lies in the buffers of `
 pictures, K labels, M places of a label in the memory, D embedding width; v_c is the region of label c in a picture, t_c
 its text embedding, p_c its visual prototype. Labels are -1 (absent), 0 (unknown), +1 (present).
 
-Source: TRM-ML (Ma et al., ACM MM 2024), Eqs. 7-12; what is theirs and what is ours says ``trm_ml.py``.
+Source: TRM-ML (Ma et al., ACM MM 2024), Eqs. 7-12; ``trm_ml.py`` says what is theirs and what is ours.
 """
 
 import torch
@@ -84,7 +84,7 @@ class Memory(nn.Module):
 
         of the moving averages m_c of present labels and o_c of others, with ``high`` and ``low`` for the weights, both
         in [0, 1): 0 and 0 give m_c and o_c themselves. As x_c goes from m_c towards 1, an estimate of 1 always passes.
-        The mean x of all labels is a floor: where a label's regions tell nothing yet, m_c is hardly above o_c, and
+        The mean x of all labels is a floor: where a label's regions show nothing yet, m_c is hardly above o_c, and
         everything would pass. A label without an average has the mean of those that have one; with none at all the
         thresholds are infinite and nothing passes them.
         """

@@ -26,7 +26,7 @@ ViT's patch tokens behind its last norm and projection, x_k is the text embeddin
 P as the identity and w as a constant: attention begins near a softmax of the VLP's own cosines, and d can be small (on
 300 pictures of val, before training, the mAP of seen labels was 26 with d = 16, and 19 with the mean of all positions).
 With ``glove`` U and V share no space and start apart. Without ``decoupling`` f_k is e_p, without ``category_prompts``
-all labels share the vectors: without both it is ``partial.coop``, weight for weight.
+all labels share the vectors: without both it is ``coop.py``, weight for weight.
 """
 
 import math
@@ -51,7 +51,7 @@ PREDICTIONS = ("sigmoid", "softmax")
 @dataclass(frozen=True)
 class SemanticAwareConfig(PartialConfig):
     """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's, of a model
-    before training (``parts.Partial.begin``)."""
+    before training (``base.Partial.begin``)."""
 
     method = "semantic_aware"
 
@@ -140,7 +140,7 @@ class SemanticAware(Partial):
         if c.decoupling:
             self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
             if c.glove and c.categories:
-                self.words(c.categories)  # words that the file lacks are told now, and not after features are computed
+                self.words(c.categories)  # reports words that the file lacks before features are computed
 
     def lr_scale(self, side: str, name: str) -> float:
         """Where both learn at once the fusion learns at ``lr``, all else at ``prompt_lr``."""
@@ -185,7 +185,7 @@ class SemanticAware(Partial):
         return s if self.config.prediction == "sigmoid" else softmax_logits(s)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """As every method here; of pairs that no loss looks at, nothing is computed."""
+        """As every method here; pairs that no loss uses are not computed."""
         c = self.config
         asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
         s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)

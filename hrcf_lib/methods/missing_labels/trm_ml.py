@@ -7,7 +7,7 @@ $$L = \alpha L_{asl}(s, \hat y) + \beta\, \mathrm{KL}\big( \sigma(s) \,\Vert\, \
   \qquad s^u_c = \frac{\cos(u_c, t_c)}{\tau} + \beta_0$$
 
 with texts t_c, patches F_j, queries q_c, softmax $\sigma$ over the categories, and labels $\hat y$ of which the unknown
-ones are filled where prototypes are sure (``pseudo.py``, Eqs. 7-12).
+ones are filled where prototypes are sure (``pseudo_labels.py``, Eqs. 7-12).
 
 **The paper** (Ma et al., ACM MM 2024) freezes both encoders and matches text with category-aware *regions*, where
 others match it with the image or with pixels. Cross-attention of category queries and the feature map gives regions
@@ -21,8 +21,8 @@ map a category, which sums the visual features up to the region; an MLP gives qu
 
 **We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_q and W_k
 at a multiple of the identity, W_v at the identity. One context of 16 vectors is shared by all texts
-(``parts.Contexts``), and a learnt offset $\beta_0$ joins the temperature (``parts.Likeness``); both are fitted to the
-known labels before anything else learns (``parts.Partial.begin``). The distillation has the
+(``base.Contexts``), and a learnt offset $\beta_0$ joins the temperature (``base.Likeness``); both are fitted to the
+known labels before anything else learns (``base.Partial.begin``). The distillation has the
 region for a teacher, which gets no gradient from it. alpha is the weight of ASL, beta that of distillation, gamma that
 of the contrastive loss. Eq. 10 is printed with the same inequality twice: as meant, a label is present above an upper
 threshold and absent below a lower one. What ``Memory.thresholds``, ``Memory.update`` and ``estimate`` compute is ours
