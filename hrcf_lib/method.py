@@ -211,7 +211,7 @@ class Method(Pretrained, nn.Module):
     def under(self, config: configs.Config) -> "Method":
         """The same weights under another config, whose changes matter at test time only."""
         other = copy.copy(self)
-        other.config = config
+        other.config, other.extras = config, dict(self.extras)
         return other
 
     def trainable_state(self) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 accelerator.free_memory()  # of the phase before
                 only(model, side)
                 t = None if learns_text(model, side) else _label_embeddings(model, data)
-                objective = accelerator.prepare_model(_Objective(model, side, data.space.seen, t))
+                objective = accelerator.prepare_model(Objective(model, side, data.space.seen, t))
                 source = data if learns_images(model, side) else rest(model, data, phase.epochs - e)
             seed = _seed(config.seed, side, before)
             order = BatchOrder(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
@@ -197,7 +197,7 @@ def _label_embeddings(model, data) -> Tensor:
         return model.label_embeddings(data.space.seen)
 
 
-class _Objective(torch.nn.Module):
+class Objective(torch.nn.Module):
     """The loss of one side on a part of a batch. Every process holds a replica."""
 
     def __init__(self, model, side: str, names, label_embeddings: Tensor | None):

@@ -29,7 +29,7 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
     training.only(model, "hcg")
     model.train()
     images, labels, t = random_images(B, vlp.side), random_labels(B, K), random_normal(K, vlp.D, scale=0.05)
-    objective = training._Objective(model, "hcg", names, t)
+    objective = training.Objective(model, "hcg", names, t)
     optimizer = torch.optim.AdamW(model.groups("hcg"), lr=0.0)
 
     @torch.no_grad()

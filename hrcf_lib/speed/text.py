@@ -81,7 +81,7 @@ def prompt_phase(sizes: Sizes) -> dict:
     model.train()
     images, labels = random_images(B, model.vlp.side), random_labels(B, len(names))
     e_p = random_normal(B, model.vlp.D)
-    objective = training._Objective(model, "prompts", names, None)
+    objective = training.Objective(model, "prompts", names, None)
     stored = model.embed(images)
 
     def update(images) -> Tensor:
