@@ -122,3 +122,8 @@ def test_every_notebook_and_every_figure_is_listed():
     patterns = re.findall(r"`([\w*]+)`", figures.read_text(encoding="utf-8"))
     named = {path.stem for path in (ROOT / "figures").glob("*.*g")}
     assert not [name for name in named if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+@pytest.mark.parametrize("package", ["apply", "data", "engine", "figures", "methods", "report", "speed", "studies"])
+def test_every_package_has_a_page(package):
+    assert (ROOT / "hrcf_lib" / package / "README.md").is_file()
