@@ -199,10 +199,14 @@ def names_where(kind: type[Config] = Config, **about) -> tuple[str, ...]:
 
 
 def stated(field: dataclasses.Field) -> dict:
-    """What a field says of itself, by the arguments of ``setting``; a plain default says what these are by default."""
-    return {**_PLAIN, **field.metadata}
+    """What a field says of itself, by the arguments of ``setting``.
+
+    A method's config that gives a field of ``Config`` another default without ``setting`` keeps the rest of it.
+    """
+    return {**_PLAIN, **_BASE.get(field.name, {}), **field.metadata}
 
 
+_BASE = {field.name: field.metadata for field in dataclasses.fields(Config)}
 _PLAIN = setting(None).metadata
 
 

@@ -7,6 +7,7 @@ import pytest
 import synthetic
 
 from hrcf_lib import config as configs
+from hrcf_lib import methods
 from hrcf_lib.apply import calibration
 from hrcf_lib.config import DATA, MASK, METHOD, RUN, Config, names_where, setting
 from hrcf_lib.methods.settings import MethodConfig
@@ -105,3 +106,10 @@ def test_a_method_of_ones_own_states_its_fields_the_same_way():
     assert "extra" in names_where(kind, scores=True) and "extra" not in names_where(scores=True)
     with pytest.raises(ValueError, match="extra = 0 must be at least 1"):
         kind.of(synthetic.config(), extra=0)
+
+
+def test_another_default_keeps_what_config_states_of_a_field():
+    mkt = methods.method("mkt").Config
+    assert {"lam", "topk"} <= set(configs.names_where(mkt, scores=True))
+    with pytest.raises(ValueError, match="lam = 1.5 must be from 0 to 1"):
+        methods.configure("mkt", configs.mini(), lam=1.5)

@@ -399,7 +399,7 @@ def test_save_and_load(name, tmp_path):
     found = classify([Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures()], names, again, top_k=2)
     assert list(found.groupby("image").size()) == [2, 2, 2] and found["score"].notna().all()
     other = methods.method("mkt" if name != "mkt" else "biam")
-    with pytest.raises(ValueError, match=f"holds a '{name}', not '.*': use baselines.load"):
+    with pytest.raises(ValueError, match=f"holds a '{name}', not '.*': use methods.load"):
         other.from_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="model.safetensors cannot be read"):
