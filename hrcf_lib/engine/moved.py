@@ -29,7 +29,7 @@ _NOW = {
 }
 
 
-def _table() -> dict[str, str]:
+def table() -> dict[str, str]:
     """Old module -> new module, both in full."""
     found = {}
     for package, names in _NOW.items():
@@ -44,7 +44,7 @@ def _table() -> dict[str, str]:
 class _Finder:
     """Asked for a module that no other finder knows; it finds nothing, and tells where the module went."""
 
-    table = _table()
+    table = table()
 
     def find_spec(self, name, path=None, target=None):
         if name in self.table:
