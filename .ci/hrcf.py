@@ -12,7 +12,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file is also started by the Pythons that are too old)
     sys.exit(
         "hrcf: Python 3.11 or newer is needed, this is {}.{} ({}).\n"
-        "Mend: install a newer one (python.org, your package manager, or `conda env create -f environment.yml`) and\n"
+        "Fix: install a newer one (python.org, your package manager, or `conda env create -f environment.yml`) and\n"
         "start this file with it, e.g. `python3.11 .ci/hrcf.py demo`.".format(*sys.version_info[:2], sys.executable)
     )
 
@@ -40,8 +40,8 @@ def say(text: str = "") -> None:
     print(f"hrcf: {text}" if text else "", flush=True)
 
 
-def stop(problem: str, mend: str, code: int = 1) -> None:
-    print(f"hrcf: {problem}\nMend: {mend}", file=sys.stderr, flush=True)
+def stop(problem: str, fix: str, code: int = 1) -> None:
+    print(f"hrcf: {problem}\nFix: {fix}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

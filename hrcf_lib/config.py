@@ -37,15 +37,15 @@ class Phase:
 TRAINABLE = {
     "hcg": ("block.", "ln_post.", "gather.", "head."),  # Eq. 20: image side, text side fixed
     "prompts": ("prompt.",),  # Eq. 21: text side, image side fixed
-    "both": ("block.", "ln_post.", "gather.", "head.", "prompt."),  # at once, which alternate training is held against
+    "both": ("block.", "ln_post.", "gather.", "head.", "prompt."),  # at once, for comparison with alternating
 }
 SIDES = (*TRAINABLE, "images")  # the last: the image side of a method without HCG (``hrcf_lib.methods``)
 
-# Whose a setting is. From that follows which runs, features and checkpoints differ by it.
-METHOD = "method"  # of the method: each method has its own default
-DATA = "data"  # of the pictures, their labels and the VLP: other values, other features
+# What a setting belongs to: this decides which runs, features and checkpoints differ by it.
+METHOD = "method"  # the method: each method has its own default
+DATA = "data"  # the pictures, their labels and the VLP: other values, other features
 MASK = "mask"  # which of the training labels are hidden; features stay the same
-RUN = "run"  # of the length, the device and the evaluation of a run, whatever the method
+RUN = "run"  # the length, the device and the evaluation of a run, whatever the method
 
 
 def setting(
@@ -70,7 +70,7 @@ def setting(
 class Config:
     """All settings of one run. Section numbers are the HRCF paper's; "ours" marks what the paper leaves open."""
 
-    method = "hrcf"  # whose config this is, as ``baselines.method`` knows it; no field
+    method = "hrcf"  # the name of the method whose config this is (``methods.registry``); no field
 
     name: str = setting(of=RUN, weights=False)  # preset this config started from
     dataset: str = setting(
@@ -126,7 +126,7 @@ class Config:
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
     workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores
     known: float = setting(1.0, of=MASK, high=1, since=2)  # share of the training labels that are known; others read 0
-    single_positive: bool = setting(False, of=MASK, since=2)  # one positive label a training picture, nothing else
+    single_positive: bool = setting(False, of=MASK, since=2)  # one positive label per training picture, nothing else
     mask_seed: int | None = setting(None, of=MASK, since=2)  # which labels are known; None: published seeds, 0 and 1200
     held_out: float = setting(0.0, of=DATA, high=1, since=2)  # share of train that is val; 0.2 in Cole et al.
     protocol: str = setting(
@@ -217,9 +217,9 @@ def choices(name: str, kind: type[Config] = Config) -> tuple:
 
 
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
-    """The inverse of ``Config.to_dict``, retired fields are ignored.
+    """The inverse of ``Config.to_dict``; retired fields are ignored.
 
-    An unknown name, or one that is missing and has no default, is an error.
+    Raises ``ValueError`` for an unknown name, or for one that is missing and has no default.
     """
     fields = dataclasses.fields(kind)
     values = {name: value for name, value in values.items() if name not in RETIRED}
@@ -240,7 +240,7 @@ PRESETS = {}  # name -> function that builds it at full size
 
 
 def _preset(build):
-    """Enter a preset, and shrink what it builds where ``HRCF_SIZE=smoke`` asks for it."""
+    """Enter a preset in ``PRESETS``; where ``HRCF_SIZE=smoke`` is set, what it builds is shrunk."""
     PRESETS[build.__name__] = build
     return wraps(build)(lambda: _sized(build()))
 
@@ -331,7 +331,7 @@ def _phase(value) -> Phase:
 def _check_names(names, known: list[str]) -> None:
     if gone := [name for name in names if name in RETIRED]:
         raise ValueError(
-            f"{gone[0]} is no setting any more: features are stored once, as float16, and augmented pictures are read "
+            f"{gone[0]} is no longer a setting: features are stored once, as float16, and augmented pictures are read "
             "anew every epoch; leave it out"
         )
     check_known(names, known, "unknown config name")

@@ -19,6 +19,7 @@ from hrcf_lib.data.feeds.embeddings import Embedded
 from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.devices import process
+from hrcf_lib.engine.messages import list_some
 
 
 @torch.no_grad()
@@ -55,10 +56,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """One row per task: P/R/F1@K and mAP in percent by a named protocol, each task scored for its own label set.
 
-    ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own HSA (see ``CONTROLS``); with
-    ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``measure``, by default that of
-    the config. Raises ``ValueError`` for an unknown protocol, a task that the label space has no labels for, or
-    features of a method that leaves the ViT elsewhere.
+    ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own scores (see ``studies.controls``);
+    with ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``metrics_row``, by default
+    that of the config. Raises ``ValueError`` for an unknown protocol, a task that the label space has no labels for, or
+    features of another depth of the ViT.
 
     Where several processes run this, each scores its share of the pictures, every picture is scored exactly once, and
     all of them get the same table.
@@ -71,7 +72,7 @@ def compare(
 ) -> dict[str, pd.DataFrame]:
     """The table of ``evaluate`` for each of several scorers by name, in one pass over the data; None: the model's own.
 
-    Without ``embedded`` pictures are scored as they come: nothing of their size is held but the scores.
+    Without ``embedded``, pictures are scored batch by batch, and only the scores are kept in memory.
     """
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     _warn_of_leaks(model, data.space)
@@ -93,8 +94,8 @@ def _warn_of_leaks(model, space) -> None:
     """Unseen labels that the model was trained on are no zero-shot labels, as with another ``vocabulary_seed``."""
     learnt = sorted(set(model.reference_labels) & set(space.unseen))
     if learnt:
-        some = ", ".join(learnt[:3]) + (f" and {len(learnt) - 3} more" if len(learnt) > 3 else "")
-        warnings.warn(f"trained on labels that are called unseen here: {some}; ZSL is not zero-shot", stacklevel=3)
+        listed = list_some(learnt, most=3)
+        warnings.warn(f"trained on labels that are called unseen here: {listed}; ZSL is not zero-shot", stacklevel=3)
 
 
 @torch.no_grad()
@@ -115,8 +116,8 @@ def _score_streaming(model, data, scorers, label_embeddings, batch: int = 64) ->
             values.setdefault((name, task), []).append(scorers[name](e_g, regions, label_embeddings[task]).cpu())
     done = torch.cat(done)
     for name, task in keys:
-        own = torch.cat(values.pop((name, task), [torch.empty(0, len(label_embeddings[task]))]))
-        values[name, task] = gather_rows(own, done, len(data))
+        share = torch.cat(values.pop((name, task), [torch.empty(0, len(label_embeddings[task]))]))
+        values[name, task] = gather_rows(share, done, len(data))
     return values
 
 

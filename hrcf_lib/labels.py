@@ -117,7 +117,7 @@ class LabelSpace:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the names in column order, one a line; for records and caches."""
+        """First 16 hex digits of the SHA-256 of the names in column order, one per line; for records and caches."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
     def columns(self, task: str) -> slice:
@@ -152,7 +152,7 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
         )
     if labels.dtype == torch.bool:
         raise ValueError("labels are bool, where False may mean absent or unknown; pass -1 (absent), 0 (unknown), +1")
-    step = max(1, 2**22 // max(1, labels.shape[1]))  # rows a time, so that the masks stay small beside the input
+    step = max(1, 2**22 // max(1, labels.shape[1]))  # rows at a time, so that the masks stay small beside the input
     for start in range(0, len(labels), step):
         s, y = scores[start : start + step].detach(), labels[start : start + step]
         if s.sum().isfinite() & (y == y.sign()).all():  # the normal case: one look at the device, no mask of scores

@@ -5,8 +5,8 @@ names    -> ``label_embeddings``                           -> one vector per lab
 both     -> ``score_embeddings``                           -> scores (B, K)
 
 A new method defines these three and, in ``build``, which modules they need; everything else has a default. Then
-``training.train``, ``evaluation.evaluate``, ``studies.run`` and ``classify`` take it. A template is in
-``methods/template.py``. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
+``training.train``, ``evaluation.evaluate``, ``studies.run`` and ``classify`` take it. ``methods/template.py`` is
+one to copy. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
 width.
 """
 
@@ -40,9 +40,9 @@ class Method(Pretrained, nn.Module):
 
     title = "Method"  # what tables call it
     about = "An open-vocabulary multi-label classifier."  # one line on its model card
-    Config = configs.Config  # its ``method`` is the name that ``methods.build`` knows it by
+    Config = configs.Config  # its ``method`` is the name by which ``methods.build`` knows it
 
-    # What the library asks a method, so that it never has to look at its name
+    # What the library asks of a method, so that it never has to look at its name
     trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE  # prefixes of the parameters that each side trains
     text_prefixes: tuple[str, ...] = ("prompt.",)  # of the parameters that ``label_embeddings`` depends on
     trained_blocks = 1  # last blocks of the ViT that it trains; ``image_embeddings`` gets the tokens before them
@@ -50,7 +50,7 @@ class Method(Pretrained, nn.Module):
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
     has_lambda = False  # weighs regions against the whole picture by ``config.lam``
     has_selection = False  # leaves regions out at test time, by ``config.rss`` and ``config.keep``
-    map_kind: str | None = None  # what its regions show of a label: "votes", "scores" or "attention" (``maps``)
+    map_kind: str | None = None  # what its regions show of a label: "votes", "scores", "attention" (``region_maps``)
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
         super().__init__()
@@ -86,7 +86,7 @@ class Method(Pretrained, nn.Module):
         raise NotImplementedError
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        r"""What ``image_embeddings`` gave, and (K, D) -> (B, K). Any set of labels, also ones never trained on."""
+        r"""What ``image_embeddings`` returned, and (K, D) -> (B, K), for any labels, also ones never trained on."""
         raise NotImplementedError
 
     @property
@@ -94,13 +94,13 @@ class Method(Pretrained, nn.Module):
         """Sides of the square maps that the regions form, one after the other: here one, of the N^2 patches."""
         return [self.vlp.N]
 
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
-        r"""Scores (B, K) of the labels ``own`` (K, D), each alone beside the ``reference`` (R, D).
+    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
+        r"""Scores (B, K) of K labels (K, D), each alone beside the ``reference`` (R, D).
 
-        R + 1 labels are scored K times; a method with a shorter way says so. No label of ``own`` may be among
+        This scores R + 1 labels, K times; a method with a shorter way overrides it. None of the K labels may be among
         ``reference``.
         """
-        parts = [self.score_embeddings(e_g, regions, torch.cat([reference, t[None]]))[:, -1] for t in own]
+        parts = [self.score_embeddings(e_g, regions, torch.cat([reference, t[None]]))[:, -1] for t in label_embeddings]
         return torch.stack(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
@@ -111,10 +111,11 @@ class Method(Pretrained, nn.Module):
         """
         s = finite(self.score_embeddings(e_g, regions, t))  # (B, K)
         rank = ranking_loss(s, labels, self.config.ranking_reduction)  # Eq. 15
-        return {"ranking": rank, "distillation": distillation_loss(e_g, teacher, self.config.distillation_reduction)}
+        distillation = distillation_loss(e_g, teacher, self.config.distillation_reduction)  # Eq. 5
+        return {"ranking": rank, "distillation": distillation}
 
     def begin(self, data) -> None:
-        """What a method does with the training data once, before the first step of a run; here nothing."""
+        """Called once with the training data, before the first step of a run; here it does nothing."""
 
     def usable(self, labels: Tensor) -> Tensor:
         """Which pictures take part in training: (B, K) -> (B,) bool. Here those with a positive label, as in MKT."""
@@ -132,7 +133,7 @@ class Method(Pretrained, nn.Module):
         return 1.0
 
     def learning_rate(self, side: str, epoch: float, epochs: int) -> float:
-        """At a fractional epoch of the ``epochs`` that a side trains in all: warm-up and cosine; prompts without."""
+        """At a fractional epoch of the ``epochs`` a side trains in all: cosine, with warm-up but for the prompts."""
         base, warmup = (
             (self.config.prompt_lr, 0.0) if side == "prompts" else (self.config.lr, self.config.warmup_epochs)
         )
@@ -174,8 +175,13 @@ class Method(Pretrained, nn.Module):
                 decay = self.config.weight_decay if p.ndim > 1 else 0.0
                 groups.setdefault((self.lr_scale(side, name), decay), []).append((name, p))
         return [
-            {"names": [n for n, _ in own], "params": [p for _, p in own], "lr_scale": scale, "weight_decay": decay}
-            for (scale, decay), own in groups.items()
+            {
+                "names": [n for n, _ in members],
+                "params": [p for _, p in members],
+                "lr_scale": scale,
+                "weight_decay": decay,
+            }
+            for (scale, decay), members in groups.items()
         ]
 
     def trained_parameters(self) -> dict[str, int]:
@@ -219,13 +225,13 @@ class Method(Pretrained, nn.Module):
         return {n: v for n, v in self.state_dict().items() if not n.startswith("vlp.")}
 
     def load_trainable(self, state: dict[str, Tensor], source) -> None:
-        """Load what ``trainable_state`` gave. Raises ``ValueError`` listing names and shapes that do not fit."""
+        """Load what ``trainable_state`` returned. Raises ``ValueError`` listing names and shapes that do not fit."""
         frozen = {n: v for n, v in self.state_dict().items() if n.startswith("vlp.")}
         load_into(self, state | frozen, source)
 
 
 def finite(scores: Tensor) -> Tensor:
-    """The scores themselves. Raises ``FloatingPointError`` if one is NaN or infinite; ``train`` says why."""
+    """The scores themselves. Raises ``FloatingPointError`` if one is NaN or infinite; ``train`` then reports why."""
     if not scores.isfinite().all():
         raise FloatingPointError
     return scores

@@ -1,6 +1,6 @@
 r"""Average precision; precision, recall and F1 at K or at a threshold: pure functions that never change their input.
 
-Numbers of this field differ by protocol as much as by method, so print `protocol` beside every mAP.
+Published numbers differ by protocol as much as by method, so print `protocol` beside every mAP.
 Symbols: N images, K labels, k labels predicted per image. Annotations are -1 (absent), 0 (unknown), +1 (present).
 """
 
@@ -163,7 +163,7 @@ def hits_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[int, int]:
     kth = scores.topk(k, dim=1).values[:, -1:]  # (rows, 1): the k-th best score
     above, tied = scores > kth, scores == kth  # (rows, K)
     room = k - above.sum(dim=1, keepdim=True)  # (rows, 1): places left for labels that score kth
-    predicted = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))  # (rows, K), k a row
+    predicted = above | (tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room))  # (rows, K), k in each row
     return (predicted & present).sum().item(), present.sum().item()
 
 
@@ -221,15 +221,16 @@ def precision_recall_f1_at_threshold(values: Tensor, labels: Tensor, threshold: 
     c, p, g = (x.sum(dim=0).double() for x in (chosen & present, chosen, present))  # (K,) N^c, N^p, N^g
     if not g.any():
         raise ValueError("no picture shows any of the labels: there is nothing to recall")
-    there = g > 0
+    shown = g > 0  # (K,)
     overall = (c.sum() / p.sum().clamp(min=1), c.sum() / g.sum())
-    by_class = ((c / p.clamp(min=1))[there].mean(), (c / g.clamp(min=1))[there].mean())
+    by_class = ((c / p.clamp(min=1))[shown].mean(), (c / g.clamp(min=1))[shown].mean())
     row = [100 * float(x) for pair in (overall, by_class) for x in (*pair, _f1(*pair))]
     return dict(zip(THRESHOLD_METRICS, row, strict=True)) | {"threshold": float(threshold)}
 
 
 def best_threshold(values: Tensor, labels: Tensor) -> float:
-    """The score at which OF1 is highest on these pictures, the highest of several. Raises as ``measure``.
+    """The score at which OF1 is highest on these pictures, the highest of several. Raises ``ValueError`` for tables
+    that ``check_scores`` refuses, or without a positive.
 
     >>> best_threshold(torch.tensor([[0.9, 0.8], [0.7, 0.1]]), torch.tensor([[1, 1], [-1, -1]])) == torch.tensor(0.8)
     tensor(True)

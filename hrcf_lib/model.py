@@ -1,4 +1,4 @@
-r"""HRCF: composes the frozen VLP, clue gathering, hybrid prompts and score aggregation, and nothing else.
+r"""HRCF: the frozen VLP, clue gathering, hybrid prompts and score aggregation, put together.
 
 pictures -> trunk (frozen) -> last block (a copy that learns) -> LN -> HCG -> head -> e_g, regions
 names    -> hybrid prompt  -> text tower (frozen)             -> t_k
@@ -62,13 +62,13 @@ class HRCF(Method):
         return self.head(x_g), self.head(regions)
 
     def label_embeddings(self, names) -> Tensor:
-        r"""(K, D) embeddings of label names (Eqs. 18-19). Raises ``ValueError`` for names that it cannot take."""
+        r"""(K, D) embeddings t_k of label names (Eqs. 18-19). Raises what ``PromptLearner`` raises for a name."""
         return self.prompt(self.vlp, names)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        r"""(B, D), (B, J, D), (K, D) -> (B, K) by HSA; RSS takes part in evaluation mode only, if the config has it.
+        r"""(B, D), (B, J, D), (K, D) -> (B, K) by HSA; RSS is applied in evaluation mode only, if the config has it.
 
-        They rank the labels of a picture against each other; with ``config.normalize_fusion`` they are in -1..1.
+        The scores rank the labels of a picture against each other; with ``config.normalize_fusion`` they are in -1..1.
         """
         select = self.config.rss and not self.training
         return scores.score(e_g, regions, label_embeddings, self.config, select)
@@ -78,12 +78,12 @@ class HRCF(Method):
         """One map per level, [10, 6, 2]; without HCG the map of the patches."""
         return self.gather.sides if self.config.hcg else super().region_sides
 
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor) -> Tensor:
+    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
         """As ``Method.score_alone``, in closed form (``scores.score_alone``) where the scores are those of HSA."""
         if type(self).score_embeddings is not HRCF.score_embeddings:
-            return super().score_alone(e_g, regions, reference, own)
+            return super().score_alone(e_g, regions, reference, label_embeddings)
         select = self.config.rss and not self.training
-        return scores.score_alone(e_g, regions, reference, own, self.config, select)
+        return scores.score_alone(e_g, regions, reference, label_embeddings, self.config, select)
 
     def lr_scale(self, side: str, name: str) -> float:
         """The ViT block learns at ``layer_decay``, the convolutions of the merges at ``merge_lr``; prompts that learn

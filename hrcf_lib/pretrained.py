@@ -5,8 +5,8 @@ r"""Models on disk and on the Hugging Face hub: weights, config and a model card
 ``README.md``          the model card, in the form that the hub reads
 ``<name>.json``        extras of a model, such as ``calibration.json``
 
-Everything on the card is known: from config, VLP and labels, or given by the caller. Numbers stand on it only if they
-were passed in, each with the protocol that made it.
+The card says only what is known from config, VLP and labels or given by the caller. It has numbers only if they were
+passed in, each with the protocol that made it.
 """
 
 import json
@@ -36,7 +36,7 @@ class Pretrained:
     def save_pretrained(self, folder: str | Path, metrics=None, training=None, licence: str | None = None) -> Path:
         r"""Write weights, config, model card and ``extras`` into ``folder``; the frozen VLP is not written.
 
-        ``metrics`` (what ``evaluate`` returned, or a dict split -> that), ``training`` and ``licence`` go on the card:
+        ``metrics`` (a table of ``evaluate``, or a dict split -> table), ``training`` and ``licence`` go on the card:
         see ``model_card``. Returns the folder, which is made if need be. Raises ``ValueError`` for metrics without a
         protocol and for an extra of an unknown name, before anything is written.
         """
@@ -100,10 +100,10 @@ def read_extra(folder: Path, name: str) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path} is no {name} ({error}): delete it, the model loads without; or make it anew"
+            f"{path} is no {name} ({error}): delete it (the model loads without it), or make it anew"
         ) from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no {name} (no object): delete it, the model loads without; or make it anew")
+        raise ValueError(f"{path} is no {name} (no object): delete it (the model loads without it), or make it anew")
     return values
 
 

@@ -8,13 +8,13 @@ place. Table III compares four kinds:
 ``fixed``      "A photo for multi-label classification, there is a {name}.", nothing learnt
 ``learnable``  the M vectors and the template's own four tokens are learnt: (M + 4) x C numbers
 ``hybrid``     the M vectors are learnt, the template is fixed: M x C numbers (the paper's choice)
-``tuning``     MKT's: "There is a {name} in the scene", the token table is learnt, the rows that spell names are not
+``tuning``     MKT's: "There is a {name} in the scene"; the token table is learnt, except the rows that spell names
 
 The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,096 and 25,296,896.
 
 The text tower is causal and all prompts begin alike, so the keys and values of [SOS, v_1 .. v_M, there is a] are
 computed once, and every name runs through the tower with its own few tokens only (``encode_after``). Names of one
-length go together, ``chunks.NAMES`` at a time, without padding. Embeddings and gradients are those of whole sentences.
+length run together, ``chunks.NAMES`` at a time, without padding. Embeddings and gradients are those of whole sentences.
 
 Source: Sec. III-D and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
 """
@@ -42,7 +42,7 @@ class PromptLearner(nn.Module):
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
         kind: ``fixed``, ``learnable``, ``hybrid`` or ``tuning``.
         M: number of prompt vectors. They start from the token embeddings of ``START``, cut off or repeated to length.
-            The kinds ``fixed`` and ``tuning`` have none and take no notice of it.
+            The kinds ``fixed`` and ``tuning`` have none and ignore it.
 
     Raises:
         ValueError: unknown kind, M below 1, or a text tower that never saw the words of ``START`` or the template.
@@ -102,14 +102,14 @@ def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Ten
     Args:
         spelt: token ids of each name, whose embeddings are the tower's own.
         tail: (T, C), token embeddings behind each name.
-        past: what ``keys_and_values`` gave for the tokens that all texts begin with.
+        past: what ``keys_and_values`` returned for the tokens that all texts begin with.
         head: (K, P, C), token embeddings before each name; None for none.
     """
     table = model.token_embedding.weight
 
     def encode(ids: Tensor, before: Tensor | None) -> Tensor:
-        own = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C)
-        return encode_after(model, past, own if before is None else torch.cat([before, own], dim=1))  # (n, D)
+        tokens = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C)
+        return encode_after(model, past, tokens if before is None else torch.cat([before, tokens], dim=1))  # (n, D)
 
     large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(spelt) * len(tail) > chunks.TOKENS
     order, parts = [], []

@@ -85,7 +85,7 @@ def named(protocol: str | Protocol) -> Protocol:
 
 
 class Kept(NamedTuple):
-    """What a protocol looks at; row and column numbers in ascending order."""
+    """What a protocol counts; row and column numbers in ascending order."""
 
     images: Tensor  # (n,)
     map_labels: Tensor  # (K',) averaged in mAP
@@ -120,11 +120,11 @@ def kept(labels: Tensor, protocol: str | Protocol, task: str) -> Kept:
             f"protocol {protocol.name!r} keeps only images with a positive label, and none of the {N} images has one "
             f"among the {K} labels of {task}; check the annotation, or use protocol 'per_class'"
         )
-    every, some = torch.arange(K, device=labels.device), annotated.nonzero().flatten()
+    every, annotated = torch.arange(K, device=labels.device), annotated.nonzero().flatten()
     return Kept(
         images,
-        some if task in protocol.map_annotated else every,
-        some if task in protocol.f1_annotated else every,
+        annotated if task in protocol.map_annotated else every,
+        annotated if task in protocol.f1_annotated else every,
         positives,
     )
 
@@ -257,13 +257,13 @@ class _Ragged:
             sizes.append(mask.sum(dim=1).cpu())
         self.values, self.sizes = torch.cat(values or [scores.new_zeros(0).cpu()]), torch.cat(sizes)  # (entries,), (n,)
         self.ends = self.sizes.cumsum(0)  # (n,)
-        self.rows_a_part = max(1, metrics.CHUNK // max(1, int(self.sizes.max())))
+        self.rows_per_part = max(1, metrics.CHUNK // max(1, int(self.sizes.max())))
 
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
         """The scores of some images in pieces of at most CHUNK entries (or one image)."""
-        for some in rows.split(self.rows_a_part):
-            sizes = self.sizes[some]
-            shift = (self.ends[some] - sizes.cumsum(0)).repeat_interleave(sizes)  # place in `values` minus place here
+        for part in rows.split(self.rows_per_part):
+            sizes = self.sizes[part]
+            shift = (self.ends[part] - sizes.cumsum(0)).repeat_interleave(sizes)  # place in `values` minus place here
             yield self.values[shift + torch.arange(len(shift))]
 
 

@@ -230,10 +230,12 @@ def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select
     return fuse(global_scores(e_g, label_embeddings), s_region, config.lam, config.normalize_fusion)
 
 
-def score_alone(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, config, select: bool) -> Tensor:
-    r"""HSA of each label $k$ of ``own`` beside the reference labels $R$ and nothing else: $S_k$ of $R \cup \{k\}$.
+def score_alone(
+    e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor, config, select: bool
+) -> Tensor:
+    r"""HSA of each label $k$ alone beside the reference labels $R$: $S_k$ of $R \cup \{k\}$.
 
-    (B, D), (B, J, D), (R, D), (K, D) -> (B, K). Such a score does not depend on which other labels a user asks for.
+    (B, D), (B, J, D), (R, D), (K, D) -> (B, K). Such a score does not depend on the other K - 1 labels.
     With kept regions $j$, $Z_j = \sum_{r \in R} e^{s_{jr}}$ and the logistic function $\sigma$, the softmax over $R$
     and one more label gives
 
@@ -241,18 +243,20 @@ def score_alone(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, co
       S^{region}_r = \sum_j s_{jr}\, \frac{e^{s_{jr}}}{Z_j}\, \sigma(\log Z_j - s_{jk}) \;\; (r \in R)$$
 
     The second is needed for the norm alone; for all K labels at once it is one matrix product per picture, so that
-    nothing is scored label by label. ``config`` and ``select`` as for ``score``. No label of ``own`` may be among
+    nothing is scored label by label. ``config`` and ``select`` as for ``score``. None of the K labels may be among
     ``reference``.
     """
     n = max(1, BESIDE // max(1, len(e_g) * max(len(reference), regions.shape[1])))  # labels at a time
-    parts = [_score_beside(e_g, regions, reference, part, config, select) for part in own.split(n)]
+    parts = [_score_beside(e_g, regions, reference, part, config, select) for part in label_embeddings.split(n)]
     return torch.cat(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 
 
-def _score_beside(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, config, select: bool) -> Tensor:
-    """HSA for each label of ``own`` beside ``reference``: (B, D), (B, J, D), (R, D), (K, D) -> (B, K)."""
+def _score_beside(
+    e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor, config, select: bool
+) -> Tensor:
+    """HSA of each label alone beside ``reference``: (B, D), (B, J, D), (R, D), (K, D) -> (B, K)."""
     s_r = region_scores(regions, reference)  # (B, J, R)
-    s_k = region_scores(regions, own)  # (B, J, K)
+    s_k = region_scores(regions, label_embeddings)  # (B, J, K)
     kept = _kept_beside(regions, reference, s_k, config) if select else torch.ones_like(s_k)  # (B, J, K) of 0 and 1
     if config.rsa:
         z = s_r.logsumexp(dim=2, keepdim=True)  # (B, J, 1)  log Z_j
@@ -260,7 +264,7 @@ def _score_beside(e_g: Tensor, regions: Tensor, reference: Tensor, own: Tensor, 
         of_r = (s_r * (s_r - z).exp()).transpose(1, 2) @ (kept * (z - s_k).sigmoid())  # (B, R, K)
     else:
         of_k, of_r = _pooled_beside(s_r, s_k, kept, config)
-    g_r, g_k = global_scores(e_g, reference), global_scores(e_g, own)  # (B, R), (B, K)
+    g_r, g_k = global_scores(e_g, reference), global_scores(e_g, label_embeddings)  # (B, R), (B, K)
     if config.normalize_fusion:
         of_k = of_k / (of_k.square() + of_r.square().sum(dim=1)).sqrt().clamp(min=1e-12)
         g_k = g_k / (g_k.square() + g_r.square().sum(dim=1, keepdim=True)).sqrt().clamp(min=1e-12)
@@ -271,8 +275,8 @@ def _kept_beside(regions: Tensor, reference: Tensor, s_k: Tensor, config) -> Ten
     """1 where RSS keeps region j when label k is scored beside the reference: (B, J, K)."""
     J = regions.shape[1]
     keep = regions_to_keep(config, J)
-    said = relevance(regions, reference)[:, :, None] + s_k  # (B, J, K)  Eq. 16 over R and k
-    best = said.sort(dim=1, descending=True, stable=True).indices[:, :keep]  # (B, keep, K), ties to the lower
+    relevant = relevance(regions, reference)[:, :, None] + s_k  # (B, J, K)  Eq. 16 over R and k
+    best = relevant.sort(dim=1, descending=True, stable=True).indices[:, :keep]  # (B, keep, K), ties to the lower
     return torch.zeros_like(s_k).scatter_(1, best, 1.0)
 
 

@@ -3,7 +3,7 @@ r"""Alternate training (Sec. III-E, Eqs. 20-21): in each of a list of phases one
 $$\text{image side:}\quad \min\; L_{rank}(S, y) + \alpha\, L_{kd}(e_g, e_p) \qquad
   \text{prompts:}\quad \min\; L_{rank}(S, y)$$
 
-A phase may also train ``both`` at once, by the image side's loss and curve: what alternating is compared with.
+A phase may also train ``both`` at once, by the image side's loss and curve, for comparison with alternating.
 
 ``Method.trainable`` lists the parameters that a phase trains. Each side has one optimiser, whose state is kept from
 phase to phase, and one learning-rate curve over the sum of its epochs. A checkpoint is renamed into place every
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.config import SIDES, Config, names_where
-from hrcf_lib.data.feeds.embeddings import rest
+from hrcf_lib.data.feeds.embeddings import fix_image_side
 from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files
@@ -40,7 +40,7 @@ def only(model, side: str) -> None:
 
 
 def train(model, data: Feed, folder: str | Path | None = None, save_every: int = 200, stop_after=None) -> pd.DataFrame:
-    r"""Run the phases of ``model.config`` on ``data``; of the annotation only the seen columns are looked at.
+    r"""Run the phases of ``model.config`` on ``data``; of the annotation, only the seen columns are read.
 
     Args:
         model: an ``HRCF`` or another ``Method``. It is moved to the device that Accelerate gives this process, and left
@@ -48,7 +48,7 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
         data: a ``Feed``: ``FrozenFeatures``, or ``Pictures`` or ``StreamedPictures`` augmented as the config says.
         folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
         save_every: steps between checkpoints.
-        stop_after: end after that many steps of this call, as an interruption would.
+        stop_after: number of steps after which this call ends, as if interrupted.
 
     Returns one row per step: step, phase, side, epoch (within the side), lr, the parts of the loss by name (of HRCF
     ranking and distillation), seconds (since the start of this call), waited (seconds of them in which this process had
@@ -58,7 +58,7 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
     processes divided by their number: losses and weights do not depend on how many processes there are, nor on
-    ``config.accumulate``, up to rounding (but for BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
+    ``config.accumulate``, up to rounding (except BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
     pictures of one process and part). A run may be resumed by another number of processes.
 
     Raises ``ValueError`` if a checkpoint belongs to another method, config or data, if the features hold NaN, are not
@@ -125,11 +125,11 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 break
             if i != wrapped:  # a new phase
                 wrapped, objective, source = i, None, None
-                accelerator.free_memory()  # of the phase before
+                accelerator.free_memory()  # of the previous phase
                 only(model, side)
                 t = None if learns_text(model, side) else _label_embeddings(model, data)
                 objective = accelerator.prepare_model(Objective(model, side, data.space.seen, t))
-                source = data if learns_images(model, side) else rest(model, data, phase.epochs - e)
+                source = data if learns_images(model, side) else fix_image_side(model, data, phase.epochs - e)
             seed = _seed(config.seed, side, before)
             order = BatchOrder(phase.batch, seed, first, accelerator.process_index, accelerator.num_processes)
             for b, (batch, waited) in enumerate(_clocked(source.batches(order)), first):
@@ -152,16 +152,16 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
 
 def _check_trainable(model) -> None:
     """Raise ``ValueError`` if a method has parameters of its own and no side trains any of them."""
-    own = [name for name, _ in model.named_parameters() if not name.startswith("vlp.")]
-    if own and not any(model.groups(side) for side in model.trainable):
+    names = [name for name, _ in model.named_parameters() if not name.startswith("vlp.")]
+    if names and not any(model.groups(side) for side in model.trainable):
         raise ValueError(
-            f"{model.title} has parameters such as {own[0]!r}, and its trainable names none of them "
+            f"{model.title} has parameters such as {names[0]!r}, and its trainable names none of them "
             f"({dict(model.trainable)}): give prefixes of their names"
         )
 
 
 def _clocked(batches: Iterable) -> Iterator[tuple]:
-    """Batches, each with the seconds that it was waited for."""
+    """Batches, each with the seconds that this process waited for it."""
     start = time.perf_counter()
     for batch in batches:
         yield batch, time.perf_counter() - start
@@ -169,7 +169,7 @@ def _clocked(batches: Iterable) -> Iterator[tuple]:
 
 
 def _seed(seed: int, side: str, epoch: int) -> int:
-    """Of the order of pictures in a side's given epoch: it does not depend on what the other side does in between."""
+    """Seed of the order of pictures in an epoch of a side; what the other side does in between does not change it."""
     return seed * 1_000_003 + SIDES.index(side) * 100_003 + epoch
 
 
@@ -234,7 +234,7 @@ class Objective(torch.nn.Module):
 
 
 def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
-    """One update; returns the parts of the loss. Labels are cut to the seen columns before anything looks at them."""
+    """One update; returns the parts of the loss. Labels are cut to the seen columns before anything reads them."""
     config, device = model.config, accelerator.device
     rows, inputs, labels = batch
     labels = labels[:, data.space.columns("seen")]
@@ -250,8 +250,9 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
         exchange = nullcontext() if i + 1 == len(parts) else accelerator.no_sync(objective)
         with exchange:
             y = labels[part].to(device)
-            own = inputs if len(part) == len(labels) else [x[part] for x in inputs]  # whole, it stays in pinned memory
-            frozen = data.frozen(model.vlp, own, config.bf16) if len(part) else (None, None)
+            whole = len(part) == len(labels)
+            kept_inputs = inputs if whole else [x[part] for x in inputs]  # a whole batch stays in pinned memory
+            frozen = data.frozen(model.vlp, kept_inputs, config.bf16) if len(part) else (None, None)
             try:
                 loss, *shares = objective(*frozen, y, n)
             except FloatingPointError:
@@ -263,7 +264,7 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
 
 
 def _blame(images, teacher: Tensor, rows: list, config: Config) -> None:
-    """Raise: either the features are broken, and the message names the pictures, or training has diverged."""
+    """Raise ``ValueError`` naming pictures with broken features, or ``FloatingPointError``: training has diverged."""
     images = images[1] if isinstance(images, tuple) else images  # (b, J, D) or (b, 1 + N^2, C)
     finite = images.flatten(1).isfinite().all(dim=1) & teacher.isfinite().all(dim=1)
     broken = [row.item() if isinstance(row, Tensor) else row for row, fine in zip(rows, finite.tolist()) if not fine]
@@ -302,10 +303,10 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
     known = {f.name: repr(f.default) for f in dataclasses.fields(model.config)}  # a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say
-    there = {n: known[n] for n in about if n in known} | state["about"]
+    saved = {n: known[n] for n in about if n in known} | state["about"]
     free = names_where(type(model.config), weights=False)  # a run may be resumed with others
-    names = [n for n in about | there if n not in free]
-    differ = [f"{n}: there {there.get(n)}, here {about.get(n)}" for n in names if there.get(n) != about.get(n)]
+    names = [n for n in about | saved if n not in free]
+    differ = [f"{n}: there {saved.get(n)}, here {about.get(n)}" for n in names if saved.get(n) != about.get(n)]
     if differ:
         fix = "remove it or choose another folder"
         raise ValueError("\n  ".join([f"{path} belongs to another run; {fix}. They differ in", *differ]))
@@ -316,7 +317,7 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
 
 
 def _parts(model) -> list[str]:
-    """Names of the parts of the loss, which are the same for all sides."""
+    """Names of the parts of the loss; they are the same for all sides."""
     return list(model.weights("images"))
 
 

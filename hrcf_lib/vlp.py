@@ -182,7 +182,7 @@ class ConvStem(nn.Sequential):
 
 
 def create_mini() -> VLP:
-    """The mini VLP with random weights, trainable: what ``pretrain`` starts from."""
+    """The mini VLP with random weights, trainable: what ``studies.pretrain_mini`` starts from."""
     if MINI not in open_clip.list_models():
         open_clip.add_model_config(str(ASSETS / f"{MINI}.json"))
     model = _quietly(open_clip.create_model, MINI, pretrained=None)
@@ -216,7 +216,7 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> VLP:
     if pretrained and weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6])
         raise ValueError(f"{name} without vlp_weights: give a tag ({tags or 'none known'}) or the path of a checkpoint")
-    path = find(name, weights) if pretrained else None  # before the model is built: its errors come at once
+    path = find(name, weights) if pretrained else None  # before the model is built, so that its errors come at once
     tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
     model = _quietly(open_clip.create_model, name, pretrained=None, force_quick_gelu=tag.get("quick_gelu", False))
     mean, std = tag.get("mean", open_clip.OPENAI_DATASET_MEAN), tag.get("std", open_clip.OPENAI_DATASET_STD)

@@ -74,7 +74,8 @@ def class_prompts(sizes: Sizes) -> dict:
 def prompt_phase(sizes: Sizes) -> dict:
     """A step of the prompts from stored embeddings of pictures, against one that runs the image side.
 
-    ``embeddings.rest`` stores them in phases of several epochs on frozen features: each picture is embedded once.
+    ``embeddings.fix_image_side`` stores them in phases of several epochs on frozen features, where each picture is
+    embedded once.
     """
     model, B, names = sizes.model(), sizes.B, label_names(sizes.K)
     training.only(model, "prompts")

@@ -111,8 +111,8 @@ def measure_maps(
 
     Returns:
         title; image, the number of the scene; label; part, seen or unseen; size, small, medium or large as in
-        ``breakdown.SIZES``; area of the box as a share of the picture; hit and energy in 0..1; flat, whether the map
-        had no difference at all.
+        ``by_object_size.SIZES``; area of the box as a share of the picture; hit and energy in 0..1; flat, whether all
+        values of the map were equal.
 
     Raises:
         TypeError: data without scenes. ValueError: no maker, a number of scenes that the split does not have, names

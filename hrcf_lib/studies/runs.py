@@ -109,7 +109,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
             ``config.train_size`` pictures are taken.
         folder: of all runs; each has a folder in it, named after what its config changes.
         settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
-            config -> scorer as in ``evaluation.CONTROLS``. Those already scored are read from the record.
+            config -> scorer as in ``controls.CONTROLS``. Those already scored are read from the record.
         resamples: R of the bootstrap, on test splits.
 
     Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.

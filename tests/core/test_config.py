@@ -158,7 +158,9 @@ def test_size_from_the_environment(monkeypatch):
 
 
 def test_only_config_reads_the_environments_size():
-    readers = [p.name for p in ROOT.glob("hrcf_lib/**/*.py") if re.search(r"environ.*HRCF_SIZE", p.read_text("utf-8"))]
+    readers = [
+        p.name for p in ROOT.glob("hrcf_lib/**/*.py") if re.search(r"os\.environ.*HRCF_SIZE", p.read_text("utf-8"))
+    ]
     assert readers == ["config.py"]
 
 
@@ -193,7 +195,7 @@ def test_values_that_no_run_can_have(change):
 def test_a_retired_setting_is_read_from_old_files_and_refused_as_a_change():
     old = configs.mini().to_dict() | configs.RETIRED
     assert configs.from_dict(old) == configs.mini()
-    with pytest.raises(ValueError, match="cache is no setting any more: features are stored once, as float16"):
+    with pytest.raises(ValueError, match="cache is no longer a setting: features are stored once, as float16"):
         configs.mini().replace(cache="bfloat16")
 
 

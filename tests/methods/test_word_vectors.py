@@ -1,4 +1,4 @@
-"""Word vectors from a text file: names of several words, odd lines, and errors that say what to mend."""
+"""Word vectors from a text file: names of several words, odd lines, and errors that say what to fix."""
 
 import doctest
 

@@ -405,7 +405,7 @@ def test_the_html_needs_nothing_else(folder, tmp_path, monkeypatch):
     text = out.read_text("utf-8")
     assert not re.search(r"<(script|link|img|iframe)\b[^>]*(src|href)\s*=\s*[\"']?(https?:)?//", text)
     assert "<script" not in text and "<link" not in text and not export.FETCHED.search(text)
-    assert len(text) < 3_000_000 and text.count("data:image/png;base64,") == 2 and "results.begin" not in text
+    assert len(text) < 3_000_000 and text.count("data:image/png;base64,") == 2 and "records.start" not in text
     assert "ours (NUS-WIDE)" in text and "opposite" in text and str(folder) not in text
     assert {path: path.read_bytes() for path in before} == before, "what is stored stays as it is"
 

@@ -18,7 +18,7 @@ from hrcf_lib.studies import missing_labels as quality
 
 
 def frame(seeds=(0, 1, 2), methods=("CoOp", "HRCF"), shares=(0.1, 0.5)) -> pd.DataFrame:
-    """As ``comparison.table`` gives it: mAP is 10 (method's place) + 100 p + seed; of val it is 0."""
+    """As ``compare.table`` gives it: mAP is 10 (method's place) + 100 p + seed; of val it is 0."""
     rows = []
     for split in ("val", "test"):
         for m, name in enumerate(methods):

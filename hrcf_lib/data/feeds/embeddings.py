@@ -1,4 +1,4 @@
-r"""The image side at rest: global embeddings and regions of all pictures, computed once.
+r"""The image side while it is fixed: global embeddings and regions of all pictures, computed once.
 
 While prompts learn (Eq. 21), and while labels, lambda or RSS are varied at test time, the image side does not change.
 n pictures, J regions, D embedding width.
@@ -45,7 +45,7 @@ def embed(model, data: Feed, batch: int = 128) -> Embedded:
 
 
 @dataclass
-class Resting:
+class FixedImageSide:
     """``Batches`` of a prompt phase: embeddings take the place of the trunk tokens of ``FrozenFeatures``."""
 
     embedded: Embedded
@@ -68,14 +68,14 @@ class Resting:
         return (e_g, regions), teacher
 
 
-def rest(model, data: Feed, epochs: int) -> Batches:
-    r"""The data for a prompt phase of ``epochs``: ``Resting`` where it pays, otherwise ``data`` itself.
+def fix_image_side(model, data: Feed, epochs: int) -> Batches:
+    r"""The data for a prompt phase of ``epochs``: ``FixedImageSide`` where it pays, otherwise ``data`` itself.
 
     It pays where there are more epochs than processes: the image side has learnt since the phase before, so each
     picture is embedded once per phase anyway, and each process embeds all of them. Phases of one epoch, as in the
-    presets, therefore compute embeddings in every step. Augmented pictures differ in every epoch. ``Resting`` holds
-    (2 J + 4) D bytes per picture in bfloat16; it may take half of the free main memory, divided by the processes of
-    this machine.
+    presets, therefore compute embeddings in every step. Augmented pictures differ in every epoch. ``FixedImageSide``
+    holds (2 J + 4) D bytes per picture in bfloat16; it may take half of the free main memory, divided by the processes
+    of this machine.
     """
     if epochs <= devices.process().num_processes or not isinstance(data, FrozenFeatures):
         return data
@@ -84,4 +84,4 @@ def rest(model, data: Feed, epochs: int) -> Batches:
     size = len(data) * (4 + (2 if half else 4) * J) * model.vlp.D  # bytes
     if size > psutil.virtual_memory().available / 2 / devices.neighbours():
         return data
-    return Resting(embed(model, data), data)
+    return FixedImageSide(embed(model, data), data)

@@ -24,7 +24,7 @@ class Batches(Protocol):
     def frozen(self, vlp, inputs, bf16: bool = False) -> tuple:
         """Images as the method takes them, and teacher embeddings (b, D); float32, on the VLP's device.
 
-        Images are trunk tokens (b, 1 + N^2, C); for ``embeddings.Resting`` they are (e_g, regions).
+        Images are trunk tokens (b, 1 + N^2, C); for ``embeddings.FixedImageSide`` they are (e_g, regions).
         """
 
 

@@ -156,7 +156,7 @@ class SemanticAware(Partial):
         r"""t_k of unit length, and beside it x_k where a map is decoupled: (K, D) or (K, D + words).
 
         Raises ``ValueError`` for names that are none of its categories, where each has a prompt of its own, and as
-        ``fixed_prompts`` and ``word_vectors.read``.
+        ``fixed_prompts`` and ``word_vectors.read_vectors``.
         """
         own = self.columns(names) if self.config.category_prompts else None
         t = F.normalize(self.prompt(self.vlp, names, own), dim=-1)  # (K, D)  Eq. 7
