@@ -273,7 +273,7 @@ class Explorer:
             self._take((file["name"], image, ()))
 
     def _take(self, sample) -> None:
-        """Look at a picture of the user's own; the list then says "your own"."""
+        """Show a user's own picture; the list then says "your own"."""
         self._look(sample)
         self._own, self.picture.value = sample, None
 

@@ -6,8 +6,8 @@ r"""Your own pictures: from a folder with a ``labels.csv`` to a fine-tuned model
     classify("new photos", tuned.labels, "runs/photos/model", explain=True)
 
 Training starts from a model that already knows other labels, and keeps them: the labels of the CSV are added to its
-reference vocabulary. Nobody searched these pictures for the old labels, so they are unknown in training, and every
-region learns to vote for some new label. To undo the harm of that, the model that is returned lies half way between the
+reference vocabulary. These pictures were not searched for the old labels, so that these are unknown in training, and
+every region learns to vote for some new label. To undo the harm of that, the returned model lies half way between the
 start and the trained model, weight by weight (WiSE-FT: Wortsman et al., CVPR 2022),
 
 $$\theta = \theta_{start} + s\,(\theta_{trained} - \theta_{start}), \qquad s = 1/2.$$

@@ -1,7 +1,6 @@
 r"""A model with a user's labels embedded: what ``classify`` and the explorer score pictures with.
 
-B pictures, J regions, R reference labels, K labels of the user's, V labels that
-are scored together, D embedding width.
+B pictures, J regions, R reference labels, K labels of a user, V labels that are scored together, D embedding width.
 """
 
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ class LabelScorer:
         reference: (R, D) embeddings of the model's reference labels where they are known (``for_labels``).
 
     Attributes: ``labels`` the cleaned names; ``curve`` the calibration, or None; ``t`` (V, D) the embeddings of all
-    labels that are scored together, which are ``reference`` (R, D) and then ``own``, those of labels that the reference
+    labels that are scored together, which are ``reference`` (R, D) and then ``new``, those of labels that the reference
     lacks; ``columns`` (K,) the rows of the labels in ``t``.
 
     Raises ``ValueError`` as ``vocabulary.beside_reference``, for names that the text tower does not know, or a device
@@ -43,14 +42,14 @@ class LabelScorer:
     @torch.no_grad()
     def __init__(self, model: Method, labels, device=None, reference: Tensor | None = None):
         words = vocabulary.beside_reference(model, labels)
-        vocabulary.check_lengths(model, words.own)
+        vocabulary.check_lengths(model, words.new)
         self.model = model if device is None else model.to(devices.named(device))
         self.curve: Calibration | None = calibration.for_model(model) if words.reference else None
         self.labels = words.labels
         embed = lambda names: model.label_embeddings(names) if names else None
-        parts = [embed(words.reference) if reference is None else reference, embed(words.own)]
+        parts = [embed(words.reference) if reference is None else reference, embed(words.new)]
         self.t = torch.cat([part for part in parts if part is not None])  # (V, D)
-        self.reference, self.own = self.t.split([len(words.reference), len(words.own)])
+        self.reference, self.new = self.t.split([len(words.reference), len(words.new)])
         self.columns = torch.tensor(words.columns, device=self.t.device)  # (K,)
 
     def for_labels(self, labels) -> "LabelScorer":
@@ -63,7 +62,7 @@ class LabelScorer:
         return *self.scores(e_g, regions), regions
 
     def scores(self, e_g: Tensor, regions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores and probabilities (B, K) of what ``embed`` gave. Raises ``ValueError`` for scores that are NaN."""
+        """Scores and probabilities (B, K) of what ``embed`` returned. ``ValueError`` for NaN or infinite scores."""
         s = self.model.score_embeddings(e_g, regions, self.t)[:, self.columns].cpu()  # (B, K)
         if not s.isfinite().all():
             raise ValueError("scores are NaN or infinite: look at the pictures' pixels, or at the model's weights")
@@ -75,9 +74,9 @@ class LabelScorer:
         return self._alone(*self.model.embed(pictures))
 
     def _alone(self, e_g: Tensor, regions: Tensor) -> Tensor:
-        """``alone`` of what ``embed`` gave. A label of the reference vocabulary is scored with it and nothing else."""
+        """``alone`` of what ``embed`` returned. A label of the reference vocabulary is scored within it alone."""
         inside = e_g.new_empty(len(e_g), len(self.reference))
-        outside = self.model.score_alone(e_g, regions, self.reference, self.own)
+        outside = self.model.score_alone(e_g, regions, self.reference, self.new)
         if (self.columns < len(self.reference)).any():
             inside = self.model.score_embeddings(e_g, regions, self.reference)
         return torch.cat([inside, outside], dim=1)[:, self.columns].cpu()  # (B, K)
@@ -94,17 +93,17 @@ class LabelScorer:
             raise ValueError(f"threshold = {threshold!r}: {NO_PROBABILITY}")
         if isinstance(threshold, str) and threshold == "calibrated":
             return self.curve.thresholds_for(self.labels)
-        own = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
-        for name, value in own.items():
+        given = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
+        for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 what = f"the threshold of {name!r}" if isinstance(threshold, Mapping) else "threshold"
                 raise ValueError(f"{what} is {value!r}: give a probability from 0 to 1, or threshold='calibrated'")
         if not isinstance(threshold, Mapping):
             return torch.full((len(self.labels),), float(threshold), dtype=torch.float64)
         asked = set(map(vocabulary.read_alike, self.labels))
-        if strange := [name for name in own if vocabulary.read_alike(name) not in asked]:
+        if strange := [name for name in given if vocabulary.read_alike(name) not in asked]:
             raise ValueError(f"a threshold for {strange[0]!r}, which is not among the labels: add it, or drop this one")
-        return replace(self.curve, thresholds=self.curve.thresholds | dict(own)).thresholds_for(self.labels)
+        return replace(self.curve, thresholds=self.curve.thresholds | dict(given)).thresholds_for(self.labels)
 
     def check_maps(self) -> None:
         """Raise ``ValueError`` for a method without maps of its own."""

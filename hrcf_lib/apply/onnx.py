@@ -108,7 +108,7 @@ def _scorer(model: Method, labels, embeddings: Tensor | None, reference: bool) -
     words = beside_reference(model, labels)
     model = copy.deepcopy(model).cpu().eval()
     model = model.under(model.config.replace(bf16=False))
-    known, new = (words.reference, words.own) if reference else ([], words.labels)
+    known, new = (words.reference, words.new) if reference else ([], words.labels)
     columns = words.columns if reference else list(range(len(new)))
     if embeddings is None:
         return Scorer(model, model.label_embeddings(known + new), words.labels, columns).eval()

@@ -52,8 +52,8 @@ def load_model(model: Method | str | Path | None = None) -> Method:
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, or the folder of one")
     folder = Path(model).expanduser()
-    there = [path for file in (*FILES, *(f"{name}.json" for name in EXTRAS)) if (path := folder / file).is_file()]
-    return _loaded(str(folder if there else model), tuple(path.stat().st_mtime_ns for path in there)).eval()
+    present = [path for file in (*FILES, *(f"{name}.json" for name in EXTRAS)) if (path := folder / file).is_file()]
+    return _loaded(str(folder if present else model), tuple(path.stat().st_mtime_ns for path in present)).eval()
 
 
 @lru_cache(maxsize=2)
@@ -164,7 +164,7 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
     order = found.sort_values("probability", ascending=False, kind="stable")
     yes = order[order["answer"] == "yes"].groupby("image")["label"].agg(list)
     rows = [(image, yes.get(image, [])) for image in dict.fromkeys(found["image"])]
-    return pd.DataFrame([(image, own, not own) for image, own in rows], columns=["image", "labels", "none"])
+    return pd.DataFrame([(image, names, not names) for image, names in rows], columns=["image", "labels", "none"])
 
 
 @torch.no_grad()
@@ -181,25 +181,25 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     A label gets a threshold only if at least one picture shows it and one does not. Raises ``ValueError`` if ``images``
     and ``present`` differ in number, for a name that is not in ``labels``, and as ``classify``.
     """
-    items, present = find_images(images), [[own] if isinstance(own, str) else list(own) for own in present]
+    items, present = find_images(images), [[names] if isinstance(names, str) else list(names) for names in present]
     if len(items) != len(present):
         raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list per picture")
-    named = dict.fromkeys(name for own in present for name in own)
+    named = dict.fromkeys(name for names in present for name in names)
     scorer = _scorer(list(named) if labels is None else labels, model)
     column = {read_alike(name): k for k, name in enumerate(scorer.labels)}
-    if strange := [name for name in named if read_alike(name) not in column]:
-        raise ValueError(f"{strange[0]!r} is said to be in a picture and is not among the labels: add it there")
+    if unlisted := [name for name in named if read_alike(name) not in column]:
+        raise ValueError(f"{unlisted[0]!r} is said to be in a picture and is not among the labels: add it there")
     if scorer.curve is None:
         raise ValueError(NO_PROBABILITY)
     y = torch.full((len(items), len(scorer.labels)), -1.0)
-    for i, own in enumerate(present):
-        y[i, [column[read_alike(name)] for name in own]] = 1
+    for i, names in enumerate(present):
+        y[i, [column[read_alike(name)] for name in names]] = 1
     s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model.vlp.side, batch, False, False)])
     return calibration.own_thresholds(scorer.curve, s, y, scorer.labels, random)
 
 
 def _scorer(labels, model, device: str | None = None) -> LabelScorer:
-    """The scorer that a user keeps, or a new one."""
+    """``labels`` itself where it is a scorer, or a new one."""
     return labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
 
 

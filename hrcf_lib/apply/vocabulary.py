@@ -9,7 +9,7 @@ A list of names, or a file of them:
 
 A ``Path`` is always a file. A string is a file if it ends in ``.txt`` or ``.csv``, whatever is on the disk; any other
 string is refused, so that a single label is always written ``["owl"]``. Two names are the same label if the text tower
-reads them alike. R reference labels, K labels of the user's, V labels that are scored together.
+reads them alike. R reference labels, K labels of a user, V labels that are scored together.
 """
 
 import os
@@ -35,13 +35,13 @@ class Vocabulary:
 
     labels: list[str]  # the user's K labels, cleaned, in their order and spelling
     reference: list[str]  # R reference labels, none for a model without a reference vocabulary
-    own: list[str]  # those of ``labels`` that are not in the reference vocabulary
+    new: list[str]  # those of ``labels`` that are not in the reference vocabulary
     columns: list[int]  # the place of each of ``labels`` among ``names``
 
     @property
     def names(self) -> list[str]:
-        """The V labels that are scored together: reference labels, then the user's own."""
-        return self.reference + self.own
+        """The V labels that are scored together: reference labels, then the new ones."""
+        return self.reference + self.new
 
     def columns_of(self, labels: Iterable[str]) -> list[int]:
         """The places of some of ``labels`` among ``names``. Raises ``ValueError`` for a name that is not in it."""

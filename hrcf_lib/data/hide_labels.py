@@ -192,7 +192,7 @@ def hide_as(config, dataset):
 
 
 def official_order(dataset, name: str) -> np.ndarray:
-    """Numbers of the pictures in the order of Cole's lists: as they come, but COCO's by their ids as text."""
+    """Numbers of the pictures in the order of Cole's lists: that of the table; for COCO, by their ids as text."""
     return np.argsort(list(dataset.ids)) if name == "coco" else np.arange(len(dataset))
 
 

@@ -1,4 +1,4 @@
-"""Modules that stood elsewhere in earlier versions: importing or running one says where it is now."""
+"""Modules that have moved since earlier versions: importing or running one says where it is now."""
 
 import sys
 
@@ -42,7 +42,7 @@ def table() -> dict[str, str]:
 
 
 class _Finder:
-    """Asked for a module that no other finder knows; it finds nothing, and tells where the module went."""
+    """Asked for a module that no other finder knows; it finds nothing, and its error says where the module went."""
 
     table = table()
 

@@ -145,7 +145,7 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
 def level_maps(image, labels, levels, together, width: float = PAGE):
     r"""What each level of regions adds to each label's region score (Eq. 13): one row per label, one map per level.
 
-    Each map has its own scale, which stands beside it: the levels have different numbers of regions, and their votes
+    Each map has its own scale, which is drawn beside it: the levels have different numbers of regions, and their votes
     differ by orders of magnitude. The last column lays all levels over the picture.
 
     Args:

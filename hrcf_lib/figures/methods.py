@@ -25,7 +25,7 @@ def label_differences(frame, ours: str = "HRCF", other: str = "MKT", width: floa
 
     Args:
         frame: one row per label, as of ``by_object_size.per_label``: ``label`` and an AP in percent of both methods.
-        width: of the figure in inches. More than 45 labels stand in several rows of bars with one scale.
+        width: of the figure in inches. More than 45 labels are drawn in several rows of bars with one scale.
 
     Returns the figure, whose title counts the labels won; equal ones are not. Raises ``ValueError`` for a missing
     column, no row, or a label without AP.
@@ -58,7 +58,7 @@ def predictions(images, truth, rows: dict[str, list[list[tuple[str, float]]]], w
         images: n pictures (H, W, 3).
         truth: the true labels of each.
         rows: method -> for each picture its (label, score), best first.
-        width: of the figure in inches; as many pictures stand beside each other as fit.
+        width: of the figure in inches; each row holds as many pictures as fit.
 
     Below each picture stand the true labels that no method lists. Returns the figure. Raises ``ValueError`` for no
     picture, no method, or lists of another number of pictures.
@@ -130,12 +130,12 @@ def _write(axis, x: float, y: float, words: str, room: float, fontsize: float = 
 def size_bars(frame, ours: str = "HRCF", width: float = PAGE):
     r"""mAP of each method for things of each size, one panel per task.
 
-    A bar is the mean over seeds, its line goes from the least seed to the greatest. Methods stand in the order of their
+    A bar is the mean over seeds, its line goes from the least seed to the greatest. Methods keep the order of their
     mean over everything that is drawn; ``ours`` alone has a colour.
 
     Args:
         frame: one row for each (method, seed, task, size), with ``mAP`` in percent; NaN where no label has a positive.
-            Tasks and sizes stand in the order in which they occur.
+            Tasks and sizes keep the order in which they occur.
         ours: the method in colour.
         width: of the figure in inches.
 

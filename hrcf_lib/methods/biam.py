@@ -72,7 +72,7 @@ class BiAMConfig(MethodConfig):
 
 
 class BiAM(Method):
-    """Regions enriched by ``BiLevelAttention`` are the embeddings; the ViT rests, and labels enter at the very end."""
+    """Regions enriched by ``BiLevelAttention`` are the embeddings; the ViT is frozen; labels enter at the very end."""
 
     title, Config = "BiAM", BiAMConfig
     about = "BiAM: bi-level attention (Narayan, Gupta et al., ICCV 2021)."

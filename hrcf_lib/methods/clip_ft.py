@@ -3,10 +3,11 @@ r"""CLIP-FT (Table I of MKT and of HRCF): the VLP's image tower, fine-tuned on t
 $$s = \frac{\tilde s}{\lVert \tilde s \rVert_2}, \quad \tilde s_k = e_g \cdot t_k, \qquad
   \min \; \frac{1}{V} \sum_{p,\,n} \max(0,\; 1 + s_n - s_p)$$
 
-**The papers**: "CLIP fine-tuned with ranking loss", no more; the text side rests. **Released code**: MKT's model has a
-switch for its global stream alone (``global_only``), which divides the scores by their norm; we hold our scores against
-that. **We** train all blocks, the final norm and the projection, with MKT's layer decay, and leave the patch embedding
-as it is; there is no distillation, which is what sets MKT and HRCF apart from it. V counts the violated pairs.
+**The papers**: "CLIP fine-tuned with ranking loss", no more; the text side is frozen. **Released code**: MKT's model
+has a switch for its global stream alone (``global_only``), which divides the scores by their norm; a test compares our
+scores with that. **We** train all blocks, the final norm and the projection, with MKT's layer decay, and leave the
+patch embedding as it is; there is no distillation, which is what sets MKT and HRCF apart from it. V counts
+the violated pairs.
 """
 
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ class MKTConfig(MethodConfig):
 
     method = "mkt"
 
-    blocks: int = 2  # last blocks of the ViT that are trained; ten of twelve rest
+    blocks: int = 2  # last blocks of the ViT that are trained; the other ten of twelve are frozen
     topk: int = 16  # regions a label is averaged over
     lam: float = 0.5  # weight of the local stream
     prompt: str = "tuning"  # stage 2; "fixed" leaves it out

@@ -1,4 +1,4 @@
-r"""OVML-VLP (Dao et al., ICME 2023): label embeddings ask the VLP's feature map; the VLP itself rests.
+r"""OVML-VLP (Dao et al., ICME 2023): label embeddings ask the VLP's feature map; the VLP itself is frozen.
 
 $$f_k = W_o \big[ A^1_k V^1; \dots; A^H_k V^H \big], \quad
   A^h_k = \mathrm{softmax}_j \Big( \frac{q^h_k \cdot k^h_j}{\sqrt{d}} \Big), \quad

@@ -1,4 +1,4 @@
-r"""Pre-CLIP (Table V of HRCF), CLIP-ML (Table I of OVML-VLP): the VLP as it comes, one global embedding a picture.
+r"""Pre-CLIP (Table V of HRCF), CLIP-ML (Table I of OVML-VLP): the VLP unchanged, one global embedding per picture.
 
 $$s_k = e_p \cdot \bar t_k, \qquad \bar t_k = \frac{1}{|T|} \sum_{\tau \in T} \mathrm{TextTower}(\tau(name_k))$$
 
@@ -59,7 +59,7 @@ class PreCLIP(Method):
     """The plain VLP: ``train`` has nothing to learn and takes no step."""
 
     title, Config = "Pre-CLIP", PreCLIPConfig
-    about = "Pre-CLIP: the VLP as it comes, one global embedding per picture."
+    about = "Pre-CLIP: the VLP unchanged, one global embedding per picture."
     trainable = {"images": (), "prompts": ()}
     trained_blocks = 0
 

@@ -23,7 +23,7 @@ OPEN_IMAGES = {"F1_small": "F1@10", "F1_large": "F1@20", "mAP": "mAP"}  # column
 def beside(item: str, sources: list[Records]) -> pd.DataFrame:
     """One of the ``PRINTED`` tables: each row and task as printed, ours on each data set, and the direction.
 
-    The direction stands in the row that tells an effect from the others of its table and task.
+    The direction is in the row in which an effect differs from the others of its table and task.
     """
     runs, shown = effects.runs_of(item), _shown(effects.of_item(item))
     notebook, table = effects.of_item(item)[0].notebook, []

@@ -291,7 +291,7 @@ def _interrupt(*_):
 
 
 def main(words=None) -> None:
-    """The command line. It exits with 0 if all is done, 1 if a job failed, 2 for an error of the user's."""
+    """The command line. It exits with 0 if all is done, 1 if a job failed, 2 for a user's error."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.studies.batch", description=__doc__.splitlines()[0])
     parser.add_argument("what", type=Path, nargs="+", metavar="NOTEBOOK_OR_GRID.json")
     parser.add_argument("-g", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"), help="a grid's values")

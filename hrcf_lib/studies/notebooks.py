@@ -106,7 +106,7 @@ def in_words(failure: Exception) -> str:
 
 
 def main(words=None) -> None:
-    """The command line. It exits with 1 if a cell fails, and with 2 for an error of the user's, in one line."""
+    """The command line. It exits with 1 if a cell fails, and with 2 for a user's error, in one line."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.studies.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("out", type=Path, help="the executed copy")

@@ -67,7 +67,7 @@ def test_a_label_written_otherwise_is_the_same_reference_column_everywhere(model
     names = dict(zip(WRITTEN, plain)) | {"Polar BEAR": "polar bear"}  # white space is cleaned
     assert found.assign(label=found["label"].map(names)).equals(same)
     scorer = LabelScorer(model, WRITTEN)
-    assert scorer.columns.tolist() == [0, 1, 2, 3, 4] and len(scorer.own) == 0
+    assert scorer.columns.tolist() == [0, 1, 2, 3, 4] and len(scorer.new) == 0
     assert onnx._scorer(model, WRITTEN, None, True).columns == [0, 1, 2, 3, 4]
     pixels = torch.from_numpy(draw("test", 15).image).permute(2, 0, 1)[None]
     assert torch.equal(region_maps.maps_for(model, pixels, WRITTEN), region_maps.maps_for(model, pixels, plain))

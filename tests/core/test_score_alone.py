@@ -71,9 +71,9 @@ def test_a_label_of_the_reference_is_scored_with_the_reference():
     with torch.no_grad():
         e_g, regions = model.embed(pictures)
         inside = model.score_embeddings(e_g, regions, scorer.reference)
-        outside = model.score_alone(e_g, regions, scorer.reference, scorer.own)
+        outside = model.score_alone(e_g, regions, scorer.reference, scorer.new)
     assert_close(found, torch.stack([outside[:, 0], inside[:, 2], outside[:, 1], inside[:, 0]], dim=1))
-    assert model.score_alone(e_g, regions, scorer.reference, scorer.own[:0]).shape == (3, 0)
+    assert model.score_alone(e_g, regions, scorer.reference, scorer.new[:0]).shape == (3, 0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 1000])

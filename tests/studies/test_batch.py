@@ -195,7 +195,7 @@ def test_the_hash_of_the_code_ignores_text_and_outputs(tmp_path):
     assert grid.code_hash(write(tmp_path, "x = 2")) != before
 
 
-# -- errors of the user's ----------------------------------------------------------------------------------------------
+# -- a user's errors --------------------------------------------------------------------------------------------------
 
 
 def test_faults_stop_a_batch_before_anything_starts(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ class BatchOrder:
     The batch is that of all processes together, and the order does not depend on how many they are.
     """
 
-    batch: int  # B, pictures a step
-    seed: int | None = None  # of the order and of augmentation; None: as they come, and not augmented
+    batch: int  # B, pictures per step
+    seed: int | None = None  # of the order and of augmentation; None: in the order of the rows, and not augmented
     skip: int = 0  # steps that were done before
     rank: int = 0  # of this process
     world: int = 1  # number of processes

@@ -1,4 +1,4 @@
-r"""Pictures as they come from disk, for training with augmentation and for evaluation without a cache.
+r"""Pictures read from disk, for training with augmentation and for evaluation without a cache.
 
 Student and teacher share the blocks before the last ``VLP.trained_blocks`` (HRCF: 1): the frozen trunk runs once.
 ``Pictures`` and ``StreamedPictures`` are feeds (``feed.Feed``).

@@ -29,7 +29,7 @@ from torch import Tensor
 from hrcf_lib.engine.files import replacing_alone
 
 FORM = 2  # of the files: raise it when they, or how pictures are read, change
-SHARD = 4096  # pictures a shard, at most
+SHARD = 4096  # pictures per shard, at most
 WHAT = "frozen features of hrcf_lib: outputs of the last frozen block and the teacher's embeddings; safe to delete"
 ABANDONED = 24 * 3600  # age in seconds at which a temporary file counts as abandoned
 

@@ -146,7 +146,7 @@ def lines(path: Path) -> list[str]:
 def image_list(path: Path) -> list[str]:
     """Files of an image list with ``/`` between folders. ``ValueError`` for a file that is listed twice."""
     files = [line.replace("\\", "/").removeprefix("./") for line in lines(path)]
-    return unique(files, f"{path} lists", "keep one line a picture")
+    return unique(files, f"{path} lists", "keep one line per picture")
 
 
 def unique(items: list[str], what: str, fix: str) -> list[str]:

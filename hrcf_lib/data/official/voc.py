@@ -54,7 +54,7 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
     lists = {name: [line.split()[0] for line in found] for name, found in lists.items()}
     notes = [f"{path.name} is missing: no split {name}" for name, path in paths.items() if name not in lists]
     for name, ids in lists.items():
-        checks.unique(ids, f"{paths[name]} lists", "keep one line a picture")
+        checks.unique(ids, f"{paths[name]} lists", "keep one line per picture")
     checks.disjoint(lists)
     root = checks.image_root(home, images, ("JPEGImages",))
 

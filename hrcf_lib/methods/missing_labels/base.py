@@ -24,10 +24,10 @@ FITTED = 256  # pictures that temperature and offset are fitted to before traini
 
 
 class Partial(Method):
-    r"""A method whose scores are logits, trained on the known labels of each picture; the ViT rests.
+    r"""A method whose scores are logits, trained on the known labels of each picture; the ViT is frozen.
 
-    With ``unknown`` "ignored" nothing depends on what an unknown label would have been. Scores from ``threshold`` on
-    say yes: a probability of 1/2.
+    With ``unknown`` "ignored" nothing depends on what an unknown label would have been. A score of ``threshold`` or
+    more is a yes: a probability of 1/2.
     """
 
     threshold = 0.0
@@ -115,7 +115,7 @@ class Contexts(nn.Module):
     Args:
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
         M: number of context vectors.
-        number: of contexts: 1, shared by all names, or one a label.
+        number: of contexts: 1, shared by all names, or one per label.
         std: deviation of the normal numbers that the vectors start from; 0: they start from the token embeddings of
             ``prompts.START``, repeated to length.
 

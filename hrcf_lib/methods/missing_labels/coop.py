@@ -6,7 +6,7 @@ $$t_k = \mathrm{TextTower}([v_1, \ldots, v_M, name_k, \text{.}]), \qquad s_k = \
 classes at the VLP's own temperature and cross-entropy. It tries several M up to 16, contexts that all classes share and
 one of each class's own, the name at the end and in the middle, vectors that start from words and from normal numbers.
 **Released code** (KaiyangZhou/CoOp) starts from normal numbers of deviation 0.02 where no words are given, both
-embeddings are of unit length, and the temperature rests. Its prompt ends in "name.".
+embeddings are of unit length, and the temperature is fixed. Its prompt ends in "name.".
 
 **We** take the shared context of 16 with the name at the end, and say yes or no to each label by itself: a sigmoid,
 with a temperature and an offset that are learnt (``base.Likeness``), under the loss of known labels that all methods
@@ -53,7 +53,7 @@ class CoOp(Partial):
     title, Config = "CoOp", CoOpConfig
     about = "CoOp: one learnt prompt that all labels share, and the VLP's global embedding."
     trainable = {"images": (), "prompts": ("prompt.", "likeness.")}
-    text_prefixes = ("prompt.", "likeness.")  # the image side rests while these learn
+    text_prefixes = ("prompt.", "likeness.")  # the image side is fixed while these learn
 
     def build(self) -> None:
         """Prompt, temperature and offset."""
