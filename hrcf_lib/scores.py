@@ -100,7 +100,7 @@ def _aggregate(regions: Tensor, label_embeddings: Tensor) -> Tensor:
 
 
 def _parts(regions: Tensor, chunk: int) -> Iterator[Tensor]:
-    """``chunk`` regions at a time, copied so that their scores are one matrix product and not one an image."""
+    """``chunk`` regions at a time, copied so that their scores are one matrix product and not one per image."""
     return (part.contiguous() for part in regions.split(chunk, dim=1))
 
 

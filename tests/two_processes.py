@@ -106,12 +106,12 @@ def notebook(data: str, out: Path) -> None:
     """What a user's notebook does."""
     from accelerate import notebook_launcher
 
-    from hrcf_lib.studies.one_run import run as fit
+    from hrcf_lib.studies.one_run import run as train_and_evaluate
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    notebook_launcher(fit, ("mini", data, out), num_processes=2, use_port=str(port))
+    notebook_launcher(train_and_evaluate, ("mini", data, out), num_processes=2, use_port=str(port))
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def splits(config, data="data") -> list[str]:
 def open_split(config, split: str, data="data", side: int = 112):
     r"""One split of a config's data set, as items ``(picture uint8 (3, side, side), labels (K,) in -1/0/+1)``.
 
-    Where the config has a number of pictures for the split, so many are drawn, seeded by ``data_seed``, in the order of
-    the table; of MojiScenes the first ones, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
+    Where the config has a number of pictures for the split, that many are drawn, seeded by ``data_seed``, in the order
+    of the table; of MojiScenes the first ones, with the unseen labels of ``vocabulary_seed``. In ``train`` unseen
     labels read 0 (unknown). With ``held_out`` train is divided first, as Cole et al. do (``hide_labels.train_val``).
 
     Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.

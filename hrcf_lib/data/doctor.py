@@ -164,7 +164,7 @@ def _counts(splits, bad: pd.DataFrame, left_out: Counter, per_picture) -> pd.Dat
 
 
 def near_names(space: LabelSpace) -> pd.DataFrame:
-    r"""Unseen labels whose name a seen label nearly has: columns unseen, seen, why.
+    r"""Unseen labels whose names are nearly those of seen labels: columns unseen, seen, why.
 
     ``why`` is "final s" (cat, cats) or "words of" (one name holds all words of the other: bear, polar bear). Scores of
     such labels are not those of an unknown concept: NUS-WIDE's 925 / 81 split has 30 of the first kind.

@@ -147,7 +147,7 @@ class Seen(NamedTuple):
 
 
 def look_at(folder: Path, files: Iterable[str], workers: int | None = None, digests: bool = False) -> Iterator[Seen]:
-    r"""Decode every picture in several threads (by default one a core), with a progress bar, in the given order.
+    r"""Decode every picture in several threads (by default one per core), with a progress bar, in the given order.
 
     Few pictures are held at a time, however many there are. ``digests``: also hash the bytes of each file, which finds
     equal files.

@@ -1,4 +1,4 @@
-r"""BiAM: bi-level attention (Narayan, Gupta et al., ICCV 2021). A small network enriches regions, each scores alone.
+r"""BiAM: bi-level attention (Narayan, Gupta et al., ICCV 2021). A small network enriches regions; each scores alone.
 
 $$h = \mathrm{BN}(\mathrm{ReLU}(\mathrm{Conv}_{3\times3}(x_r))), \qquad
   o = W_o\, \mathrm{softmax}(Q K^\top / \sqrt{d})\, V + h, \quad e_r = W_2\, \mathrm{ReLU}(W_1 o) + o,$$
@@ -48,7 +48,7 @@ DROP_REGION, DROP_SCENE = 0.1, 0.2  # dropout in the region block, and on x_g
 
 @dataclass(frozen=True)
 class BiAMConfig(MethodConfig):
-    """Default values of the released code but for weight decay and ``bn_momentum``."""
+    """Default values of the released code, except weight decay and ``bn_momentum``."""
 
     method = "biam"
 
@@ -102,7 +102,7 @@ class BiAM(Method):
         return F.normalize(a, dim=-1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        """(B, D), which takes no part, (B, N^2, D), (K, ·) -> (B, K), any real number."""
+        """(B, D), which is not used, (B, N^2, D), (K, ·) -> (B, K), any real number."""
         return scores.pool(regions, self.network.classifiers(label_embeddings), self.config.topk)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class BiAM(Method):
         return {"ranking": 1.0}
 
     def groups(self, side: str) -> list[dict]:
-        """As every method, with ``beta1`` of the released code."""
+        """As in every method, with ``beta1`` of the released code."""
         return [group | {"betas": (self.config.beta1, 0.999)} for group in super().groups(side)]
 
 
@@ -186,7 +186,7 @@ class SceneContext(nn.Module):
         self.refine = Conv3x3(channels, channels, momentum)
 
     def forward(self, h: Tensor, x_g: Tensor) -> Tensor:
-        """One gate a channel, for all positions."""
+        """One gate per channel, for all positions."""
         v = F.leaky_relu(self.value(h), SLOPE)  # (B, H, N, N)
         k = self.key(F.dropout(x_g, DROP_SCENE, self.training))  # (B, H)
         gate = torch.sigmoid(v.mean(dim=(2, 3)) * k)  # (B, H)

@@ -22,7 +22,7 @@ from hrcf_lib.methods.settings import MethodConfig
 
 @dataclass(frozen=True)
 class CLIPFTConfig(MethodConfig):
-    """Where the papers are silent values are MKT's, but for the learning rate, which is ours: all blocks move."""
+    """Where the papers are silent, values are MKT's, except the learning rate (ours): all blocks are trained."""
 
     method = "clip_ft"
 

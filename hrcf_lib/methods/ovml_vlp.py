@@ -58,7 +58,7 @@ class OVMLVLPConfig(MethodConfig):
 
 
 class ImageTextAttention(nn.Module):
-    r"""Multi-head attention of labels over a feature map, Eqs. 2-4: one class-specific feature a label.
+    r"""Multi-head attention of labels over a feature map, Eqs. 2-4: one class-specific feature per label.
 
     Args:
         D: width of labels and map.

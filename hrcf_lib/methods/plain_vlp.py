@@ -4,7 +4,7 @@ $$s_k = e_p \cdot \bar t_k, \qquad \bar t_k = \frac{1}{|T|} \sum_{\tau \in T} \m
 
 **The papers** give numbers and no prompt. **Released code**: none; MKT's and BiAM's repositories do not hold it.
 **We** score a single template or the mean over an ensemble T, as CLIP's authors do (Radford et al., ICML 2021, Sec.
-3.1.4, there of unit length), by dot product, cosine or softmax over the labels; which of them is chosen on val.
+3.1.4, there of unit length), by dot product, cosine or softmax over the labels; the choice is made on val.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ SIMILARITIES = {  # global embeddings (B, D), label embeddings (K, D) -> (B, K)
 
 @dataclass(frozen=True)
 class PreCLIPConfig(MethodConfig):
-    """Nothing is trained; ``prompt_set`` and ``similarity`` are what there is to choose."""
+    """Nothing is trained; only ``prompt_set`` and ``similarity`` are chosen."""
 
     method = "pre_clip"
 
@@ -105,7 +105,7 @@ def teacher_embeddings(vlp, data) -> Tensor:
 
 
 def _zero_shot(vlp, data, prompt, kinds, tasks, ks, protocol, e_p) -> dict[str, pd.DataFrame]:
-    """The table of each kind of score; texts are encoded once a task."""
+    """The table of each kind of score; texts are encoded once per task."""
     t = {task: prompted(vlp, label_view(data.space, task).names, prompt).cpu() for task in tasks}
     return {
         kind: table_rows(data, tasks, lambda task, kind=kind: SIMILARITIES[kind](e_p, t[task]), ks, protocol)

@@ -1,4 +1,4 @@
-r"""Every system by name: HRCF, the methods that it is compared with, and those for missing labels.
+r"""Every method by name: HRCF, the methods that it is compared with, and those for missing labels.
 
 >>> names()[:4]
 ('hrcf', 'pre_clip', 'clip_ft', 'mkt')
@@ -46,7 +46,7 @@ ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call 
 
 
 def names(kind: str = "all") -> tuple[str, ...]:
-    """Names of methods, in the order of tables: ``all``, those that ``compared`` are with HRCF, or ``missing_labels``.
+    """Names of methods, in the order of tables: ``all``, those ``compared`` with HRCF, or those for ``missing_labels``.
 
     Raises ``ValueError`` for another kind.
     """

@@ -13,7 +13,7 @@ import pandas as pd
 from hrcf_lib import figures
 from hrcf_lib.report import claims, costs, effects, missing_labels, tables
 from hrcf_lib.report.records import MINI, NUS, Records
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import REPOSITORY
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
 
@@ -29,7 +29,7 @@ class Report:
     """
 
     def __init__(self, records: str | Path = "", nus_wide: str | Path = ""):
-        own = Records(records or results.REPOSITORY / "notebooks" / "records", MINI)
+        own = Records(records or REPOSITORY / "notebooks" / "records", MINI)
         self.sources = [own, *([Records(nus_wide, NUS)] if nus_wide else [])]
         self.effects = {source.data: effects.frame(source) for source in self.sources}
 

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from hrcf_lib.report import effects
 from hrcf_lib.report.effects import Effect
 from hrcf_lib.report.records import HYPERPARAMETERS, MAIN, Missing, Records
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import published
 
 BLOCKS = 1  # of the ViT that HRCF trains: ``model.HRCF.block``, a copy of the last
 CURVES = {  # figure -> the setting as our records spell it, and as the report does
@@ -24,7 +24,7 @@ CURVES = {  # figure -> the setting as our records spell it, and as the report d
 def coverage(sources: list[Records]) -> pd.DataFrame:
     """Every table and figure of the paper, the notebook that makes ours, and whether its record is there."""
     rows = []
-    for item, shows, notebook in results.published("hrcf_items").itertuples(index=False):
+    for item, shows, notebook in published("hrcf_items").itertuples(index=False):
         cells = {"of the paper": item, "shows": shows, "notebook": notebook}
         for records in sources:
             nothing = notebook.startswith("03")  # it measures nothing
@@ -50,8 +50,8 @@ def combine(directions) -> str:
 
 def claims(sources: list[Records]) -> pd.DataFrame:
     """Each claim of the text: where, what the paper says and on which data, ours, and the direction."""
-    said, rows = results.published("hrcf_text_claims"), []
-    answered = said.merge(results.published("hrcf_claims_measured"), how="left", on=["where", "claim"])
+    said, rows = published("hrcf_text_claims"), []
+    answered = said.merge(published("hrcf_claims_measured"), how="left", on=["where", "claim"])
     for row in answered.to_dict("records"):
         cells = {"where": row["where"], "claim": row["claim"]}
         cells["the paper (data in brackets)"] = f"{row['value']} ({row['dataset']})"
@@ -153,7 +153,7 @@ def best(records: Records, kind: str, value: str) -> tuple[str, str]:
 
 def figure4(sources: list[Records]) -> pd.DataFrame:
     """The curves of Fig. 4 as numbers: means over seeds. The paper prints no curve, only what it chose."""
-    choices = results.published("hrcf_claims_measured").dropna().drop_duplicates("where").set_index("where")["numbers"]
+    choices = published("hrcf_claims_measured").dropna().drop_duplicates("where").set_index("where")["numbers"]
     rows = []
     for where, (kind, title) in CURVES.items():
         choice = choices[where]

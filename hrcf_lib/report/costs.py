@@ -4,7 +4,7 @@ import pandas as pd
 
 from hrcf_lib.report.effects import runs_of
 from hrcf_lib.report.records import MAIN, PROMPTS, SPEED, Missing, Records, printed
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import published
 
 COUNTED = "ours (ViT-B/16, counted)"
 OTHER = "notebook 05 makes it"  # ours of another method
@@ -16,7 +16,7 @@ UNUSED = {"MKT": "MKT with the unused MLP"}  # a method -> its second row: the p
 def prompt_costs(sources) -> pd.DataFrame:
     """The other half of Table III: trained numbers, and the time of an epoch."""
     runs, rows = runs_of("Table III"), []
-    for row in results.published("hrcf_table3_prompts").to_dict("records"):
+    for row in published("hrcf_table3_prompts").to_dict("records"):
         (kind, _), text = runs[row["prompt"]], row["trainable_params"]
         n = _value(sources[0], SPEED, "prompts", kind, "numbers that learn")
         cells = {"prompt": row["prompt"], "the paper: numbers that learn": text}
@@ -54,7 +54,7 @@ def table6(sources) -> pd.DataFrame:
     A method with parts that the paper counts but that are never used has a second row, which includes them.
     """
     rows, sides = [], " / ".join(SIDES.values())
-    for row in results.published("hrcf_table6_parameters").to_dict("records"):
+    for row in published("hrcf_table6_parameters").to_dict("records"):
         paper = ["" if pd.isna(row[side]) else f"{row[side]:g}" for side in SIDES]
         for name, ours, same in _counted(sources[0], row["method"], paper):
             cells = {"method": name, f"the paper: {sides}, M": " / ".join(paper)}
@@ -90,7 +90,7 @@ def _as_printed(numbers, paper: list[str]) -> str:
 
 def times(sources) -> pd.DataFrame:
     """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data."""
-    frame = results.published("hrcf_inference_time")
+    frame = published("hrcf_inference_time")
     gpu, head, rows = frame["gpu"].iloc[0], f"ours (ViT-B/16, {_machine(sources[0])})", []
     other = ELSEWHERE if sources[0].has(MAIN) else OTHER
     for method, single, whole in frame.iloc[:, :3].itertuples(index=False):

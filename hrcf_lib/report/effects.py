@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hrcf_lib.report.records import Missing, Records
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import published
 
 DIRECTIONS = ("agrees", "opposite", "open", "not measured")
 NONE = "no direction"  # the paper's difference is within the rounding of what it prints
@@ -68,7 +68,7 @@ class Effect:
 @cache
 def planned(table: str = "hrcf_effects") -> tuple[Effect, ...]:
     """The effects of a table in ``papers/published``, in its order."""
-    frame = results.published(table)
+    frame = published(table)
     texts = [name for name, kind in Effect.__annotations__.items() if kind is str]
     frame[texts] = frame[texts].astype(object).fillna("")
     return tuple(Effect(**row) for row in frame.to_dict("records"))

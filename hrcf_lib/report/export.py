@@ -7,8 +7,8 @@ from pathlib import Path
 from nbconvert import HTMLExporter
 
 from hrcf_lib.engine.files import replacing
-from hrcf_lib.studies import records as results
 from hrcf_lib.studies.notebooks import run_notebook
+from hrcf_lib.studies.records import REPOSITORY
 
 TITLE = "HRCF: every result beside the paper's"
 STYLE = """
@@ -37,8 +37,8 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     library is installed without its repository, ``NotADirectoryError`` for a folder that does not exist, and the errors
     of ``run_notebook``.
     """
-    notebook = results.REPOSITORY / "notebooks" / "12_report.ipynb"
-    records = Path(records or results.REPOSITORY / "notebooks" / "records")
+    notebook = REPOSITORY / "notebooks" / "12_report.ipynb"
+    records = Path(records or REPOSITORY / "notebooks" / "records")
     for folder in filter(None, (records, nus_wide)):
         if not Path(folder).is_dir():
             raise NotADirectoryError(f"{folder} is no folder of records: give the one that holds <notebook>.json")

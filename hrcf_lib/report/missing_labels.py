@@ -7,7 +7,7 @@ from hrcf_lib.report import effects
 from hrcf_lib.report.records import PARTIAL, SINGLE, Missing, Records
 from hrcf_lib.report.tables import scores
 from hrcf_lib.studies import missing_labels
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import published
 
 DATA = "MS-COCO"  # of both papers' tables
 SHOWN = (0.1, 0.5, 0.9)  # values of p
@@ -22,7 +22,7 @@ PAPERS = {"TRM-ML": "TRM-ML", "SemanticAware": "Semantic-aware"}  # as the file 
 
 def over_known(sources: list[Records]) -> pd.DataFrame:
     """One row per method: its mAP over p, as a paper prints it and ours, as text."""
-    printed = results.published("partial_labels_map").query("dataset == @DATA").set_index(["source", "method"])
+    printed = published("partial_labels_map").query("dataset == @DATA").set_index(["source", "method"])
     ours = {records.data: _ours(records) for records in sources}
     rows = []
     for title in missing_labels.METHODS:
@@ -63,7 +63,7 @@ def directions(sources: list[Records]) -> pd.DataFrame:
 
 def single_positive(sources: list[Records]) -> pd.DataFrame:
     """One row per method: mAP where a single positive of each picture is known, printed and ours, as text."""
-    printed = results.published("trmml_table2_single_positive").set_index("method")["COCO_LL"]
+    printed = published("trmml_table2_single_positive").set_index("method")["COCO_LL"]
     ours, rows = list(missing_labels.METHODS), []
     for title in [*printed.index.difference(ours, sort=False), *ours]:
         cells = {"method": title}

@@ -5,7 +5,7 @@ import pandas as pd
 
 from hrcf_lib.report import effects
 from hrcf_lib.report.records import MAIN, METRICS, TRAINED, Missing, Records
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import published
 
 DATA = "NUS-WIDE"  # of the paper's columns
 HEAD = " / ".join(METRICS)
@@ -41,7 +41,7 @@ def beside(item: str, sources: list[Records]) -> pd.DataFrame:
 def _printed(item: str) -> pd.DataFrame:
     """Rows of a table on ``DATA``: ``row`` (its name), ``task`` and the metrics."""
     file, names = PRINTED[item]
-    frame = results.published(file).rename(columns={"F1_small": "F1@3", "F1_large": "F1@5"})
+    frame = published(file).rename(columns={"F1_small": "F1@3", "F1_large": "F1@5"})
     if "dataset" in frame:
         frame = frame[frame["dataset"] == DATA]
     if names == PARTS:
@@ -53,7 +53,7 @@ def _printed(item: str) -> pd.DataFrame:
 
 
 def _shown(planned) -> dict:
-    """(row, task) -> the effect on mAP that stands there: the first of its rows, or the second where that is shared."""
+    """(row, task) -> the effect on mAP shown there: at the first of its rows, or the second where that is shared."""
     planned = [e for e in planned if e.metric == "mAP"]
     first = {(e.row, e.task): e for e in planned}
     return first if len(first) == len(planned) else {(e.against, e.task): e for e in planned}
@@ -86,6 +86,6 @@ def scores(records: Records, notebooks: list[str], run: tuple[str, str], task: s
 
 def open_images() -> pd.DataFrame:
     """Table I on Open Images, as printed: no run of ours is on that data yet."""
-    frame = results.published("hrcf_table1_sota").query("dataset == 'Open Images v4'").reset_index(drop=True)
+    frame = published("hrcf_table1_sota").query("dataset == 'Open Images v4'").reset_index(drop=True)
     frame = frame[["method", "task", *OPEN_IMAGES]].astype(str).replace("nan", "")
     return frame.rename(columns={old: f"the paper (Open Images): {new}" for old, new in OPEN_IMAGES.items()})

@@ -1,4 +1,4 @@
-r"""Dry run: can my machine do it, and how long does it take? To be answered before the data are here.
+r"""Dry run: can my machine do it, and how long does it take? It answers before the data are there.
 
     python -m hrcf_lib.speed.dry_run [--datasets nus_wide,open_images] [--work FOLDER] [--steps N] [--out FILE.json]
 

@@ -55,7 +55,7 @@ class Size:
 
 
 def nus_wide(folder, size: Size) -> Path:
-    """A NUS-WIDE download: image lists, 81 + 162 files of concepts, 1,000 tags a row; see ``data.official.nus_wide``.
+    """A NUS-WIDE download: image lists, 81 + 162 files of concepts, 1,000 tags per row; see ``data.official.nus_wide``.
 
     Raises ``FileExistsError`` if ``folder`` holds anything else; so does ``open_images``.
     """

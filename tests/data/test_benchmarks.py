@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from hrcf_lib import config, data, protocols
 from hrcf_lib.data import mojiscenes
-from hrcf_lib.data.feeds import sources as fit
+from hrcf_lib.data.feeds import sources as feed_sources
 from hrcf_lib.data.feeds.feed import Feed
 from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
 from hrcf_lib.methods import plain_vlp
@@ -99,26 +99,26 @@ def test_what_is_not_there_is_named(tmp_path, folder):
 
 def test_choices_never_look_at_unseen_labels_of_test(folder, tiny):
     model = HRCF(config.nus_wide().smoke().replace(**tiny))
-    sources = {split: fit.source(model, split, folder) for split in ("train", "test")}
-    val, tasks = fit.validation(sources)
+    sources = {split: feed_sources.source(model, split, folder) for split in ("train", "test")}
+    val, tasks = feed_sources.validation(sources)
     assert tasks == ("seen",) and len(val) == 16 and (val.labels[:, 925:] == 0).all()
-    assert fit.validation(sources | {"val": sources["test"]}) == (sources["test"], ("seen",))
+    assert feed_sources.validation(sources | {"val": sources["test"]}) == (sources["test"], ("seen",))
     few = HRCF(config.mini().smoke().replace(train_size=4, val_size=4, test_size=4))
-    moji = {s: fit.source(few, s) for s in ("train", "val", "test")}
-    assert fit.validation(moji) == (moji["val"], ("ZSL", "GZSL"))
+    moji = {s: feed_sources.source(few, s) for s in ("train", "val", "test")}
+    assert feed_sources.validation(moji) == (moji["val"], ("ZSL", "GZSL"))
 
 
 def test_sources_follow_the_config(folder, tiny):
     model = HRCF(config.nus_wide().smoke().replace(**tiny))
-    training, test = fit.source(model, "train", folder), fit.source(model, "test", folder)
+    training, test = feed_sources.source(model, "train", folder), feed_sources.source(model, "test", folder)
     assert isinstance(training, Pictures) and (training.augment, test.augment) == ("rand-m9-mstd0.5-inc1", "none")
     model.config = model.config.replace(stream=True)
-    stream = fit.source(model, "train", folder)
+    stream = feed_sources.source(model, "train", folder)
     assert isinstance(stream, StreamedPictures)
     with pytest.raises(ValueError, match="cannot be chosen by row: set stream to False"):
         stream.take([0])
     model.config = model.config.replace(augment="none", stream=False)
-    frozen = fit.source(model, "train", folder)
+    frozen = feed_sources.source(model, "train", folder)
     assert all(isinstance(feed, Feed) for feed in (training, test, stream, frozen))
     assert (frozen.augment, frozen.trained_blocks, training.trained_blocks) == ("none", 1, None)
     assert frozen.trunk.shape == (16, 197, 64) and frozen.labels.shape == (16, 1006)
@@ -139,7 +139,7 @@ def test_the_papers_setting_runs_from_files_to_a_record(folder, tiny, tmp_path, 
 
 def test_parts_of_a_source_keep_pictures_and_labels(folder, tiny):
     model = HRCF(config.nus_wide().smoke().replace(**tiny, augment="none"))
-    frozen = fit.source(model, "train", folder)
+    frozen = feed_sources.source(model, "train", folder)
     pictures = Pictures(data.open_split(model.config, "train", folder, 224), model.vlp)
     for whole in (frozen, pictures):
         part, mixed = whole.take([3, 1]), whole.take([3, 1], labels_of=[0, 2])

@@ -15,7 +15,8 @@ import report_records as made
 from hrcf_lib import report
 from hrcf_lib.report import __main__, claims, costs, effects, export, missing_labels, tables
 from hrcf_lib.report.records import METRICS, MINI, NUS, Missing, Records, printed
-from hrcf_lib.studies import records as results
+from hrcf_lib.studies.records import REPOSITORY, published, read_record
+from hrcf_lib.studies.records import record as write_record
 
 OURS, DIRECTION = f"ours ({MINI})", f"direction ({MINI})"
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("records")
     made.write(path / "mini")
     made.write_trained(path / "mini")
-    shutil.copy(results.REPOSITORY / "notebooks" / "records" / "10_parameters_and_speed.json", path / "mini")
+    shutil.copy(REPOSITORY / "notebooks" / "records" / "10_parameters_and_speed.json", path / "mini")
     for name in ("06_ablation_hcg_rsa_rss", "08_ablation_distillation"):
         made.write(path / "nus" / name / "records", "nus_wide", 60.0, [name])
     return path
@@ -131,7 +132,7 @@ def test_a_missing_record_is_named_with_its_notebook(empty):
 
 
 def test_a_record_without_its_table_says_so(tmp_path):
-    results.record("06_ablation_hcg_rsa_rss", {}, {}, 1.0, "p", tmp_path, config={"name": "mini"})
+    write_record("06_ablation_hcg_rsa_rss", {}, {}, 1.0, "p", tmp_path, config={"name": "mini"})
     found = effects.measure(next(e for e in effects.planned() if e.item == "Table II"), Records(tmp_path))
     assert found["direction"] == "not measured" and found["basis"] == "the record of notebook 06 has no 'differences'"
 
@@ -155,7 +156,7 @@ def test_missing_labels_beside_their_papers(tmp_path):
     difference = dict(zip(effects.COLUMNS, ("Semantic-aware: w/csp", "", "Semantic-aware", "", "test", "seen", "mAP")))
     difference |= {"difference": 2.0, "low": 1.0, "high": 3.0}
     kept = {"runs": pd.DataFrame(runs), "differences": pd.DataFrame([difference])}
-    results.record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
+    write_record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
     records = [Records(tmp_path)]
     ours = missing_labels.over_known(records).set_index("method").filter(like="ours").iloc[:, 0]
     assert (
@@ -185,7 +186,7 @@ def test_folders_are_checked(tmp_path):
 
 
 def test_numbers_are_those_of_the_records(full, folder):
-    runs = results.read_record("08_ablation_distillation", folder / "mini")["tables"]["runs"]
+    runs = read_record("08_ablation_distillation", folder / "mini")["tables"]["runs"]
     part = rows(runs, variant="weight 0", split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
     expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
     table = rows(full.tables()["Table IV"], row="HRCF (w/o L_kd)", task="GZSL")
@@ -199,7 +200,7 @@ def test_numbers_are_those_of_the_records(full, folder):
 
 def test_claims(full):
     table = full.tables()["claims of figures and text"]
-    assert table["claim"].tolist() == results.published("hrcf_text_claims")["claim"].tolist()
+    assert table["claim"].tolist() == published("hrcf_text_claims")["claim"].tolist()
     best = rows(table, where="Fig. 4(a)", claim="best lambda").iloc[0]
     assert best[OURS].startswith("1 (ZSL mAP") and best[DIRECTION] == "opposite", "0.5 is better than 0.25"
     assert rows(table, where="Fig. 4(a) text").iloc[0][DIRECTION] == "open", "not held against every other value"
@@ -240,7 +241,7 @@ def main(tmp_path_factory) -> report.Report:
 
 
 def test_other_methods_of_table_1_are_those_of_the_record(main):
-    runs = results.read_record("05_main_results", main.sources[0].folder)["tables"]["runs"]
+    runs = read_record("05_main_results", main.sources[0].folder)["tables"]["runs"]
     table, head = main.tables()["Table I"], f"{OURS}: F1@3 / F1@5 / mAP"
     for method in ("MKT", "OVML-VLP", "CLIP-FT", "BiAM", "HRCF"):
         part = rows(runs, variant=method, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
@@ -381,7 +382,7 @@ def test_the_figure_has_a_row_for_each_measured_effect(full, empty):
 
 
 def test_the_notebook_shows_every_table(full):
-    cells = nbformat.read(results.REPOSITORY / "notebooks" / "12_report.ipynb", 4).cells
+    cells = nbformat.read(REPOSITORY / "notebooks" / "12_report.ipynb", 4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     assert not [title for title in full.tables() if f'"{title}"' not in code]
 
@@ -399,7 +400,7 @@ def test_markup_is_the_same_every_time_and_shows_directions(full):
 def test_the_html_needs_nothing_else(folder, tmp_path, monkeypatch):
     """The one test that starts a kernel; in a shell whose backend shows no figures."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    before = {path: path.read_bytes() for path in (results.REPOSITORY / "notebooks").rglob("12_report.*")}
+    before = {path: path.read_bytes() for path in (REPOSITORY / "notebooks").rglob("12_report.*")}
     out = tmp_path / "report.html"
     __main__.main(["--records", str(folder / "mini"), "--nus-wide", str(folder / "nus"), "--out", str(out)])
     text = out.read_text("utf-8")

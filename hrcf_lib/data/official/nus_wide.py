@@ -4,9 +4,9 @@ Official files, found by name wherever they were unpacked::
 
     ImageList/Imagelist.txt, TrainImagelist.txt, TestImagelist.txt      folder\NNNN_photoid.jpg, one row per picture
     ConceptsList/Concepts81.txt, NUS_WID_Tags/TagList1k.txt             names
-    Groundtruth/AllLabels/Labels_<concept>.txt                          0 or 1 a row, in the order of Imagelist.txt
+    Groundtruth/AllLabels/Labels_<concept>.txt                          0 or 1 per row, in the order of Imagelist.txt
     Groundtruth/TrainTestLabels/Labels_<concept>_{Train,Test}.txt       the same in the order of the two lists
-    NUS_WID_Tags/AllTags1k.txt                                          1,000 times 0 or 1 a row
+    NUS_WID_Tags/AllTags1k.txt                                          1,000 times 0 or 1 per row
 
 Rows are joined through the image lists only: the order of ``NUS-WIDE-urls.txt`` is another one. The 81 concepts carry
 human labels, the 925 tags (the 1,000 without those that are also concepts) what uploaders wrote: -1 there means that
@@ -146,7 +146,7 @@ def _concepts(files, names, listed, splits) -> np.ndarray:
 
 
 def read_column(path: Path, rows: int, list_name: str) -> np.ndarray:
-    """One 0 or 1 a line as uint8 (rows,). Raises ``ValueError`` naming the line, or both numbers of rows."""
+    """One 0 or 1 per line as uint8 (rows,). Raises ``ValueError`` naming the line, or both numbers of rows."""
     text = path.read_bytes().replace(b"\r", b"").rstrip()
     codes = np.frombuffer(text, np.uint8)
     if len(codes) == 2 * rows - 1 and (codes[1::2] == 10).all() and ((codes[::2] | 1) == 49).all():

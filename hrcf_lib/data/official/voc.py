@@ -2,7 +2,7 @@ r"""PASCAL VOC 2007 and 2012, 20 labels.
 
 ::
 
-    ImageSets/Main/trainval.txt          an id a line; 2007: trainval and test, 2012: train and val
+    ImageSets/Main/trainval.txt          one id per line; 2007: trainval and test, 2012: train and val
     Annotations/<id>.xml                 <object><name>dog</name><difficult>0</difficult>...</object>
     JPEGImages/<id>.jpg
     ImageSets/Main/dog_trainval.txt      id and 1, 0 (difficult only) or -1: compared with the XML where they are there

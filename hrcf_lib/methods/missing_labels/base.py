@@ -38,7 +38,7 @@ class Partial(Method):
 
         Cosines of a VLP lie in a narrow band of its own. From a temperature and an offset that do not fit it every
         label is far too likely or too rare, and the shared parameters then learn to move all scores at once and lose
-        what the VLP knows. What is minimised is the method's own classification loss, over two numbers. Where no absent
+        what the VLP knows. The method's own classification loss is minimised over these two numbers. Where no absent
         label is known (single positives), unknown ones count as absent here, and here alone.
         """
         if not isinstance(likeness := getattr(self, "likeness", None), Likeness):
@@ -172,7 +172,7 @@ class Likeness(nn.Module):
     def fit(self, cosines: Tensor, loss, offset: bool = True) -> None:
         """Take temperature and offset at which ``loss`` of the logits is least (SciPy's Nelder-Mead, several starts).
 
-        No gradient is asked for: at the start sigmoids may be saturated, and the asymmetric loss has a kink. The
+        No gradients are used: at the start sigmoids may be saturated, and the asymmetric loss has a kink. The
         temperature stays within 0.001 and 1, beyond which training could not move anything, and without ``offset`` the
         offset stays as it is. Where the loss is not lower in the end nothing changes.
         """

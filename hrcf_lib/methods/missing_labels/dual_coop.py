@@ -62,7 +62,7 @@ class DualCoOp(Partial):
         self.likeness = Likeness(1 / (c.scale * c.sharpness), 0.0)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), which takes no part, and f_j (B, N^2, D)."""
+        """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), which is not used, and f_j (B, N^2, D)."""
         return self.vlp.teacher(trunk), F.normalize(patches(self.vlp, trunk), dim=-1)
 
     def label_embeddings(self, names) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Semantic-aware representation (Ruan, Xu et al., ACM TOMM 2024): image features and prompts of each category's own.
+r"""Semantic-aware representation (Ruan, Xu et al., ACM TOMM 2024): image features and a prompt for each category.
 
 $$h_{kj} = P \tanh(U f_j \odot V x_k), \qquad a_{kj} = \mathrm{softmax}_j(w \cdot h_{kj}), \qquad
   f_k = \sum_j a_{kj} f_j,$$
@@ -79,7 +79,7 @@ class SemanticAwareConfig(PartialConfig):
 
 
 class SemanticDecoupling(nn.Module):
-    r"""Low-rank bilinear attention of word vectors over a feature map, Eqs. 2-6: one feature a category.
+    r"""Low-rank bilinear attention of word vectors over a feature map, Eqs. 2-6: one feature per category.
 
     Args:
         D: width of the map.
@@ -185,7 +185,7 @@ class SemanticAware(Partial):
         return s if self.config.prediction == "sigmoid" else softmax_logits(s)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """As every method here; pairs that no loss uses are not computed."""
+        """As in every method here; pairs that no loss uses are not computed."""
         c = self.config
         asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
         s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)

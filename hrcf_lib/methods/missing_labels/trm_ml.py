@@ -16,7 +16,7 @@ others match it with the image or with pixels. Cross-attention of category queri
 pseudo-labels (Eqs. 7-12), then come a multimodal contrastive loss (Eq. 13), ASL (Eq. 14) and their sum with weights 1,
 0.05 and 0.01 (Eq. 15). The region score is what is used in the end. Its equations were not at hand to us, only its
 abstract, what summaries say of it, and the abstract of the authors' patent (CN 119399505 A): attention gives a saliency
-map a category, which sums the visual features up to the region; an MLP gives query features; regions teach these.
+map per category, which sums the visual features up to the region; an MLP gives query features; regions teach these.
 **Released code**: none; its repository holds a notice.
 
 **We** decided the rest. One head; F_j of unit length; queries start at the text embeddings of a template, W_q and W_k
