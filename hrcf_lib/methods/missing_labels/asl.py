@@ -5,7 +5,7 @@ $$s_k = w_k \cdot \frac{e_p}{\lVert e_p \rVert_2} + b_k$$
 **The paper** (Ridnik et al., ICCV 2021) trains a whole network with the loss and complete labels: gamma+ 0, gamma- 4.
 **We** take its loss alone, with the frozen features that every method here has, and the exponents 1 and 2 of the
 methods for missing labels. ``unknown`` says what an unknown label counts as: "ignored", or "negative", the usual way
-out with a single positive a picture ("assume negative", Cole et al., CVPR 2021).
+out with one positive per picture ("assume negative", Cole et al., CVPR 2021).
 """
 
 import math

@@ -139,7 +139,7 @@ class TRMML(Partial):
         return torch.cat([t, self.queries[k] if self.config.matching == "region" else t], dim=1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        """(B, D), which takes no part, (B, J, D), (K, 2 D) -> logits (B, K): the region score."""
+        """(B, D), which is not used, (B, J, D), (K, 2 D) -> logits (B, K): the region score."""
         size = self._part_size(regions, len(label_embeddings))
         t, q = label_embeddings.chunk(2, dim=1)  # (K, D) each
         parts = zip(t.split(size), q.split(size), strict=True)
@@ -157,7 +157,7 @@ class TRMML(Partial):
         return (self._keys(q) @ regions.transpose(1, 2) / math.sqrt(q.shape[1])).softmax(dim=-1)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        r"""Eqs. 5-6, 13 and 14; in training mode memory and thresholds learn from the known labels, after they spoke.
+        r"""Eqs. 5-6, 13 and 14; in training mode, memory and thresholds are updated from the known labels at the end.
 
         Raises ``ValueError`` for labels of another number than its categories, ``FloatingPointError`` for scores that
         are not finite.
@@ -196,13 +196,13 @@ class TRMML(Partial):
         return tuple(name for name, seen in zip(names, self.memory.seen.tolist(), strict=True) if not seen)
 
     def usable(self, labels: Tensor) -> Tensor:
-        """All pictures, but where nothing is learnt of unknown labels."""
+        """All pictures, unless unknown labels teach nothing: then as in ``Partial``."""
         if self.config.pseudo_labels or self.weights("both")["distillation"]:
             return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         return super().usable(labels)
 
     def weights(self, side: str) -> dict[str, float]:
-        """Those of Eq. 15."""
+        """The weights of Eq. 15."""
         c = self.config
         return {
             "classification": c.alpha,
