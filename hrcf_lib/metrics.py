@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrcf_lib.engine import chunks
 from hrcf_lib.labels import check_scores
-
-CHUNK = 2**22  # entries worked on at a time, whatever N and K: at most 250 MB beside the input
 
 _PROTOCOLS = {
     "zero": "mAP over all labels, a label without positives counts 0 (as MKT, and BiAM on NUS-WIDE)",
@@ -65,7 +64,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """
     check(scores, labels)
     N, K = scores.shape
-    step = max(1, CHUNK // N)
+    step = chunks.fitting(chunks.CACHE, N)
     half = scores.dtype in (torch.bfloat16, torch.float16)
     ap = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -150,7 +149,7 @@ def precision_recall_f1_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[fl
     N, K = scores.shape
     check_k(k, K)
     tp = positives = 0
-    step = max(1, CHUNK // K)
+    step = chunks.fitting(chunks.CACHE, K)
     for i in range(0, N, step):
         hits, present = hits_at_k(scores[i : i + step], labels[i : i + step], k)
         tp, positives = tp + hits, positives + present

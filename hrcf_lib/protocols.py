@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import metrics
+from hrcf_lib.engine import chunks
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import TASKS
 
@@ -108,7 +109,7 @@ def kept(labels: Tensor, protocol: str | Protocol, task: str) -> Kept:
     check_known([task], TASKS, "unknown task")
     N, K = labels.shape
     masks, positives, annotated = [], labels.new_zeros(K, dtype=torch.int64), labels.new_zeros(K, dtype=torch.bool)
-    for y in labels.split(max(1, metrics.CHUNK // max(1, K))):  # (rows, K)
+    for y in labels.split(chunks.fitting(chunks.CACHE, K)):  # (rows, K)
         present = y == 1
         mask = present.any(dim=1) if protocol.images == "positive" else torch.ones_like(present[:, 0])
         masks.append(mask)
@@ -149,7 +150,7 @@ def measure(
         ``images`` and ``labels`` counted in mAP.
 
     Cost: nothing of size (N, K) beside the input, except for a pooled AP the known entries in the scores' own type;
-    pieces of `metrics.CHUNK` entries.
+    pieces of `chunks.CACHE` entries.
 
     Raises:
         ValueError: what `metrics.average_precision`, `metrics.precision_recall_f1_at_k` and `kept` refuse.
@@ -178,7 +179,7 @@ def _average_precision(scores: Tensor, labels: Tensor, protocol: Protocol, use: 
     if (len(use.images), len(use.map_labels), protocol.unknown) == (N, K, "excluded"):
         return metrics.average_precision(scores, labels)
     parts = []
-    for columns in use.map_labels.split(max(1, metrics.CHUNK // N)):
+    for columns in use.map_labels.split(chunks.fitting(chunks.CACHE, N)):
         s, y = (table[:, columns][use.images] for table in (scores, labels))  # (n, columns)
         if protocol.unknown == "negative":
             y = torch.where(y == 1, 1, -1)
@@ -191,7 +192,7 @@ def _precision_recall_f1(scores: Tensor, labels: Tensor, k: int, use: Kept) -> t
     n, K = len(use.images), len(use.f1_labels)
     metrics.check_k(k, K)
     tp = positives = 0
-    for rows in use.images.split(max(1, metrics.CHUNK // labels.shape[1])):
+    for rows in use.images.split(chunks.fitting(chunks.CACHE, labels.shape[1])):
         s, y = scores[rows], labels[rows]  # (rows, K)
         if K < labels.shape[1]:
             s, y = s[:, use.f1_labels], y[:, use.f1_labels]
@@ -235,7 +236,7 @@ def pooled_average_precision(scores: Tensor, labels: Tensor, images: Tensor | No
     images = torch.arange(N, device=labels.device) if images is None else images
     present, absent = (_Ragged(scores, labels, images, sign) for sign in (1, -1))
     ap, seen_before = [], {}
-    for columns in torch.arange(K).split(max(1, metrics.CHUNK // N)):
+    for columns in torch.arange(K).split(chunks.fitting(chunks.CACHE, N)):
         known = (labels[:, columns[0] : columns[-1] + 1][images] != 0).T.contiguous().cpu()  # (columns, n)
         for mask in known:
             pool = hashlib.sha256(mask.numpy()).digest()  # names the set of images
@@ -251,16 +252,16 @@ class _Ragged:
 
     def __init__(self, scores: Tensor, labels: Tensor, images: Tensor, sign: int):
         values, sizes = [], []
-        for rows in images.split(max(1, metrics.CHUNK // labels.shape[1])):
+        for rows in images.split(chunks.fitting(chunks.CACHE, labels.shape[1])):
             mask = labels[rows] == sign  # (rows, K)
             values.append(scores[rows][mask].cpu())
             sizes.append(mask.sum(dim=1).cpu())
         self.values, self.sizes = torch.cat(values or [scores.new_zeros(0).cpu()]), torch.cat(sizes)  # (entries,), (n,)
         self.ends = self.sizes.cumsum(0)  # (n,)
-        self.rows_per_part = max(1, metrics.CHUNK // max(1, int(self.sizes.max())))
+        self.rows_per_part = chunks.fitting(chunks.CACHE, int(self.sizes.max()))
 
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
-        """The scores of some images in pieces of at most CHUNK entries (or one image)."""
+        """The scores of some images in pieces of at most `chunks.CACHE` entries (or one image)."""
         for part in rows.split(self.rows_per_part):
             sizes = self.sizes[part]
             shift = (self.ends[part] - sizes.cumsum(0)).repeat_interleave(sizes)  # place in `values` minus place here

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hrcf_lib.engine import chunks
+
 REGIONS = 140  # J of the paper, which ``config.keep`` counts from
-LARGE = 2**26  # entries of (B, J, K), 256 MiB in float32: from here on `aggregate` spares memory
-PART = 2**22  # entries of a large (B, J, K) worked on at a time, 16 MiB in float32, which fit a processor's cache
-BESIDE = 2**24  # entries of (B, R, K) that `score_alone` works on at a time, 64 MiB in float32
-KEPT = 2**28  # entries, 1 GiB in float32: more scores than these are computed again for the backward pass
 
 
 def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -49,12 +47,14 @@ def topk_mean(region_scores: Tensor, k: int) -> Tensor:
 def pool(regions: Tensor, label_embeddings: Tensor, k: int) -> Tensor:
     r"""Top-k mean pooling from embeddings, with at most J for ``k``: (B, J, D), (K, D) -> (B, K).
 
-    If (B, J, K) were ``LARGE``, labels go in parts of ``PART`` entries, each pooled before the next is scored: the
-    whole does not exist, in the backward pass neither.
+    If (B, J, K) were ``chunks.LARGE``, labels go in parts of ``chunks.CACHE`` entries, each pooled before the next is
+    scored: the whole never exists, not even in the backward pass.
     """
     _same_width(regions, label_embeddings)
     (B, J, _), K = regions.shape, len(label_embeddings)
-    n = K if exporting() or B * J * K <= LARGE else max(1, PART // (B * J))  # labels at a time
+    n = (
+        K if chunks.exporting() or B * J * K <= chunks.LARGE else chunks.fitting(chunks.CACHE, B * J)
+    )  # labels at a time
     parts = [topk_mean(region_scores(regions, t), min(k, J)) for t in label_embeddings.split(max(1, n))]
     return torch.cat(parts, dim=1)  # (B, K)
 
@@ -80,15 +80,15 @@ def votes(region_scores: Tensor) -> Tensor:
 def aggregate(regions: Tensor, label_embeddings: Tensor, chunk: int = 35) -> Tensor:
     r"""RSA from embeddings, at most ``chunk`` regions at a time: (B, J, D), (K, D) -> (B, K), equal to the plain form.
 
-    If a (B, J, K) tensor were a ``LARGE`` one, a chunk holds no more regions than fit into ``PART``. For the backward
-    pass of a large one the scores of up to ``KEPT`` entries are kept, and nothing else; of more, not even these.
+    If a (B, J, K) tensor were a ``chunks.LARGE`` one, a chunk holds no more regions than fit into ``chunks.CACHE``. For
+    the backward pass of a large one only its scores are kept, up to ``chunks.KEPT`` entries; of more, not even these.
     """
     _same_width(regions, label_embeddings)
     B, J, _ = regions.shape
     K = len(label_embeddings)
-    if exporting() or B * J * K <= LARGE:
+    if chunks.exporting() or B * J * K <= chunks.LARGE:
         return sum(_aggregate(part, label_embeddings) for part in regions.split(chunk, dim=1))
-    chunk = max(1, min(chunk, PART // (B * K)))
+    chunk = min(chunk, chunks.fitting(chunks.CACHE, B * K))
     if torch.is_grad_enabled() and (regions.requires_grad or label_embeddings.requires_grad):
         dtype = torch.promote_types(regions.dtype, label_embeddings.dtype)
         return _LargeAggregate.apply(regions.to(dtype), label_embeddings.to(dtype), chunk)
@@ -117,7 +117,7 @@ class _LargeAggregate(torch.autograd.Function):
     def forward(ctx, regions, label_embeddings, chunk):
         B, J, _ = regions.shape
         t, K, total = label_embeddings, len(label_embeddings), 0
-        kept = regions.new_empty(B * J * K if B * J * K <= KEPT else 0)
+        kept = regions.new_empty(B * J * K if B * J * K <= chunks.KEPT else 0)
         with _exactly(regions):
             for first, part in zip(range(0, J, chunk), _parts(regions, chunk)):
                 into = kept[B * first * K :][: B * part.shape[1] * K].view(-1, K) if len(kept) else None
@@ -147,11 +147,6 @@ class _LargeAggregate(torch.autograd.Function):
                 if of_t is not None:
                     of_t += of_s.flatten(0, 1).T @ part.flatten(0, 1)
         return of_regions, of_t, None
-
-
-def exporting() -> bool:
-    """Whether a graph is being written down: what depends on the size of the batch would hold for one size alone."""
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()  # an older torch has the second alone
 
 
 def _exactly(x: Tensor):
@@ -246,7 +241,7 @@ def score_alone(
     nothing is scored label by label. ``config`` and ``select`` as for ``score``. None of the K labels may be among
     ``reference``.
     """
-    n = max(1, BESIDE // max(1, len(e_g) * max(len(reference), regions.shape[1])))  # labels at a time
+    n = chunks.fitting(chunks.PAIRS, len(e_g) * max(len(reference), regions.shape[1]))  # labels at a time
     parts = [_score_beside(e_g, regions, reference, part, config, select) for part in label_embeddings.split(n)]
     return torch.cat(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 

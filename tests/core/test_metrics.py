@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import hrcf_lib.metrics
+from hrcf_lib.engine import chunks
 from hrcf_lib.metrics import average_precision, mean_average_precision, precision_recall_f1_at_k, protocol
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz", allow_pickle=False)
@@ -153,7 +154,7 @@ def test_infinite_scores_rank():
 def test_chunks_change_nothing(chunk, monkeypatch):
     scores, labels = draw(2, levels=9)
     whole = average_precision(scores, labels), precision_recall_f1_at_k(scores, labels, 4)
-    monkeypatch.setattr(hrcf_lib.metrics, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CACHE", chunk)
     assert torch.equal(average_precision(scores, labels), whole[0])
     assert precision_recall_f1_at_k(scores, labels, 4) == whole[1]
 

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 
 import hrcf_lib.protocols
 from hrcf_lib import evaluation, metrics
+from hrcf_lib.engine import chunks
 from hrcf_lib.methods import plain_vlp
 from hrcf_lib.protocols import PROTOCOLS, Protocol, kept, measure, named, pooled_average_precision
 
@@ -207,7 +208,7 @@ def test_chunks_change_nothing(protocol, chunk, monkeypatch):
     scores, labels = draw(6, levels=9)
     labels[:, 2] = 0
     whole = measure(scores, labels, (4,), protocol, "seen")
-    monkeypatch.setattr(metrics, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CACHE", chunk)
     assert measure(scores, labels, (4,), protocol, "seen") == whole
 
 

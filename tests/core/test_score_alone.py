@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from hrcf_lib import methods, scores
 from hrcf_lib.apply.label_scorer import LabelScorer
+from hrcf_lib.engine import chunks
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -40,7 +41,7 @@ def test_parts_agree_with_the_whole(monkeypatch):
     model = synthetic.model().eval()
     e_g, regions, reference, own = (x.float() for x in inputs(D=128, scale=0.3))
     whole = model.score_alone(e_g, regions, reference, own)
-    monkeypatch.setattr(scores, "BESIDE", 1)
+    monkeypatch.setattr(chunks, "PAIRS", 1)
     assert_close(model.score_alone(e_g, regions, reference, own), whole)
 
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hrcf_lib import config, scores
+from hrcf_lib.engine import chunks
 
 HRCF = config.mini()
 
@@ -72,8 +73,8 @@ def test_pooling_from_embeddings_goes_through_many_labels_in_parts(k, monkeypatc
     plain = scores.topk_mean(scores.region_scores(regions, t), min(k, 140))
     assert torch.equal(scores.pool(regions, t, k), plain), "few labels are scored at once"
     expected = torch.autograd.grad(plain.square().sum(), (regions, t))
-    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
-    monkeypatch.setattr(scores, "PART", 2 * 140 * 13 - 1)
+    monkeypatch.setattr(chunks, "LARGE", 2 * 140 * 50 - 1)
+    monkeypatch.setattr(chunks, "CACHE", 2 * 140 * 13 - 1)
     with Largest() as seen:
         parts = scores.pool(regions, t, k)
         found = torch.autograd.grad(parts.square().sum(), (regions, t))
@@ -87,9 +88,9 @@ def test_pooling_from_embeddings_goes_through_many_labels_in_parts(k, monkeypatc
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("chunk", [1, 35, 139, 500])
 def test_chunked_rsa_equals_the_plain_form_in_value_and_gradient(chunk, scale, large, monkeypatch):
-    monkeypatch.setattr(scores, "LARGE", scores.LARGE if large == "small" else 0)
-    monkeypatch.setattr(scores, "KEPT", 0 if large == "computed twice" else scores.KEPT)
-    monkeypatch.setattr(scores, "PART", 2 * 9 * 4)  # of a large one: four regions
+    monkeypatch.setattr(chunks, "LARGE", chunks.LARGE if large == "small" else 0)
+    monkeypatch.setattr(chunks, "KEPT", 0 if large == "computed twice" else chunks.KEPT)
+    monkeypatch.setattr(chunks, "CACHE", 2 * 9 * 4)  # of a large one: four regions
     _, regions, t = draw(seed=chunk, scale=math.sqrt(scale))
     regions.requires_grad_(), t.requires_grad_()
     out = torch.randn(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -128,21 +129,21 @@ def test_chunked_rsa_makes_no_tensor_of_all_regions_and_labels():
 def test_a_chunk_of_a_large_rsa_fits_into_a_part(part, regions_at_once, monkeypatch):
     _, regions, t = draw(K=50)
     expected = scores.aggregate(regions, t)
-    monkeypatch.setattr(scores, "PART", part)
+    monkeypatch.setattr(chunks, "CACHE", part)
     seen, plain = [], scores.region_scores
     see = lambda regions, t: seen.append((regions.shape[1], regions.is_contiguous())) or plain(regions, t)
     monkeypatch.setattr(scores, "region_scores", see)
     scores.aggregate(regions, t)
     assert seen == [(35, False)] * 4, "a small one is cut as ever: other cuts round differently"
     seen.clear()
-    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
+    monkeypatch.setattr(chunks, "LARGE", 2 * 140 * 50 - 1)
     assert_close(scores.aggregate(regions, t), expected, rtol=1e-12, atol=1e-12)
     assert seen == [(regions_at_once, True)] * (140 // regions_at_once)
 
 
 @pytest.mark.parametrize("wanted", ["regions", "labels"])
 def test_a_large_rsa_has_the_gradient_of_either_side_alone(wanted, monkeypatch):
-    monkeypatch.setattr(scores, "LARGE", 0)
+    monkeypatch.setattr(chunks, "LARGE", 0)
     _, regions, t = draw(B=3, J=11)
     x = (regions if wanted == "regions" else t).requires_grad_()
     (ours,) = torch.autograd.grad(scores.aggregate(regions, t, 4).square().sum(), x)
@@ -164,11 +165,11 @@ def test_a_large_rsa_keeps_its_scores_alone_for_the_backward_pass_and_a_huge_one
         return sum(sizes)
 
     assert kept() >= 2 * (2 * 140 * 50), "weights and scores"
-    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50 - 1)
+    monkeypatch.setattr(chunks, "LARGE", 2 * 140 * 50 - 1)
     assert kept() == 2 * 140 * 50
-    monkeypatch.setattr(scores, "KEPT", 2 * 140 * 50 - 1)
+    monkeypatch.setattr(chunks, "KEPT", 2 * 140 * 50 - 1)
     assert kept() == 0
-    monkeypatch.setattr(scores, "LARGE", 2 * 140 * 50)
+    monkeypatch.setattr(chunks, "LARGE", 2 * 140 * 50)
     assert kept() >= 2 * (2 * 140 * 50)
 
 
@@ -181,8 +182,8 @@ def test_a_large_rsa_can_be_counted_on_shapes_alone():
 
 @pytest.mark.parametrize("kept", [0, 2**28])
 def test_a_large_rsa_is_exact_where_the_caller_has_autocast_on(kept, monkeypatch):
-    monkeypatch.setattr(scores, "LARGE", 0)
-    monkeypatch.setattr(scores, "KEPT", kept)
+    monkeypatch.setattr(chunks, "LARGE", 0)
+    monkeypatch.setattr(chunks, "KEPT", kept)
     _, regions, t = draw(B=3, J=11)
     regions, t = regions.float().requires_grad_(), t.float().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
