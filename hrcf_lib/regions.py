@@ -72,7 +72,7 @@ class HierarchicalClueGathering(nn.Module):
         conv1, conv2 = (self.conv1, self.conv2) if self.shared else (self.conv1[level], self.conv2[level])
         near = conv2(F.relu(conv1(H)))  # (B, C, h-4, h-4)
         pooled = F.interpolate(H, size=(side, side), mode="bilinear", align_corners=False)  # (B, C, h-4, h-4)
-        return self.norms[level](near + pooled)
+        return self.norms[level](near + pooled)  # (B, C, h-4, h-4)  H^l
 
     def forward(self, tokens: Tensor) -> Tensor:
         r"""Patch tokens (B, N*N, C) -> regions (B, J, C), level after level, each row by row.

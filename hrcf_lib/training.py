@@ -147,7 +147,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 if step >= last:
                     break
     accelerator.wait_for_everyone()
-    return _frame(history, model)
+    return history_frame(history, model)
 
 
 def _check_trainable(model) -> None:
@@ -321,6 +321,7 @@ def _parts(model) -> list[str]:
     return list(model.weights("images"))
 
 
-def _frame(history, model) -> pd.DataFrame:
+def history_frame(history, model) -> pd.DataFrame:
+    """One row per step, in the columns that ``train`` describes."""
     columns = ["step", "phase", "side", "epoch", "lr", *_parts(model), "seconds", "waited"]
     return pd.DataFrame(history, columns=columns)

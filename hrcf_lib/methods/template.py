@@ -4,7 +4,7 @@ $$s_k = e \cdot t_k, \qquad e = W\, e_p + e_p$$
 
 Here: one linear layer on the VLP's global embedding, trained with the ranking loss. The first lines say which
 equations are computed, then **what the paper** states, **what its released code** does where they differ, and what
-**we** chose. ``tests/methods/test_baselines.py`` runs this and every method in ``METHODS`` through the same tests. A
+**we** chose. ``tests/methods/test_every_method.py`` runs this and every method in ``METHODS`` through the same tests. A
 class outside this package is entered as ``methods.METHODS["my_method"] = MyMethod``, wherever it is to be loaded.
 """
 

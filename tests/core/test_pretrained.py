@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hrcf_lib import config as configs
 from hrcf_lib import methods, pretrained, protocols
 from hrcf_lib.evaluation import metrics_row
-from hrcf_lib.training import _frame
+from hrcf_lib.training import history_frame
 
 SEEN = tuple(f"thing {i}" for i in range(12))
 
@@ -133,7 +133,7 @@ def test_other_data_and_a_clip_have_no_licence_unless_it_is_said():
 
 def test_training_is_told_by_phase(model):
     row = lambda step, i, side, loss: (step, i, side, 0.5, 1e-3, loss, 0.1, 2.0, 0.0)
-    history = _frame([row(1, 0, "hcg", 3.0), row(2, 0, "hcg", 2.5), row(3, 1, "prompts", 2.25)], model)
+    history = history_frame([row(1, 0, "hcg", 3.0), row(2, 0, "hcg", 2.5), row(3, 1, "prompts", 2.25)], model)
     text = sections(pretrained.model_card(model, training=history))["Training"]
     assert "| 0 | hcg | 2 | 2.5 | 0.1 |" in text and "| 1 | prompts | 1 | 2.25 | 0.1 |" in text
     assert "Training" not in sections(pretrained.model_card(model, training=history[:0]))
