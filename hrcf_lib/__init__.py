@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["HRCF", "Config", "LabelSpace", "classify", "evaluate", "train"]
 
-# Imported when first used: a part such as ``hrcf_lib.data.mojiscenes`` comes without the rest.
+# Imported when first used, so that a part such as ``hrcf_lib.data.mojiscenes`` can be used without the rest.
 _HOME = {"classify": "apply.predict", "Config": "config", "HRCF": "model", "LabelSpace": "labels"}
 _HOME |= {"evaluate": "evaluation", "train": "training"}
 

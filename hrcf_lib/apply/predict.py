@@ -188,7 +188,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     scorer = _scorer(list(named) if labels is None else labels, model)
     column = {read_alike(name): k for k, name in enumerate(scorer.labels)}
     if unlisted := [name for name in named if read_alike(name) not in column]:
-        raise ValueError(f"{unlisted[0]!r} is said to be in a picture and is not among the labels: add it there")
+        raise ValueError(f"{unlisted[0]!r} is listed for a picture and is not among the labels: add it there")
     if scorer.curve is None:
         raise ValueError(NO_PROBABILITY)
     y = torch.full((len(items), len(scorer.labels)), -1.0)

@@ -1,7 +1,7 @@
 r"""How much is worked on at a time: budgets of memory, and how many items of a given size fit in one.
 
-Budgets count entries of float32, four bytes each. What is larger is computed in chunks, and the results are equal but
-for rounding. Read a budget as ``chunks.LARGE`` where it is used: tests set smaller ones.
+Budgets count entries of float32, four bytes each. What is larger is computed in chunks, and the results are equal up
+to rounding. Read a budget as ``chunks.LARGE`` where it is used: tests set smaller ones.
 """
 
 import torch

@@ -424,7 +424,7 @@ def test_thresholds_from_a_handful_of_pictures(calibrated, folder):
     assert len(classify(folder, ["zebra", "moon", "dog"], calibrated, threshold=found)) == 12
     with pytest.raises(ValueError, match="4 pictures, 2 lists of what is in them"):
         own_thresholds(folder, present[:2], ["zebra"], calibrated)
-    with pytest.raises(ValueError, match="'moon' is said to be in a picture and is not among the labels"):
+    with pytest.raises(ValueError, match="'moon' is listed for a picture and is not among the labels"):
         own_thresholds(folder, present, ["zebra"], calibrated)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what is known stands on it, numbers as given with their protocol, and nothing that nobody said."""
+"""The model card: it says what is known, has numbers as given with their protocol, and claims nothing else."""
 
 import re
 

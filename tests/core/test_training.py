@@ -102,7 +102,7 @@ def test_history_shows_the_phases(unbroken):
 
 
 def test_the_slow_twin(features, unbroken):
-    """The same run written out plainly: everything computed anew at each step, gradients cut where a side rests."""
+    """The same run written out plainly: everything computed anew at each step, gradients cut where a side is fixed."""
     model, space = synthetic.model().train(), features.space
     config = model.config
     optimizers = {side: torch.optim.AdamW(model.groups(side)) for side in TRAINABLE}

@@ -153,8 +153,8 @@ def test_rows_of_the_table_train_all_that_they_have(decoupling, category_prompts
     history = train(model, synthetic.features())
     after = synthetic.weights(model)
     own = [n for n, _ in model.named_parameters() if not n.startswith("vlp.")]
-    rests = [] if prediction == "sigmoid" else ["likeness.offset"]  # which a softmax takes away
-    assert [n for n in own if torch.equal(before[n], after[n])] == rests
+    unchanged = [] if prediction == "sigmoid" else ["likeness.offset"]  # which a softmax takes away
+    assert [n for n in own if torch.equal(before[n], after[n])] == unchanged
     assert synthetic.same(before, after, "vlp.")
     assert history["classification"].tail(2).mean() < history["classification"].head(2).mean()
 

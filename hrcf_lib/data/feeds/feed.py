@@ -64,9 +64,9 @@ class Feed(Batches, Protocol):
 
 def check_depth(model, data: Feed) -> None:
     """Raise ``ValueError`` for tokens of another depth than ``model`` takes: they have the same shape."""
-    theirs, own = data.trained_blocks, model.vlp.trained_blocks
-    if theirs is not None and theirs != own:
+    given, needed = data.trained_blocks, model.vlp.trained_blocks
+    if given is not None and given != needed:
         raise ValueError(
-            f"these features are tokens before the last {theirs} blocks of the ViT, {model.title} takes those before "
-            f"the last {own}: make them for this model, sources.source(model, split), or in studies take a shelf"
+            f"these features are tokens before the last {given} blocks of the ViT, {model.title} takes those before "
+            f"the last {needed}: make them for this model (sources.source(model, split)), or take a studies.shelf"
         )
