@@ -6,7 +6,7 @@ in a batch for the model: numpy then loops over pixels, not over three channels,
 
 Coordinates ``u`` (right) and ``v`` (down) run from 0 to 1, so a background looks the same at every side. A painter
 draws from ``rng`` in a fixed order: same generator, same bits. Changing what is drawn here changes every picture of
-MojiScenes (``tests/test_mojiscenes.py`` pins them).
+MojiScenes (``tests/data/test_mojiscenes.py`` pins them).
 """
 
 from functools import cache
