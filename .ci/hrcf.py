@@ -87,7 +87,7 @@ def create() -> None:
     if works("-c", "import sys; sys.exit(sys.version_info < (3, 11))"):
         return say(f"environment {shown(VENV)} found")
     if VENV.exists() and any(VENV.iterdir()) and not ours:
-        stop(f"{VENV} holds files but is no Python environment.", "name another folder in HRCF_VENV, or empty it.")
+        stop(f"{VENV} holds files but is not a Python environment.", "name another folder in HRCF_VENV, or empty it.")
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
         version = "{}.{}".format(*sys.version_info[:2])
         stop(

@@ -60,7 +60,7 @@ def setting(
         choices: the values it may have.
         weights: whether trained weights depend on it. A run is not resumed under another value.
         scores: whether scores of trained weights depend on it. A calibration belongs to one value.
-        since: 2 for a field that came after the first saved runs: at its default it is no part of a run's name.
+        since: 2 for a field that came after the first saved runs: at its default it is not part of a run's name.
     """
     about = {"of": of, "low": low, "high": high, "choices": choices, "weights": weights, "scores": scores}
     return dataclasses.field(default=default, metadata=about | {"since": since})

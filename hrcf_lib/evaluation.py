@@ -91,7 +91,7 @@ def compare(
 
 
 def _warn_of_leaks(model, space) -> None:
-    """Unseen labels that the model was trained on are no zero-shot labels, as with another ``vocabulary_seed``."""
+    """Unseen labels that the model was trained on are not zero-shot labels, as with another ``vocabulary_seed``."""
     learnt = sorted(set(model.reference_labels) & set(space.unseen))
     if learnt:
         listed = list_some(learnt, most=3)

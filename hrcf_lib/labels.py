@@ -32,7 +32,7 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         the cleaned names, in the same order.
 
     Raises:
-        ValueError: no names, a bare string instead of a list, an item that is no string or is blank, or a name that
+        ValueError: no names, a bare string instead of a list, an item that is not a string or is blank, or a name that
             occurs twice. All faulty items are reported at once.
 
     >>> check_names([" polar  bear", "sea"])

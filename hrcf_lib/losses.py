@@ -26,7 +26,7 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     An image without a positive or without a negative adds 0 and still counts in B. A label whose column is 0 throughout
     the batch is in no pair, so leaving such columns out beforehand, as the public code does, changes nothing.
 
-    A pair exactly on the margin is no violation and gets no gradient. The public code does the same where the
+    A pair exactly on the margin is not a violation and gets no gradient. The public code does the same where the
     derivative of ``torch.clamp`` at its bound is 0, as in torch 2.15. In older releases it is 1, and that code gives
     such a pair 1 / V_i, or 1e8 if V_i is 0, as it divides by V_i + 1e-8. Everywhere else value and gradient agree.
 

@@ -100,10 +100,12 @@ def read_extra(folder: Path, name: str) -> dict:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path} is no {name} ({error}): delete it (the model loads without it), or make it anew"
+            f"{path} is not a {name} ({error}): delete it (the model loads without it), or make it anew"
         ) from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no {name} (no object): delete it (the model loads without it), or make it anew")
+        raise ValueError(
+            f"{path} is not a {name} (not an object): delete it (the model loads without it), or make it anew"
+        )
     return values
 
 
@@ -121,7 +123,7 @@ def find_folder(source: str | Path) -> Path:
         except Exception as error:  # no such repository, no access, no network: every kind of its own
             reason = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"{source} is no folder here, and the hub gave none of that name: {reason}"
+                f"{source} is not a folder here, and the hub gave none of that name: {reason}"
             ) from error
     for file in FILES:
         if not (folder / file).is_file():
@@ -134,7 +136,7 @@ def find_folder(source: str | Path) -> Path:
 MARK = "<!-- written by save_pretrained of hrcf; without this line the file is yours and is not written again -->"
 TEMPLATE = "assets/model_card.md.jinja"
 TASK = "zero-shot-image-classification"  # the hub's task that takes any list of labels
-COUNTS = ("images", "labels")  # columns of ``evaluate`` that are no metrics
+COUNTS = ("images", "labels")  # columns of ``evaluate`` that are not metrics
 DATA = {  # dataset of the config -> name and what it is
     "mojiscenes": ("MojiScenes", "synthetic scenes of 2 to 6 OpenMoji drawings on textures and backgrounds"),
     "nus_wide": ("NUS-WIDE", "photographs of Flickr, 925 seen and 81 unseen labels"),

@@ -241,7 +241,7 @@ def _check_build(name: str) -> None:
     odd |= {"hf_model_name", "hf_tokenizer_name", "no_causal_mask", "pool_type", "proj_type", "proj_bias"} & text.keys()
     if odd or not isinstance(vision["layers"], int):
         reason = ", ".join(sorted(odd)) or "ResNet"
-        raise ValueError(f"{name} is no ViT with a class token beside CLIP's text tower ({reason}); take 'ViT-B-16'")
+        raise ValueError(f"{name} is not a ViT with a class token beside CLIP's text tower ({reason}); take 'ViT-B-16'")
 
 
 def load_mini_weights(vlp: VLP, path: str | Path) -> None:

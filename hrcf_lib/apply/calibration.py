@@ -65,10 +65,10 @@ class Calibration:
         x, f = tuple(map(float, self.scores)), tuple(map(float, self.logits))
         rising = all(a < b for a, b in zip(x, x[1:])) and all(a <= b for a, b in zip(f, f[1:]))
         if not x or len(x) != len(f) or not rising or not all(map(math.isfinite, x + f)):
-            raise ValueError(f"scores {x} and logits {f} are no rising curve: fit it again")
+            raise ValueError(f"scores {x} and logits {f} are not a rising curve: fit it again")
         for name, value in {"threshold": self.threshold, "prevalence": self.prevalence, **self.thresholds}.items():
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value!r} is no probability: give a number from 0 to 1")
+                raise ValueError(f"{name} = {value!r} is not a probability: give a number from 0 to 1")
         object.__setattr__(self, "scores", x)
         object.__setattr__(self, "logits", f)
 

@@ -85,10 +85,10 @@ def gallery(
 
 
 def _card(rows: pd.DataFrame, source, size: int, highest: float, truth: list[str] | None) -> str:
-    """One picture as HTML; ``truth`` are the names of what is in it, or None where nobody knows."""
+    """One picture as HTML; ``truth`` are the names of what is in it, or None where that is not known."""
     name = str(rows["image"].iloc[0])
     if isinstance(source, str) and not Path(source).expanduser().is_file():
-        raise ValueError(f"{name!r} is no file: give gallery(found, images) the pictures that classify was given")
+        raise ValueError(f"{name!r} is not a file: give gallery(found, images) the pictures that classify was given")
     short, labels = Path(name).name, rows.to_dict("records")
     alt = escape(f"{short}: {', '.join(_words(values) for values in labels[:3])}")
     image = f'<img src="{picture_uri(read_image(source, size))}" alt="{alt}">'

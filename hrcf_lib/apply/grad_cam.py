@@ -72,7 +72,7 @@ def _maps(model, images: Tensor, t: Tensor, rows: Tensor, ks: list[int], layer, 
     """Maps (n, side, side) of n pairs: picture ``rows[i]``, column ``ks[i]`` of the labels ``t`` (V, D)."""
     kind, target = _library()
     N, side = model.vlp.N, model.vlp.side
-    with _at_rest(model):
+    with _without_gradients(model):
         tokens = _trunk(model, images)  # (B, 1 + N*N, C)
         scorer = _FromTokens(model, t)
         cam = kind(scorer, [last_norm(model) if layer is None else layer], lambda x: grid(x, N))
@@ -150,7 +150,7 @@ def _no_path(title: str) -> str:
 
 
 @contextmanager
-def _at_rest(model):
+def _without_gradients(model):
     """Evaluation mode and no gradients of parameters inside; afterwards both are as before."""
     training, learn = model.training, [p for p in model.parameters() if p.requires_grad]
     try:

@@ -84,7 +84,7 @@ class LabelScorer:
     def limits(self, threshold) -> Tensor | None:
         """The threshold of each label (K,), or None; ``threshold`` as for ``classify``.
 
-        Raises ``ValueError`` for a value that is no probability, a name that is not among the labels, or a model
+        Raises ``ValueError`` for a value that is not a probability, a name that is not among the labels, or a model
         without a calibration.
         """
         if threshold is None:

@@ -214,7 +214,7 @@ def _compare(path, scorer: Scorer, tolerance: float, name) -> dict:
 def open_session(path):
     """The file in onnxruntime, on the CPU, with as many threads as PyTorch has.
 
-    Raises ``FileNotFoundError`` for no file and ``ValueError`` for one that is no ONNX model.
+    Raises ``FileNotFoundError`` for no file and ``ValueError`` for one that is not an ONNX model.
     """
     onnxruntime = _onnxruntime()
     if not Path(path).is_file():

@@ -68,7 +68,7 @@ def beside_reference(model, labels) -> Vocabulary:
 def read_labels(labels) -> list[str]:
     r"""The names of a list or of a file, in their order and spelling; white space is cleaned as in ``check_names``.
 
-    Raises ``ValueError`` for an empty list, a blank name, an item that is no string, names that the text tower reads
+    Raises ``ValueError`` for an empty list, a blank name, an item that is not a string, names that the text tower reads
     alike ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
@@ -107,7 +107,7 @@ def _read_file(path: Path) -> tuple[list[str], list[str]]:
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is no text in UTF-8 with one label per line ({error}); save it as one") from error
+        raise ValueError(f"{path} is not text in UTF-8 with one label per line ({error}); save it as one") from error
     first = 2 if path.suffix.lower() == ".csv" else 1
     rows = [(" ".join(line.split()), f"{path.name}, line {i}") for i, line in enumerate(lines, first)]
     rows = [row for row in rows if row[0]]

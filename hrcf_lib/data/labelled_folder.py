@@ -183,7 +183,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
             reader = csv.reader(file)
             rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV in UTF-8 ({error}); save it as one") from error
+        raise ValueError(f"{path} is not a CSV in UTF-8 ({error}); save it as one") from error
     header = rows[0][1] if rows else []
     if not set(columns) <= set(header):
         wanted = f"the columns {','.join(columns)}, separated by commas"

@@ -48,8 +48,8 @@ def load(
         _count_ignored(folder, dataset, strict)
     elif split is not None or images is not None:
         raise ValueError(
-            f"{folder} is no prepared table, so it has no splits and no other images root: keep one folder per split, "
-            "or make a table with hrcf_lib.data.official.own_folder.prepare"
+            f"{folder} is not a prepared table, so it has no splits and no other images root: keep one folder per "
+            "split, or make a table with hrcf_lib.data.official.own_folder.prepare"
         )
     else:
         dataset = read_folder(folder, labels, side, strict, hide_unseen)

@@ -106,9 +106,9 @@ def _read_json(out: Path, name: str, *keys: str) -> dict:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{out} has no {name}: it is no prepared folder; run prepare(source, out)") from None
+        raise FileNotFoundError(f"{out} has no {name}: it is not a prepared folder; run prepare(source, out)") from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); prepare the data again") from error
+        raise ValueError(f"{path} is not JSON ({error}); prepare the data again") from error
     lacking = [key for key in keys if key not in values]
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; prepare the data again")

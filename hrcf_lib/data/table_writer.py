@@ -194,7 +194,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
     """
     out = Path(out).expanduser()
     if out.exists() and not (out / "about.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} holds something else than a prepared table; choose another folder for out")
+        raise FileExistsError(f"{out} holds something other than a prepared table; choose another folder for out")
     if foreign := sorted(p.name for p in out.glob("*") if p.is_dir() or p.suffix not in ENDINGS):
         raise FileExistsError(
             f"{out} is to be replaced, but beside the prepared table it holds {list_some(foreign)}, which would be "

@@ -86,7 +86,7 @@ def asymmetric_loss(
     check_scores(p, labels, finite=True)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # (B, K)
     m = (p - shift).clamp(min=0)  # (B, K)
-    # A power below 1 has an infinite slope at 0, which times 0 is no number, whether the entry takes part or not.
+    # A power below 1 has an infinite slope at 0, which times 0 is not a number, whether the entry takes part or not.
     present = (1 - p).clamp(min=1e-8) ** gamma_positive * p.clamp(min=1e-8).log()
     absent = m.clamp(min=1e-8) ** gamma_negative * (1 - m).clamp(min=1e-8).log()
     zero = p.new_zeros(())
@@ -102,8 +102,8 @@ def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: 
         \qquad z = \frac{x}{\lVert x \rVert_2}
 
     P(i) are the other features of the class of i; A are the anchors, those i that have any. A feature without a partner
-    is no anchor, but it repels others. All n features are compared with each other: in data parallel, and if a batch is
-    computed in parts, these are the features of the process's own part, not those of the whole batch.
+    is not an anchor, but it repels others. All n features are compared with each other: in data parallel, and if a
+    batch is computed in parts, these are the features of the process's own part, not those of the whole batch.
 
     Args:
         features: (n, D), finite, of any length. Half precision is computed in float32.

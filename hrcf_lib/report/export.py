@@ -41,7 +41,7 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     records = Path(records or REPOSITORY / "notebooks" / "records")
     for folder in filter(None, (records, nus_wide)):
         if not Path(folder).is_dir():
-            raise NotADirectoryError(f"{folder} is no folder of records: give the one that holds <notebook>.json")
+            raise NotADirectoryError(f"{folder} is not a folder of records: give the one that holds <notebook>.json")
     given = {"records": str(records.resolve())}
     given |= {"nus_wide_records": str(Path(nus_wide).resolve())} if nus_wide else {}
     with tempfile.TemporaryDirectory() as folder:

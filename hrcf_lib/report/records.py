@@ -34,7 +34,7 @@ class Records:
     def __init__(self, folder: str | Path, data: str = MINI):
         self.folder, self.data, self._read = Path(folder), data, {}
         if not self.folder.is_dir():
-            raise NotADirectoryError(f"{folder} is no folder of records: give the one that holds <notebook>.json")
+            raise NotADirectoryError(f"{folder} is not a folder of records: give the one that holds <notebook>.json")
 
     def record(self, name: str) -> dict:
         """A record by the name of its notebook. Raises ``Missing``."""

@@ -29,7 +29,7 @@ def objects(scenes) -> tuple[Tensor, Tensor]:
 
     A size is the longer side of a thing's box as a share of the picture's side, in (0, 1], in the columns of the label
     space. It is NaN for a label that is not drawn as a thing, also for a scene label. Everything drawn counts, whether
-    annotated or not; the number includes things that are no label. Raises ``TypeError`` for data without scenes.
+    annotated or not; the number includes things that are not labels. Raises ``TypeError`` for data without scenes.
     """
     check_scenes(scenes)
     column = {name: k for k, name in enumerate(scenes.labels.names)}

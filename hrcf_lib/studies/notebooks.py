@@ -41,7 +41,7 @@ def typed(path: str | Path, known: dict[str, str], name: str, value, word: bool 
 
     Raises:
         ValueError: a parameter that is not ``known`` (``known_parameters``), a value of another type, or a notebook
-            that stores something else than a plain value.
+            that stores something other than a plain value.
     """
     check_known([name], list(known), f"{path} has no parameter")
     try:

@@ -153,7 +153,7 @@ def test_a_calibration_is_kept_with_its_model(tmp_path):
             calibration.for_model(model)
     for text in ("{", "[]", "null"):
         (tmp_path / "calibration.json").write_text(text)
-        with pytest.raises(ValueError, match="calibration.json is no calibration.*make it anew"):
+        with pytest.raises(ValueError, match="calibration.json is not a calibration.*make it anew"):
             read_extra(tmp_path, "calibration")
 
 
@@ -189,9 +189,9 @@ def test_a_fingerprint_knows_labels_and_settings(change):
 
 def test_numbers_that_are_no_calibration():
     for wrong in ({"scores": (1.0, 0.0)}, {"scores": (0.0,)}, {"logits": (1.0, 0.0)}, {"logits": (0.0, np.nan)}):
-        with pytest.raises(ValueError, match="no rising curve"):
+        with pytest.raises(ValueError, match="not a rising curve"):
             Calibration(**{"scores": (0.0, 1.0), "logits": (0.0, 1.0), "threshold": 0.5, "prevalence": 0.5} | wrong)
-    with pytest.raises(ValueError, match="owl = 1.5 is no probability"):
+    with pytest.raises(ValueError, match="owl = 1.5 is not a probability"):
         Calibration((0.0,), (0.0,), 0.5, 0.5, {"owl": 1.5})
 
 

@@ -155,7 +155,7 @@ def test_pictures_without_a_file(found):
     frame = pd.DataFrame({"image": ["picture 1", "picture 0"], "label": ["owl", "owl"], "score": [0.1, 0.2]})
     shown = pictures(Reader(gallery(frame, own, size=16).html))
     assert np.asarray(shown[0])[8, 8].min() > 250 and np.asarray(shown[1])[8, 8, 0] < 5
-    with pytest.raises(ValueError, match=r"'picture 1' is no file: give gallery\(found, images\)"):
+    with pytest.raises(ValueError, match=r"'picture 1' is not a file: give gallery\(found, images\)"):
         gallery(frame)
 
 

@@ -194,11 +194,11 @@ def test_labels_from_a_file(model, folder, tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "a.txt holds no label; write one name per line"),
-        ("a.txt", b"\xff\xfe\x00", "a.txt is no text in UTF-8"),
+        ("a.txt", b"\xff\xfe\x00", "a.txt is not text in UTF-8"),
         ("a.txt", b"owl\n\nbus\nOWL \n", r"'owl' \(a.txt, line 1\) and 'OWL' \(a.txt, line 4\); keep one of each"),
         ("a.csv", b"id,thing\n1,owl\n", "has the columns id, thing; call the one of the names 'label'"),
         ("a.csv", b"label\nowl\nowl\n", r"'owl' \(a.csv, line 2\) and 'owl' \(a.csv, line 3\)"),
-        ("a.csv", b"", "a.csv is no text in UTF-8 with one label per line"),
+        ("a.csv", b"", "a.csv is not text in UTF-8 with one label per line"),
     ],
 )
 def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content, message):
@@ -258,7 +258,7 @@ def test_models_that_are_refused(saved, folder, tmp_path):
         with pytest.raises(ValueError, match=f"{file}.*{message}"):
             classify(folder, ["dog"], broken)
     (saved / "calibration.json").write_text("{")
-    with pytest.raises(ValueError, match="calibration.json is no calibration"):
+    with pytest.raises(ValueError, match="calibration.json is not a calibration"):
         classify(folder, ["dog"], saved)
     (saved / "calibration.json").unlink()
 

@@ -294,7 +294,7 @@ def test_a_repository_that_cannot_be_had_is_an_error_at_once(monkeypatch, tmp_pa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        FileNotFoundError, match="somebody/hrcf-nus is no folder here, and the hub gave none of that name"
+        FileNotFoundError, match="somebody/hrcf-nus is not a folder here, and the hub gave none of that name"
     ):
         HRCF.from_pretrained("somebody/hrcf-nus")
 

@@ -102,7 +102,7 @@ def test_it_says_what_the_model_is_and_was_trained_on(model):
     assert "hierarchical region clues" in text and "`lam = 0.4`" in text and f"hash `{model.vlp.hash}`" in text
     assert "MojiScenes" in data and "at most 8,000" in data and "12 seen labels" in data
     assert ", ".join(SEEN[:10]) + ", ..." in data and SEEN[10] not in text
-    assert "OpenMoji" in sections(made)["Licence"] and "no probabilities" in sections(made)["Limits"]
+    assert "OpenMoji" in sections(made)["Licence"] and "not probabilities" in sections(made)["Limits"]
     compile(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], "card", "exec")
 
 

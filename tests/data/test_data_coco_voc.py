@@ -126,7 +126,7 @@ COCO_FAULTS = {
         "1 image files are in train and in test: COCO_val2014_000000000010.jpg",
     ),
     "no file name": (lambda c: c["images"][1].pop("file_name"), r"images\[1\] has no file_name; correct"),
-    "no list": (lambda c: c.pop("images"), "has no list 'images': it is no file of instances"),
+    "no list": (lambda c: c.pop("images"), "has no list 'images': it is not a file of instances"),
     "a renamed category": (
         lambda c: c["categories"][0].update(name="tooth brush"),
         "'tooth brush': did you mean 'tooth",
@@ -169,7 +169,7 @@ def test_no_coco(source, tmp_path):
         coco.prepare(source, tmp_path / "out", year=2017)
     path = source / "annotations" / "instances_train2014.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match="instances_train2014.json is no JSON .*truncated"):
+    with pytest.raises(ValueError, match="instances_train2014.json is not JSON .*truncated"):
         coco.prepare(source, tmp_path / "out")
 
 

@@ -147,7 +147,7 @@ def test_an_interrupted_run_leaves_no_table_and_is_continued(tmp_path, monkeypat
     assert not out.exists()
     with pytest.raises(FileNotFoundError, match="no folder"):
         data.load(out)
-    with pytest.raises(FileNotFoundError, match="is no prepared folder|has no labels.csv"):
+    with pytest.raises(FileNotFoundError, match="is not a prepared folder|has no labels.csv"):
         data.load(tmp_path / "out.part")
     first = (tmp_path / "out.part" / "train-00000.parquet").stat().st_mtime_ns
     write(out, splits=("train", "test"))
@@ -242,7 +242,7 @@ def test_out_holds_something_else(tmp_path):
     write(tmp_path / "out")  # an empty folder will do
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(FileExistsError, match="photos holds something else than a prepared table"):
+    with pytest.raises(FileExistsError, match="photos holds something other than a prepared table"):
         write(tmp_path / "photos")
     assert (tmp_path / "photos" / "holiday.jpg").exists()
 
@@ -286,7 +286,7 @@ def test_damaged_tables_are_named(tmp_path):
     with pytest.raises(ValueError, match="has form 2, this version reads form 1"):
         data.load(out)
     about.write_text(text[:50])
-    with pytest.raises(ValueError, match="about.json is no JSON"):
+    with pytest.raises(ValueError, match="about.json is not JSON"):
         data.load(out)
 
 
@@ -335,7 +335,7 @@ def test_ones_own_folder_as_a_table(tmp_path):
     assert vectors(dataset) == [[1, 1]] and dataset.labels.unseen == ("sea",)
     with pytest.raises(ValueError, match="labels outside the label space: 'dog'"):
         own_folder.prepare(splits, tmp_path / "out")
-    with pytest.raises(ValueError, match="is no prepared table, so it has no splits"):
+    with pytest.raises(ValueError, match="is not a prepared table, so it has no splits"):
         data.load(splits["train"], split="train")
 
 

@@ -257,7 +257,7 @@ def test_names_in_latin_1(tree, tmp_path):
     assert len(data.load(prepare(root, tmp_path / "out"))) == 24
     path = root / LISTS
     path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    with pytest.raises(ValueError, match="Imagelist.txt, line 4 is no text in UTF-8 .*, or save it as UTF-8"):
+    with pytest.raises(ValueError, match="Imagelist.txt, line 4 is not text in UTF-8 .*, or save it as UTF-8"):
         prepare(root, tmp_path / "out")
 
 

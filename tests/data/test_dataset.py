@@ -268,7 +268,7 @@ def test_labels_outside_the_label_space(folder):
             "file,labels\nphotos/a.png,cat,dog\nphotos/b.png\n",
             "line 2 has 3 cells, line 3 has 1 cells instead of 2; join labels by '|'",
         ),
-        (b"file,labels\nphotos/a.png,caf\xe9\n", "is no CSV in UTF-8"),
+        (b"file,labels\nphotos/a.png,caf\xe9\n", "is not a CSV in UTF-8"),
     ],
 )
 def test_faulty_tables(folder, text, message):

@@ -174,7 +174,7 @@ def test_missing_labels_beside_their_papers(tmp_path):
 
 
 def test_folders_are_checked(tmp_path):
-    with pytest.raises(NotADirectoryError, match="nowhere is no folder of records"):
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder of records"):
         report.Report(tmp_path, tmp_path / "nowhere")
     for name in "ab":
         made.write_trained(tmp_path / name)
@@ -421,7 +421,7 @@ def test_a_picture_from_the_network_is_refused(tmp_path):
 def test_a_wrong_folder_ends_the_command_with_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--records", str(tmp_path / "none"), "--out", str(tmp_path / "report.html")])
-    assert "none is no folder of records" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "none is not a folder of records" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_short_runs_of_the_mini_set_and_a_batch_with_all_seeds_are_read(tmp_path):

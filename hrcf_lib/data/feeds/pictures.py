@@ -141,7 +141,7 @@ class StreamedPictures(_FromDisk):
         buffer: rows to shuffle within.
 
     Unseen labels read 0 (unknown), as zero-shot training demands. Raises what ``table_format`` raises for a folder that
-    is no prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes
+    is not a prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes
     cannot divide evenly.
     """
 

@@ -152,7 +152,7 @@ class Cache:
         return self.home / f"{shard:05d}.trunk", self.home / f"{shard:05d}.safetensors"
 
     def _check_about(self) -> None:
-        """Raise ``ValueError`` if ``about.json`` cannot be read or says something else than the key."""
+        """Raise ``ValueError`` if ``about.json`` cannot be read or says something other than the key."""
         if not self._about.exists():
             if any(self.home.glob("*.trunk")):
                 raise ValueError(f"{self.home} has shards and no about.json: delete the folder, and run again")

@@ -132,7 +132,7 @@ def lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         at = text.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}, line {at} is no text in UTF-8 ({error}); take the file from the archive, or save it as UTF-8"
+            f"{path}, line {at} is not text in UTF-8 ({error}); take the file from the archive, or save it as UTF-8"
         ) from error
     while found and not found[-1]:
         found.pop()

@@ -46,8 +46,8 @@ def prepare(
 
     Raises:
         FileNotFoundError: no such folder, or no ``instances_*.json`` of that year below it.
-        ValueError: a file that is no JSON of this form, categories other than the 80, an image id or file name twice in
-            one file, or in both (with "file" only the name counts: ids may begin anew in each file).
+        ValueError: a file that is not JSON of this form, categories other than the 80, an image id or file name twice
+            in one file, or in both (with "file" only the name counts: ids may begin anew in each file).
     """
     if year not in (None, *IMAGES):
         raise ValueError(f"COCO has no year {year!r}; known: 2014, 2017")
@@ -131,7 +131,7 @@ def read(path: Path) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): truncated? download it again") from error
+        raise ValueError(f"{path} is not JSON ({error}): truncated? download it again") from error
     for name, keys in (
         ("images", ("id", "file_name")),
         ("annotations", ("image_id", "category_id")),
@@ -139,7 +139,7 @@ def read(path: Path) -> dict:
     ):
         rows = content.get(name) if isinstance(content, dict) else None
         if not isinstance(rows, list):
-            raise ValueError(f"{path} has no list {name!r}: it is no file of instances; take instances_*.json")
+            raise ValueError(f"{path} has no list {name!r}: it is not a file of instances; take instances_*.json")
         for i, row in enumerate(rows):
             lacking = [
                 k for k in keys if not isinstance(row, dict) or not isinstance(row.get(k), (int, str)) or row[k] == ""

@@ -219,7 +219,7 @@ class TagRows:
     r"""Rows of a matrix of 0/1 in a text file of half a gigabyte, read one at a time through a memory map.
 
     Cells are separated by tabs or blanks, also after the last one. Raises ``ValueError`` for a number of rows other
-    than ``rows`` at once, and for a row that has not ``columns`` cells of 0 or 1 when it is read.
+    than ``rows`` at once, and for a row that does not have ``columns`` cells of 0 or 1 when it is read.
     """
 
     def __init__(self, path: Path, rows: int, list_name: str, columns: int = 1000):

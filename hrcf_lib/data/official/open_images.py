@@ -150,7 +150,7 @@ def missing(out, images=None, source=None) -> Path:
     about = table_format.read_about(out)
     root = images if images is not None else about["images"]
     if root is None:
-        raise ValueError(f"{out} was prepared without pictures: give images=<folder> that they are to be in")
+        raise ValueError(f"{out} was prepared without pictures: give images=<folder> where they will be")
     lacking = []
     for name, image in _without_picture(out) if about["images"] else _all_images(out):
         split = SPLITS[name]

@@ -43,7 +43,7 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
 
     Raises:
         FileNotFoundError: no such folder, or no ``ImageSets/Main`` list and no ``Annotations`` below it.
-        ValueError: an id twice in one list or in both, a list that is no text, or an unknown year or rule.
+        ValueError: an id twice in one list or in both, a list that is not text, or an unknown year or rule.
     """
     if year not in (None, *LISTS):
         raise ValueError(f"no lists of VOC {year!r}; known: 2007, 2012")
@@ -92,7 +92,7 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
 def objects(path: Path, names, split: table_writer.Split) -> tuple[set[str], set[str]] | None:
     """Classes of a picture's objects: those with one that is not difficult, and those with a difficult one.
 
-    Parts of objects (head, hand, foot) have names too and are no labels. None for a file that is missing or no XML.
+    Parts of objects (head, hand, foot) have names too and are not labels. None for a file that is missing or not XML.
     """
     try:
         objects = ET.parse(path).getroot().findall("object")
