@@ -216,7 +216,7 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> VLP:
     if pretrained and weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6])
         raise ValueError(f"{name} without vlp_weights: give a tag ({tags or 'none known'}) or the path of a checkpoint")
-    path = find(name, weights) if pretrained else None  # before the model is built, so that its errors come at once
+    path = find_weights(name, weights) if pretrained else None  # its errors come before the model is built
     tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
     model = _quietly(open_clip.create_model, name, pretrained=None, force_quick_gelu=tag.get("quick_gelu", False))
     mean, std = tag.get("mean", open_clip.OPENAI_DATASET_MEAN), tag.get("std", open_clip.OPENAI_DATASET_STD)
@@ -287,7 +287,7 @@ def _quietly(function, *args, **kwargs):
         root.setLevel(level)
 
 
-def find(name: str, weights: str) -> Path:
+def find_weights(name: str, weights: str) -> Path:
     r"""The file that holds ``weights`` of the open_clip model ``name``: a path on this machine, or a tag of open_clip.
 
     A tag is looked up in the cache of the Hugging Face hub first; only what is not there is downloaded.

@@ -99,7 +99,7 @@ def tune(
     if not there.any():
         raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
     labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
-    rows, held = parts(y, held_out, seed)
+    rows, held = training_and_held_out(y, held_out, seed)
     config = _config(model, len(rows), passes, seed)
     scratch = isinstance(start, Config)
     lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
@@ -140,7 +140,7 @@ def check_words(model: Method, names) -> list[str]:
     return names
 
 
-def parts(labels: Tensor, held_out: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def training_and_held_out(labels: Tensor, held_out: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     r"""Rows of annotations (n, K) to train on and to hold out, both in order.
 
     Rows are drawn at random; one that has the last positive of a label is skipped. So fewer than

@@ -69,7 +69,7 @@ def name_of(image, number: int) -> str:
     return str(image)
 
 
-def find(root: Path, file: str) -> tuple[str, int] | None:
+def find_file(root: Path, file: str) -> tuple[str, int] | None:
     r"""The name under which ``file`` exists below ``root`` and its size in bytes; composed and decomposed accents
     (NFC, NFD) are the same name, as file systems disagree on them. None where there is no such file."""
     forms = (

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hrcf_lib.data.images import find, read_image, rgb
+from hrcf_lib.data.images import find_file, read_image, rgb
 from hrcf_lib.engine.messages import list_some
 from hrcf_lib.labels import LabelSpace
 
@@ -152,7 +152,7 @@ def _name_on_disk(folder: Path, file: str) -> str:
     """``file`` as it is written on disk: ``/`` between folders where a table has ``\\``, accents composed or not."""
     if file.isascii() and "\\" not in file:
         return file
-    found = find(folder, file) or find(folder, file.replace("\\", "/"))
+    found = find_file(folder, file) or find_file(folder, file.replace("\\", "/"))
     return found[0] if found else file
 
 

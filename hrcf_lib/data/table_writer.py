@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hrcf_lib.data.images import find
+from hrcf_lib.data.images import find_file
 from hrcf_lib.data.table_format import FORM, count
 from hrcf_lib.engine.files import write_json
 from hrcf_lib.engine.messages import list_some
@@ -92,7 +92,7 @@ class Split:
         if self.table.images is not None:
             found = None
             for name in files:
-                found = find(self.table.images, name) or found
+                found = find_file(self.table.images, name) or found
                 if found and found[1]:
                     break
             if found is None:

@@ -38,7 +38,7 @@ import pandas as pd
 
 from hrcf_lib.config import is_smoke
 from hrcf_lib.engine.files import write_json
-from hrcf_lib.studies.grid import Job, check, code_hash, folder_name, jobs, read_grid
+from hrcf_lib.studies.grid import Job, check_jobs, code_hash, folder_name, jobs, read_grid
 from hrcf_lib.studies.records import REPOSITORY, commit
 
 __all__ = ["Job", "jobs", "read_grid", "records", "run"]
@@ -95,7 +95,7 @@ def run(many: list[Job], out="runs/batch", workers=None, cluster=None, again=Fal
     Raises ``ValueError`` that lists all faulty parameters, before anything starts; ``RuntimeError`` if another batch
     writes to ``out``; ``ImportError`` and ``OSError`` if Dask is not installed, or does not answer.
     """
-    check(many)
+    check_jobs(many)
     if workers is not None and (workers < 1 or cluster not in (None, "local")):
         raise ValueError(f"workers = {workers}: give 1 or more; a cluster of its own brings its own workers")
     out = Path(out).absolute()

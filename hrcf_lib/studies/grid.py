@@ -106,7 +106,7 @@ def _jobs_of_entry(entry, folder: Path, stage: int) -> list[Job]:
     return jobs(folder / entry["notebook"], entry.get("grid"), entry.get("parameters"), stage)
 
 
-def check(many: list[Job]) -> None:
+def check_jobs(many: list[Job]) -> None:
     """Raise ``ValueError`` that lists the faults of all jobs, as ``jobs`` does, and notebooks that share a name."""
     faults, named = [], {}
     for path in dict.fromkeys(Path(job.notebook).absolute() for job in many):

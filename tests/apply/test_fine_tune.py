@@ -12,7 +12,7 @@ from synthetic import model as small
 
 from hrcf_lib import classify, config
 from hrcf_lib.apply import calibration, fine_tune
-from hrcf_lib.apply.fine_tune import mean_ap, parts, tune
+from hrcf_lib.apply.fine_tune import mean_ap, training_and_held_out, tune
 from hrcf_lib.apply.predict import default_model
 
 ROWS = {"a.png": "owl|bus", "b.png": "owl", "c.png": "bus", "d.png": "owl|sea", "e.png": "", "f.png": "Cat"}
@@ -177,13 +177,13 @@ def test_parts_leave_each_label_a_picture():
     y[7, 0] = 1  # the only picture of its label
     y[:, 1] = -1  # a label that nothing shows
     for seed in range(20):
-        rows, held = parts(y, 0.25, seed)
+        rows, held = training_and_held_out(y, 0.25, seed)
         assert len(held) == 15 and sorted([*rows, *held]) == list(range(60))
         assert 7 in rows and ((y[rows] == 1).any(dim=0) == (y == 1).any(dim=0)).all()
-    assert not np.array_equal(parts(y, 0.25, 0)[1], parts(y, 0.25, 1)[1])
-    assert np.array_equal(parts(y, 0.25, 3)[1], parts(y, 0.25, 3)[1])
+    assert not np.array_equal(training_and_held_out(y, 0.25, 0)[1], training_and_held_out(y, 0.25, 1)[1])
+    assert np.array_equal(training_and_held_out(y, 0.25, 3)[1], training_and_held_out(y, 0.25, 3)[1])
     alone = torch.eye(6) * 2 - 1  # each picture is the only one of its label
-    assert len(parts(alone, 0.5)[1]) == 0 and len(parts(y, 0.0)[1]) == 0
+    assert len(training_and_held_out(alone, 0.5)[1]) == 0 and len(training_and_held_out(y, 0.0)[1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:the 3 held-out pictures")

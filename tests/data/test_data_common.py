@@ -10,7 +10,7 @@ from official_formats import jpeg, stopped_before, truncated
 
 from hrcf_lib import data
 from hrcf_lib.data import table_format, table_writer
-from hrcf_lib.data.images import find
+from hrcf_lib.data.images import find_file
 from hrcf_lib.data.official import own_folder
 from hrcf_lib.data.table import LabelRows
 from hrcf_lib.labels import LabelSpace
@@ -261,7 +261,7 @@ def test_nothing_beside_a_table_is_lost_when_it_is_replaced(tmp_path):
 
 def test_accents_are_composed_or_not(tmp_path):
     jpeg(tmp_path / "images" / "cafe\u0301.jpg")
-    assert find(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
+    assert find_file(tmp_path / "images", "caf\u00e9.jpg")[0] == "cafe\u0301.jpg"
     out = write(tmp_path / "out", tmp_path / "images", rows=[("caf\u00e9", [0], []), ("\u732b", [1], [])])
     assert list(data.load(out).files) == ["cafe\u0301.jpg"] and data.load(out, side=8)[0][0].shape == (3, 8, 8)
     assert "\u732b.jpg" in (out / "skipped.csv").read_text(encoding="utf-8")

@@ -235,7 +235,7 @@ def test_augmented_training_is_resumed_to_the_same_bits(table, dataset, tmp_path
 
 def test_config_and_pictures_agree_on_augmentation(dataset):
     model = synthetic.model(augment=RAND)
-    with pytest.raises(ValueError, match="augment = 'rand.*these are a Pictures with augment 'none'"):
+    with pytest.raises(ValueError, match="augment = 'rand.*needs other pictures than Pictures with augment 'none'"):
         train(model, Pictures(dataset, model.vlp))
     with pytest.raises(ValueError, match="augment = 'none' .* Pictures with augment 'rand"):
         train(synthetic.model(), Pictures(dataset, model.vlp, RAND))

@@ -101,7 +101,7 @@ class Pictures(_FromDisk):
 
     def batches(self, order: BatchOrder) -> Iterator[tuple]:
         """(rows, (pictures uint8 (b, 3, side, side),), labels (b, K)) of this process, step by step; on the CPU."""
-        return load(self, [rows.tolist() for rows in order.rows(len(self))], order.seed, self.workers)
+        return load_views(self, [rows.tolist() for rows in order.rows(len(self))], order.seed, self.workers)
 
     def view(self, row: int, seed: int | None) -> tuple[int, Tensor, Tensor]:
         """Row, picture uint8 (3, side, side) and labels (K,); augmented if there is a seed."""
@@ -169,7 +169,7 @@ class StreamedPictures(_FromDisk):
         own = order.batch // order.world
         rows = table_format.stream(self.out, self.split, self.buffer if order.seed is not None else 0, order.seed or 0)
         rows = split_dataset_by_node(rows, order.rank, order.world, strategy="examples").skip(order.skip * own)
-        return load(self, _batched(rows, own, order.steps(len(self)) - order.skip), order.seed, self.workers)
+        return load_views(self, _batched(rows, own, order.steps(len(self)) - order.skip), order.seed, self.workers)
 
     def view(self, row: dict, seed: int | None) -> tuple[str, Tensor, Tensor]:
         """File, picture uint8 (3, side, side) and labels (K,) of one row of the table; augmented if there is a seed."""
@@ -218,7 +218,7 @@ class _Views(Dataset):
         return self.source.view(row, self.seed)
 
 
-def load(source, batches, seed: int | None, workers: int) -> Iterator[tuple]:
+def load_views(source, batches, seed: int | None, workers: int) -> Iterator[tuple]:
     """Views of each batch of rows, in order; ``workers`` processes make them ahead of time."""
     yield from DataLoader(
         _Views(source, seed),

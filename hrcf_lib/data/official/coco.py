@@ -63,7 +63,7 @@ def prepare(
     notes = [f"{file} is missing: no split {name}" for name, file in names.items() if name not in paths]
     root = checks.image_root(files.folder, images, ("images", "."))
 
-    content = {name: read(path) for name, path in paths.items()}
+    content = {name: read_instances(path) for name, path in paths.items()}
     categories = {name: _categories(paths[name], c["categories"]) for name, c in content.items()}
     space = label_space(labels, categories, paths)
     left_out = [n for named in categories.values() for n in named.values() if n not in space.names]
@@ -126,7 +126,7 @@ def label_space(labels: str, categories: dict[str, dict[int, str]], paths: dict[
     return LabelSpace(checks.label_list("coco_seen48.txt"), checks.label_list("coco_unseen17.txt"))
 
 
-def read(path: Path) -> dict:
+def read_instances(path: Path) -> dict:
     """A file in COCO's form. Raises ``ValueError`` naming what it lacks or lists twice."""
     try:
         content = json.loads(path.read_bytes())

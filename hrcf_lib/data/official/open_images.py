@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hrcf_lib.data import table_format, table_writer
-from hrcf_lib.data.images import find
+from hrcf_lib.data.images import find_file
 from hrcf_lib.data.official import checks
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.engine.messages import list_some
@@ -154,7 +154,7 @@ def missing(out, images=None, source=None) -> Path:
     lacking = []
     for name, image in _without_picture(out) if about["images"] else _all_images(out):
         split = SPLITS[name]
-        found = (find(Path(root).expanduser(), place) for place in places(image, split))
+        found = (find_file(Path(root).expanduser(), place) for place in places(image, split))
         if not any(size for _, size in filter(None, found)):
             lacking.append((split, image))
     address = {} if source is None else _addresses(source, [image for _, image in lacking])
