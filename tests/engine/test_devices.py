@@ -39,9 +39,10 @@ def test_workers_are_a_process_share_of_the_cores(monkeypatch, cores, processes,
 
 @pytest.mark.skipif(not devices.reset_peak_memory(), reason="this system cannot reset a peak")
 def test_the_peak_of_memory_is_reset():
-    np.ones(50_000_000).sum()  # 400 MB, freed
-    now, peak = devices.memory_gb()
-    assert peak > now + 0.3
+    held = np.ones(50_000_000)  # 400 MB
+    before = devices.memory_gb()[1]
+    del held
+    assert devices.memory_gb()[1] >= before >= 0.4, "the peak stays when memory is freed"
     assert devices.reset_peak_memory()
     now, peak = devices.memory_gb()
     assert peak < now + 0.1

@@ -247,7 +247,7 @@ def test_a_name_that_it_was_not_built_for():
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"categories": ()}, "give their names"),
+        ({"categories": ()}, "give the labels' names"),
         ({"prediction": "tanh"}, "prediction = 'tanh': choose one of sigmoid, softmax"),
         ({"width": 0}, "width = 0 must be above 0"),
         ({"tau": 0}, "tau = 0 must be above 0"),
