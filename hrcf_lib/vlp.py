@@ -187,7 +187,7 @@ def create_mini() -> VLP:
         open_clip.add_model_config(str(ASSETS / f"{MINI}.json"))
     model = _quietly(open_clip.create_model, MINI, pretrained=None)
     model.visual.conv1 = ConvStem(model.visual.conv1.out_channels)
-    return VLP(MINI, model, open_clip.get_tokenizer(MINI), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return VLP(MINI, model, _tokenizer(MINI), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def load(name: str, weights: str | None = None, pretrained: bool = True) -> VLP:
@@ -220,7 +220,7 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> VLP:
     tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
     model = _quietly(open_clip.create_model, name, pretrained=None, force_quick_gelu=tag.get("quick_gelu", False))
     mean, std = tag.get("mean", open_clip.OPENAI_DATASET_MEAN), tag.get("std", open_clip.OPENAI_DATASET_STD)
-    vlp = VLP(name, model, open_clip.get_tokenizer(name), mean, std)
+    vlp = VLP(name, model, _tokenizer(name), mean, std)
     if path:
         sizes = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside its weights
         load_into(model, {n: v for n, v in read_tensors(path).items() if n not in sizes}, path)
@@ -274,6 +274,9 @@ def save_mini_weights(vlp: VLP, path: str | Path, rows: Tensor) -> None:
 def mini() -> VLP:
     """The shipped mini VLP, loaded once per process."""
     return load(MINI)
+
+
+_tokenizer = cache(open_clip.get_tokenizer)  # of one name, read once: it has no state, and reading takes 0.2 s
 
 
 def _quietly(function, *args, **kwargs):
