@@ -178,21 +178,22 @@ def stage(name: str) -> int:
     if name == "lint":
         return call("-m", "ruff", "check", ".")
     if name == "layers":
-        return call("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-logo", "--no-cache")
+        command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+        return call("-c", command, "--no-logo", "--no-cache")
     if name == "format":
         return call("-m", "ruff", "format", "--check", ".")
     cores = os.cpu_count() or 1
     workers = min(cores, 4)  # a process with torch holds about 1 GB
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    shared = ("-n", workers, "--dist", "loadfile", "--max-worker-restart", 0, "--durations", 10)  # a file, a worker
+    shared = ("-n", workers, "--max-worker-restart", 0, "--durations", 10)
     surround = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads}
     if name == "tests":
         backend = os.environ.get("MPLBACKEND", "Agg")  # no window; notebooks keep the one of their kernel
-        return call("-m", "pytest", "-q", "tests", *shared, MPLBACKEND=backend, **surround)
+        return call("-m", "pytest", "-q", "tests", *shared, "--dist", "worksteal", MPLBACKEND=backend, **surround)
     return call(
         *("-m", "pytest", "-q", "notebooks", "--nbval-lax", "--nbval-current-env"),
         *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "--nbval-kernel-startup-timeout", 180),
-        *("--nbval-cell-timeout", 900, *shared),
+        *("--nbval-cell-timeout", 900, *shared, "--dist", "loadfile"),  # one worker per notebook
         HRCF_SIZE="smoke",
         **surround,
     )
