@@ -29,6 +29,7 @@ def lab():
             yield found, url, port
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_passed_over(lab):
     _, url, port = lab
     assert url.startswith("http://127.0.0.1:") and f":{port}/" not in url

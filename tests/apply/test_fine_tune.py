@@ -58,6 +58,7 @@ def test_old_labels_are_unknown(start):
     assert data.labels.tolist() == [[1, -1, 0, 0], [-1, 1, 0, 0]]  # of the cat the CSV knows better
 
 
+@pytest.mark.slow
 def test_result_lies_half_way(tmp_path, start, monkeypatch):
     pictures, first = folder(tmp_path / "p"), weights(start)
     half = weights(tune(pictures, tmp_path / "half", start, held_out=0, passes=2).model)
@@ -96,6 +97,7 @@ def test_saved_and_reloaded_it_answers_alike(tmp_path):
     assert noted["labels"] == list(tuned.labels) and noted["held out"] == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path, start, monkeypatch):
     pictures, real = folder(tmp_path / "p"), fine_tune.train
     whole = tune(pictures, tmp_path / "whole", start, held_out=0, passes=4)
@@ -112,6 +114,7 @@ def test_an_interrupted_run_goes_on(tmp_path, start, monkeypatch):
     assert (tmp_path / "cut" / "checkpoint.pt").stat().st_mtime_ns == stamp  # no further step
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(tmp_path, start):
     pictures = folder(tmp_path / "p")
     tune(pictures, tmp_path / "out", start, held_out=0, passes=2)
@@ -193,6 +196,7 @@ def test_a_label_with_a_single_picture_is_trained(tmp_path, start):
     assert 0 < len(tuned.held_out) <= 3
 
 
+@pytest.mark.slow
 def test_held_out_pictures_calibrate(tmp_path, start):
     rows = {f"{i}.png": "|".join(n for k, n in enumerate(("owl", "bus", "sea")) if (i >> k) % 2) for i in range(40)}
     tuned = tune(folder(tmp_path / "p", rows), tmp_path / "out", start, held_out=0.5, passes=2)

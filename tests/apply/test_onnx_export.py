@@ -85,6 +85,7 @@ def scenes(n: int) -> list[Image.Image]:
 # What a file computes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_classify(model, exported):
     training = [module.training for module in model.modules()]
     assert training[0], "export leaves the model in the mode it was in"
@@ -130,6 +131,7 @@ def test_text_tower_and_teacher_stay_behind(model, exported):
     assert exported[0].stat().st_size < 4 * needed * 1.1 + 200_000
 
 
+@pytest.mark.slow
 def test_uint8_labels_alone_and_embeddings_of_ones_own(model, tmp_path):
     path, names = tmp_path / "own.onnx", LABELS[:3]
     t = torch.randn(3, model.vlp.D, generator=torch.Generator().manual_seed(1))

@@ -45,6 +45,7 @@ def test_weights_are_small_and_hold_only_trained_tokens(mini):
     assert len(mini.trained) < 1000
 
 
+@pytest.mark.slow
 def test_it_recognises_pictures_of_one_thing(mini):
     """At least 85 % over all 308 names on portraits that nobody drew before; unseen labels within 10 points of seen."""
     table = mini_vlp.single_object_accuracy(mini, *mini_vlp.portraits(1, seed=11))
@@ -98,6 +99,7 @@ def test_dominant_things_are_found_by_the_shipped_model():
     assert sum(s.names[0] in g for s, g in zip(scenes, guesses)) >= 12
 
 
+@pytest.mark.slow
 def test_pretraining_learns_and_resumes(tmp_path):
     """Stopped after some steps and taken up again, pre-training ends with the same weights."""
     recipe = PretrainConfig(

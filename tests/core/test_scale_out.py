@@ -75,6 +75,7 @@ def assert_same_run(name, weights, history, model, expected) -> None:
     assert {key.split(".")[0] for key in moved} == {"block", "ln_post", "head", "prompt"} | own_parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["features", "accumulated", "pictures", "streamed", "mkt"])
 def test_two_processes_train_as_one(two, table, name):
     """Also where the ranks drop different numbers of pictures, and where gradients are accumulated."""
@@ -96,6 +97,7 @@ def test_ranks_drop_different_numbers_of_pictures():
     assert (first != second).sum() >= 4 and ((first == 0) ^ (second == 0)).any()
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_one_batch(table):
     whole, expected = two_processes.run("features", table)
     parts, history = two_processes.run("accumulated", table)
@@ -120,6 +122,7 @@ def test_every_picture_is_scored_exactly_once(two, table):
         assert "4 rows were scored, 2 different ones, where there are 4" == (two / f"twice-{rank}.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_of_two_processes_resumes(table, tmp_path):
     """On two processes, and from the same checkpoint on one."""
@@ -159,6 +162,7 @@ def alone(tmp_path_factory):
     return json.loads((out / "record.json").read_text())
 
 
+@pytest.mark.slow
 def test_fit_leaves_a_model_its_history_and_a_record(alone, tmp_path):
     config = configs.mini().smoke()
     table = run(config, out=tmp_path)
@@ -180,6 +184,7 @@ def assert_same_tables(record, expected) -> None:
     np.testing.assert_allclose(rows[numbers].astype(float), others[numbers].astype(float), atol=0.6)
 
 
+@pytest.mark.slow
 def test_launch_starts_processes_from_a_notebook(alone, tmp_path, monkeypatch):
     for name, value in CPU.items():
         monkeypatch.setenv(name, value)
@@ -192,6 +197,7 @@ def test_launch_starts_processes_from_a_notebook(alone, tmp_path, monkeypatch):
         launch(configs.mini().smoke().replace(lr=0.5), tmp_path, 2, words=words)
 
 
+@pytest.mark.slow
 def test_notebook_launcher(alone, tmp_path):
     start(TESTS / "two_processes.py", "notebook", "data", tmp_path, HRCF_SIZE="smoke")
     record = json.loads((tmp_path / "record.json").read_text())
@@ -199,6 +205,7 @@ def test_notebook_launcher(alone, tmp_path):
     assert_same_tables(record, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes find each other on GPUs")
 def test_processes_that_do_not_find_each_other_do_not_train_alone():
     words = ("-c", "from hrcf_lib.engine.devices import process; process()")

@@ -217,6 +217,7 @@ def test_convolutions_at_rest_stay_as_they_start(features):
     assert not torch.equal(before["gather.norms.0.weight"], after["gather.norms.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_older_than_a_field_of_the_config(features, tmp_path):
     model = synthetic.model()
     train(model, features, tmp_path, stop_after=2)
@@ -255,6 +256,7 @@ def test_only_switches_gradients():
 # -- what is never looked at -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unseen_annotation_changes_nothing(features, unbroken):
     columns = features.space.columns("ZSL")
     for value in (-1, 0, 1):
@@ -267,6 +269,7 @@ def test_seen_annotation_matters(features, unbroken):
     assert not synthetic.same(trained(shuffled), unbroken[2])
 
 
+@pytest.mark.slow
 def test_pictures_without_a_positive_seen_label_take_no_part(features, monkeypatch):
     space = features.space
 
@@ -332,6 +335,7 @@ def test_same_seed_same_bits(features, unbroken):
     assert synthetic.same(synthetic.weights(model), unbroken[2])
 
 
+@pytest.mark.slow
 def test_the_seed_matters(features):
     a, b = synthetic.model(), synthetic.model()
     b.config = b.config.replace(seed=1)  # the same start, another order of pictures
@@ -339,6 +343,7 @@ def test_the_seed_matters(features):
     assert not synthetic.same(synthetic.weights(a), synthetic.weights(b), "head.")
 
 
+@pytest.mark.slow
 def test_bf16_is_a_switch_and_deterministic(features, unbroken):
     model = synthetic.model(bf16=True)
     history = train(model, features)
@@ -349,6 +354,7 @@ def test_bf16_is_a_switch_and_deterministic(features, unbroken):
     assert synthetic.same(trained(features, bf16=True), after)
 
 
+@pytest.mark.slow
 def test_distillation_weight(features, unbroken):
     without = trained(features, distillation=0.0)
     assert not synthetic.same(without, unbroken[2])
@@ -381,6 +387,7 @@ def test_the_model_is_left_as_it_was(features, tmp_path):
 # -- interrupted -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 def test_stopped_in_mid_epoch_and_resumed(features, unbroken, tmp_path, bf16):
     lengths = []
@@ -416,6 +423,7 @@ train(synthetic.model(), synthetic.features(), sys.argv[1], save_every=2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_in_mid_epoch_and_resumed(features, unbroken, tmp_path):
     tests = Path(__file__).resolve().parents[1]
@@ -432,6 +440,7 @@ def test_killed_in_mid_epoch_and_resumed(features, unbroken, tmp_path):
     assert not (tmp_path / "checkpoint.pt.part").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(features, tmp_path, monkeypatch):
     model = synthetic.model()
     first = train(model, features, tmp_path)
@@ -441,6 +450,7 @@ def test_a_finished_run_is_not_run_again(features, tmp_path, monkeypatch):
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(features, tmp_path):
     train(synthetic.model(), features, tmp_path, stop_after=1)
     free = synthetic.model(val_size=7, workers=3)  # these two change no weight

@@ -125,6 +125,7 @@ def test_sources_follow_the_config(folder, tiny):
     assert frozen.trunk.dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_papers_setting_runs_from_files_to_a_record(folder, tiny, tmp_path, stream):
     """Only VLP and sizes differ from ``nus_wide()``: 925 / 81 labels, RandAugment, alternate phases, bf16."""

@@ -25,6 +25,7 @@ def learnt(monkeypatch, fixed: bool, **changes):
     return synthetic.weights(model), history
 
 
+@pytest.mark.slow
 def test_prompts_learn_the_same_whether_the_image_side_is_computed_in_every_step_or_once(monkeypatch):
     plain, before = learnt(monkeypatch, fixed=False)
     once, after = learnt(monkeypatch, fixed=True)
@@ -104,6 +105,7 @@ def test_resting_gives_each_process_its_own_rows():
         assert torch.equal(teacher, data.teacher[rows]) and torch.equal(labels, data.labels[rows])
 
 
+@pytest.mark.slow
 def test_a_phase_that_starts_from_embeddings_resumes_in_the_middle(tmp_path):
     unbroken = synthetic.model(phases=PHASES)
     train(unbroken, synthetic.features())

@@ -184,6 +184,7 @@ def test_a_table_without_pictures_is_refused(tmp_path, model):
 PHASES = (("hcg", 1, 8), ("prompts", 1, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hrcf", "clip_ft", "mkt", "ovml_vlp", "biam"])
 def test_unaugmented_pictures_train_as_their_features_do(name, dataset):
     """The same losses, but for the rounding of stored features to float16, wherever a method leaves the ViT."""
@@ -214,6 +215,7 @@ def test_methods_learn_from_augmented_pictures(name, dataset):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_augmented_training_is_resumed_to_the_same_bits(table, dataset, tmp_path, stream):
     def source(model):
@@ -249,6 +251,7 @@ def test_pictures_without_a_positive_seen_label_are_an_error(tmp_path, model):
         train(synthetic.model(), nothing)
 
 
+@pytest.mark.slow
 def test_evaluation_of_pictures_is_that_of_their_features(model):
     scenes = mojiscenes.MojiScenes("test", 40)
     pictures, features = Pictures(scenes, model.vlp), extract(model.vlp, scenes, scenes.labels)

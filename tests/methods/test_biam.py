@@ -264,6 +264,7 @@ def test_same_seed_same_run(trained, features):
     assert not torch.equal(other.network.join.weight, again.network.join.weight)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_unbroken_one(trained, features, tmp_path):
     """Batch norm's running statistics included."""
     for part in (4, 2, None):

@@ -177,6 +177,7 @@ def test_a_smoke_run_shrinks_a_method_too(monkeypatch):
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_of_any_labels(fitted, name):
     model = fitted[name][0]
@@ -290,6 +291,7 @@ def test_groups_hold_what_an_optimizer_takes(name):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNING)
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted, name):
     model, _, history = fitted[name]
@@ -304,6 +306,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted, name):
     assert not synthetic.same(synthetic.weights(other), synthetic.weights(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNING)
 def test_an_interrupted_run_goes_on_to_the_same_bits(fitted, name, tmp_path):
     model = fitted[name][0]
@@ -341,6 +344,7 @@ def test_features_that_leave_the_vit_elsewhere_are_refused():
             look(other, data.take([0, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNING)
 def test_training_lowers_the_loss(name):
     """On 10 pictures that can be learnt by heart."""
@@ -350,6 +354,7 @@ def test_training_lowers_the_loss(name):
     assert list(history.columns[5:-2]) == list(model.weights("images"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_unseen_columns_are_never_looked_at(fitted, name):
     data = features()
@@ -359,6 +364,7 @@ def test_unseen_columns_are_never_looked_at(fitted, name):
     assert synthetic.same(synthetic.weights(model), synthetic.weights(fitted[name][0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNING)
 def test_pictures_without_a_positive_take_no_part(name):
     data = features()
@@ -383,6 +389,7 @@ def test_a_diverged_run_says_so(name):
 # Saving ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_save_and_load(name, tmp_path):
     model = methods.build(name, experiment())  # the shipped VLP, which a loaded model has to find again
@@ -450,6 +457,7 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
     )
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_one_value_diverges(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.preset("mini")
@@ -475,6 +483,7 @@ def test_a_shelf_holds_one_experiment(tmp_path):
         feats(mkt.replace(train_size=9))
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_a_method(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     one_run.main(["mini", "--method", "mkt", "--out", str(tmp_path / "out"), "--set", "topk", "8"])
@@ -502,6 +511,7 @@ def test_a_methods_own_config_goes_through_files_and_names_its_folder(tmp_path, 
         one_run.run(own, method="mkt")
 
 
+@pytest.mark.slow
 def test_a_setting_of_the_label_side_is_scored_with_its_own_label_embeddings(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = methods.configure("pre_clip", configs.preset("mini"))
@@ -535,6 +545,7 @@ def test_features_of_another_depth_are_another_cache(tmp_path):
     assert not torch.allclose(at[1], at[2], atol=0.1)
 
 
+@pytest.mark.slow
 def test_scored_gives_what_evaluation_measures(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.preset("mini").replace(phases=(("hcg", 1, 16),))

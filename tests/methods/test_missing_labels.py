@@ -102,6 +102,7 @@ def test_fit_trains_what_the_groups_say_and_nothing_else(fitted, name):
     assert model.reference_labels == SPACE.seen and not model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_same_seed_gives_the_same_bits_also_where_it_was_interrupted(fitted, name, tmp_path):
     model, _, history = fitted[name]
@@ -127,6 +128,7 @@ def test_scores_of_unknown_labels_are_not_taught_anything_where_they_are_ignored
     assert (s.grad[labels == 0] == 0).all() == (unknown == "ignored")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*METHODS, "hrcf"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_what_is_hidden_never_reaches_a_method_that_ignores_it(name, share):
@@ -174,6 +176,7 @@ def test_save_and_load(name, tmp_path):
     assert torch.equal(again.score(pictures(), NAMES), s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_training_lowers_the_loss(name):
     model = build(name)
@@ -342,6 +345,7 @@ def test_gaps_are_counted_and_named():
     assert labels == [k for k in range(5) if not (hidden[:, k] == 1).any()] and labels
 
 
+@pytest.mark.slow
 def test_a_shelf_computes_features_once_and_studies_ask_only_what_a_method_answers(tmp_path):
     base = synthetic.config(train_size=24, val_size=20, test_size=20)
     shelf = studies.shelf(base)
@@ -366,6 +370,7 @@ def test_a_shelf_computes_features_once_and_studies_ask_only_what_a_method_answe
     assert best["prompt_lr"] in (1e-3, 1e-2) and "mAP seen" in table and "mAP ZSL" not in table
 
 
+@pytest.mark.slow
 def test_fit_from_the_command_line_takes_the_names_from_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     with pytest.warns(UserWarning, match="no known positive"):

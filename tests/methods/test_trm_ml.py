@@ -322,6 +322,7 @@ def test_a_label_that_looks_less_present_than_others_gets_no_pair_of_labels():
 # Training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits_with_memory_and_thresholds(tmp_path):
     whole, broken = build(memory=2), build(memory=2)
     train(whole, features())
@@ -397,6 +398,7 @@ def test_quality_refuses_what_does_not_fit():
         missing_labels.filled(methods.build("asl", synthetic.config(), pretrained=False, categories=NAMES), features())
 
 
+@pytest.mark.slow
 def test_quality_over_epochs_leaves_the_run_as_it_is(tmp_path):
     plain, looked = build(), build()
     train(plain, features())

@@ -117,6 +117,7 @@ def test_inference_is_reported_as_an_overhead_over_the_plain_vlp():
     assert row["overhead"] == pytest.approx(row["ours_s"] / row["plain_s"])
 
 
+@pytest.mark.slow
 def test_the_arithmetic_of_a_step_is_the_one_the_issue_of_speed_rests_on():
     """20 GFLOP an image from the cache, 56 + 20 with a shared trunk, 88 + 20 in full, of ViT-B/16."""
     parts = cost.flops(Sizes().model().config.replace(vlp_weights=None), ["cat", "dog"], 1)
@@ -185,6 +186,7 @@ def test_differences_are_seen_in_values_and_in_gradients():
     assert compare_values(lambda x: x**2, lambda x: (x**2).detach() + 0 * x, x)["grad_rel_diff"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not devices.reset_peak_memory(), reason="this system cannot reset a peak")
 def test_peak_memory_is_what_a_run_takes_beyond_what_was_there():
     held = np.ones(50_000_000)  # 400 MB that were there before
@@ -212,6 +214,7 @@ def test_traffic_counts_what_operations_read_and_write():
     assert bytes_of(lambda: torch.ones(1).expand(1000).sum()) < 50, "an expanded tensor is read once"
 
 
+@pytest.mark.slow
 def test_the_cost_model_counts_the_same_arithmetic_as_the_budget():
     rates = {"float32": 1.0, "bfloat16": 2.0, "GB/s": 4.0}
     found = cost.cost(SMALL, rates)

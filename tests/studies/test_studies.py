@@ -117,6 +117,7 @@ def test_other_data_are_refused(done, feats):
         studies.run(config(), other, folder, SETTINGS, resamples=30)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(feats, tmp_path):
     """Training that ends half-way leaves a checkpoint and no record; the next call gives the unbroken run's numbers."""
     whole = studies.run(config(), feats, tmp_path / "whole", resamples=5)
