@@ -86,6 +86,7 @@ def test_from_scratch_only_the_csv_counts(tmp_path, monkeypatch):
     assert all(x.isfinite().all() for x in weights(tuned.model).values())
 
 
+@pytest.mark.slow
 def test_saved_and_reloaded_it_answers_alike(tmp_path):
     pictures = folder(tmp_path / "p")
     tuned = tune(pictures, tmp_path / "out", held_out=0, passes=2)
@@ -158,6 +159,7 @@ def test_all_unknown_words_are_named_at_once():
         fine_tune.check_words(default_model(), ["owl", *strange])
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_left_out(tmp_path, start):
     pictures = table(folder(tmp_path / "p"), ROWS | {"lost.png": "owl", "text.png": "bus"})
     (pictures / "text.png").write_text("no picture")

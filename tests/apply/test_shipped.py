@@ -53,6 +53,7 @@ def test_it_recognises_pictures_of_one_thing(mini):
     assert table.loc["seen", "top-1"] - table["top-1"].min() <= 10
 
 
+@pytest.mark.slow
 def test_it_misses_small_things_among_many(mini):
     recall = mini_vlp.recall_by_size(mini, 100)["recall@5"]
     assert recall["largest of its scene"] > 3 * recall["all others"]

@@ -32,6 +32,7 @@ def variant(kind: type[Config], extra: int) -> Config:
     return kind(**values, extra=extra)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "refused"), [(True, True), (False, False)])
 def test_a_checkpoint_is_stale_if_weights_depend_on_the_field_and_only_then(weights, refused, tmp_path):
     kind = with_field(Config, weights=weights)

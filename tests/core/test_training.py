@@ -141,6 +141,7 @@ def test_it_learns(features):
     assert history.ranking.iloc[-2:].mean() < history.ranking.iloc[:2].mean() - 0.05
 
 
+@pytest.mark.slow
 def test_optimiser_state_lives_across_phases(features, tmp_path):
     train(synthetic.model(), features, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -190,6 +191,7 @@ def test_both_sides_at_once(features):
     assert scale["prompt.vectors"] == pytest.approx(0.1) and scale["head.weight"] == 1.0
 
 
+@pytest.mark.slow
 def test_both_sides_learn_what_each_would_alone(features):
     """The first step of the image side does not depend on whether prompts learn beside it."""
     one, other = (synthetic.model(phases=((side, 1, 10),), warmup_epochs=0) for side in ("hcg", "both"))
@@ -264,6 +266,7 @@ def test_unseen_annotation_changes_nothing(features, unbroken):
         assert synthetic.same(trained(other), unbroken[2])
 
 
+@pytest.mark.slow
 def test_seen_annotation_matters(features, unbroken):
     shuffled = dataclasses.replace(features, labels=features.labels.roll(1, dims=0))
     assert not synthetic.same(trained(shuffled), unbroken[2])
@@ -329,6 +332,7 @@ def test_selection_takes_no_part_in_training(features, monkeypatch):
 # -- the same again ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits(features, unbroken):
     model = synthetic.model().eval()  # a model that was just looked at trains like any other
     train(model, features)
@@ -362,12 +366,14 @@ def test_distillation_weight(features, unbroken):
     assert synthetic.same(trained(teacher, distillation=0.0), without), "weight 0: the teacher has no say"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_dataset_smaller_than_a_batch(n):
     history = train(synthetic.model(), synthetic.features(n))
     assert len(history) == 4 and history.ranking.notna().all()
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(features, tmp_path):
     model = synthetic.model()
     learn = {n for n, p in model.named_parameters() if p.requires_grad}

@@ -202,6 +202,7 @@ def test_unaugmented_pictures_train_as_their_features_do(name, dataset):
     assert history.ranking.nunique() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_ft", "ovml_vlp"])
 def test_methods_learn_from_augmented_pictures(name, dataset):
     changes = {"phases": PHASES, "augment": RAND}

@@ -254,6 +254,7 @@ def test_scores_that_are_not_finite_are_refused(features):
         method.losses(e_p, e_f * torch.nan, t, y, teacher)
 
 
+@pytest.mark.slow
 def test_same_seed_same_run(trained, features):
     again = model()
     history = train(again, features)

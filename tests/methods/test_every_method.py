@@ -100,6 +100,7 @@ class Own(Template):
     title, Config = "Own", type("OwnConfig", (TemplateConfig,), {"method": "own"})
 
 
+@pytest.mark.slow
 def test_a_method_outside_of_the_package_is_entered_as_a_class(monkeypatch, tmp_path):
     monkeypatch.setitem(methods.METHODS, "own", Own)
     model = methods.build("own", experiment(), scale=0.5)
@@ -469,6 +470,7 @@ def test_a_search_goes_on_where_one_value_diverges(tmp_path, monkeypatch):
         studies.search(mkt, {"lr": [1e30]}, feats, tmp_path / "search")
 
 
+@pytest.mark.slow
 def test_a_shelf_holds_one_experiment(tmp_path):
     base = configs.mini().replace(train_size=8, val_size=4, test_size=4)
     feats = studies.shelf(base, cache=tmp_path)
@@ -495,6 +497,7 @@ def test_the_command_line_trains_a_method(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2 and "did you mean 'mkt'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_methods_own_config_goes_through_files_and_names_its_folder(tmp_path, monkeypatch):
     """``launch`` writes such a file; a plain config may be trained by any method."""
     monkeypatch.setenv("HRCF_SIZE", "smoke")

@@ -217,6 +217,7 @@ def test_temperature_and_offset_are_fitted_to_the_known_labels_before_training(n
             p.copy_(old)
 
 
+@pytest.mark.slow
 def test_the_fit_sees_known_labels_alone_and_in_single_positives_takes_unknown_ones_for_absent():
     data = features()
     for i in (0, 3):  # nothing is known of picture 0: another in its place moves where the search starts, no more

@@ -225,6 +225,7 @@ def test_no_gradient_of_unknown_scores():
 # Training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_learns_and_is_the_same_twice():
     def run():
         model = build()
@@ -242,6 +243,7 @@ def test_training_learns_and_is_the_same_twice():
     assert (history["contrastive"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     data, whole, broken = synthetic.features(), build(), build()
     history = training.train(whole, data)

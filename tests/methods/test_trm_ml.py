@@ -334,6 +334,7 @@ def test_a_resumed_run_ends_in_the_same_bits_with_memory_and_thresholds(tmp_path
     assert synthetic.same(synthetic.weights(whole), synthetic.weights(again), "memory.")
 
 
+@pytest.mark.slow
 def test_pseudo_labels_start_when_they_are_said_to():
     first, never = (train(build(pseudo_labels=on, pseudo_after=4), features(), stop_after=6) for on in (True, False))
     differ = (first["classification"] != never["classification"]).tolist()
@@ -413,6 +414,7 @@ def test_quality_over_epochs_leaves_the_run_as_it_is(tmp_path):
     pd.testing.assert_frame_equal(finished[last.columns], last)
 
 
+@pytest.mark.slow
 def test_quality_goes_on_from_within_an_epoch(tmp_path):
     train(build(), features(), tmp_path, stop_after=4)
     truth = synthetic.features(10, 0, SPACE).labels[:, :5]

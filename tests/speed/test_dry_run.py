@@ -111,6 +111,7 @@ def nothing(plan, dataset):
     return {"note": "nothing"}
 
 
+@pytest.mark.slow
 def test_a_failing_stage_is_reported_by_name_and_the_others_go_on(tmp_path, monkeypatch):
     stages = {"fails": fails, "dies": dies, "works": nothing}
     monkeypatch.setattr(dry_run, "STAGES", stages)
@@ -184,6 +185,7 @@ def test_a_step_costs_what_the_design_says(parts):
     assert [round(x / 1e9) for x in (cached, image, image + parts["trunk"])] == [21, 56, 88]
 
 
+@pytest.mark.slow
 def test_hours_follow_from_steps_and_throughput_or_from_measured_seconds():
     settings = config.PRESETS["nus_wide"]().replace(vlp="hrcf-mini", vlp_weights=None)
     names = ["cat", "dog", "bus"]

@@ -71,6 +71,7 @@ def test_every_promised_row_is_there():
 EXACT = [name for name in table.ROWS if not name.startswith("inference") and name not in ("loader", "cached_epoch")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_both_forms_of_a_row_compute_the_same(name):
     row = table.ROWS[name](SMALL)
@@ -88,6 +89,7 @@ def test_rows_on_loading_say_which_share_of_the_time_was_waited(monkeypatch):
         assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and f"{row['waiting']:.1%}" in row["note"]
 
 
+@pytest.mark.slow
 def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypatch):
     """On a clock of the test: the first pictures come at once, each later batch takes 3 s, each computation 1 s."""
     clock = [0.0]
@@ -112,6 +114,7 @@ def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypat
     assert loading._epoch(SMALL, feed) == (4, 0.75)
 
 
+@pytest.mark.slow
 def test_inference_is_reported_as_an_overhead_over_the_plain_vlp():
     row = table.ROWS["inference_overhead"](SMALL)
     assert row["overhead"] == pytest.approx(row["ours_s"] / row["plain_s"])
@@ -232,6 +235,7 @@ def test_the_cost_model_counts_the_same_arithmetic_as_the_budget():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.slow
 def test_a_plain_form_that_would_fill_the_memory_is_left_out_of_the_curves(monkeypatch):
     found = curves.scaling(SMALL, {"K": (81, 256), "B": (1,), "J": (35,)}, repeats=1)
     assert set(found["axis"]) == {"K", "B", "J"} and (found["seconds"] > 0).all()

@@ -43,6 +43,7 @@ def done(feats, tmp_path_factory):
     return folder, studies.run_all(config(), variants, [0, 1], feats, folder, SETTINGS, resamples=30)
 
 
+@pytest.mark.slow
 def test_a_row_is_what_evaluation_says(done, feats):
     folder, outcomes = done
     run = outcomes["without HCG", 1]
