@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrcf_lib import scores
+from hrcf_lib.config import setting
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.method import Method, finite
 from hrcf_lib.methods import word_vectors
@@ -58,7 +59,7 @@ class BiAMConfig(MethodConfig):
     bn_momentum: float = 0.1  # weight of the last batch in the running statistics; released: 0.99
     beta1: float = 0.5  # of AdamW. Released script for NUS-WIDE: 0.9
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
-    glove_missing: str = "error"  # or "skip": words of a label that the file lacks are left out of the label's mean
+    glove_missing: str = setting("error", choices=("error", "skip"))  # skip: words that the file lacks are left out
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,8 +68,6 @@ class BiAMConfig(MethodConfig):
         for name in ("beta1", "bn_momentum"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be below 1")
-        if self.glove_missing not in ("error", "skip"):
-            raise ValueError(f"glove_missing = {self.glove_missing!r}: choose one of error, skip")
 
 
 class BiAM(Method):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hrcf_lib import config as configs
-from hrcf_lib.config import Config, Phase
+from hrcf_lib.config import Config, Phase, setting
 from hrcf_lib.labels import check_names
 
 
@@ -54,10 +54,6 @@ def two_stages(config: Config) -> tuple[Phase, ...]:
     return (*stages, *(Phase("prompts", sum(p.epochs for p in prompts), prompts[0].batch) for _ in prompts[:1]))
 
 
-LOSSES = ("asymmetric", "cross_entropy")
-UNKNOWN = ("ignored", "negative")
-
-
 @dataclass(frozen=True)
 class PartialConfig(MethodConfig):
     """Names of the labels, and how known and unknown ones are learnt from."""
@@ -65,8 +61,8 @@ class PartialConfig(MethodConfig):
     trains = "both"  # what all epochs train, one of ``config.SIDES``; no field
 
     categories: tuple[str, ...] = ()  # names of the labels it scores, those of training
-    loss: str = "asymmetric"  # or "cross_entropy": binary, over the known labels
-    unknown: str = "ignored"  # or "negative": an unknown label counts as absent
+    loss: str = setting("asymmetric", choices=("asymmetric", "cross_entropy"))  # the latter binary, of known labels
+    unknown: str = setting("ignored", choices=("ignored", "negative"))  # negative: an unknown label counts as absent
     gamma_positive: float = 1.0  # of the asymmetric loss
     gamma_negative: float = 2.0
     shift: float = 0.05  # an absent label of lower probability costs nothing
@@ -78,9 +74,6 @@ class PartialConfig(MethodConfig):
         names = check_names(self.categories, "categories") if self.categories else ()
         object.__setattr__(self, "categories", tuple(names))
         super().__post_init__()
-        for name, choices in (("loss", LOSSES), ("unknown", UNKNOWN)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         if self.shift >= 1:
             raise ValueError(f"shift = {self.shift!r} must be below 1")
 

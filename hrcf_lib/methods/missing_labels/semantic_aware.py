@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
@@ -45,7 +46,6 @@ from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
 SMALL = 0.5  # length of the rows of U and V at the start, at which tangents are nearly their arguments
-PREDICTIONS = ("sigmoid", "softmax")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class SemanticAwareConfig(PartialConfig):
 
     decoupling: bool = True  # a feature of each category's own, or e_p for all ("sd" of Table 4)
     category_prompts: bool = True  # vectors of each category's own, or one context for all ("csp" of Table 4)
-    prediction: str = "sigmoid"  # or "softmax", the letter of Eq. 9
+    prediction: str = setting("sigmoid", choices=("sigmoid", "softmax"))  # softmax: the letter of Eq. 9
     width: int = 16  # d of the low-rank fusion; the group's earlier code: 1024, 512
     sharpness: float = 20.0  # what cosines of positions and words are multiplied by in the softmax at the start
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
@@ -66,16 +66,13 @@ class SemanticAwareConfig(PartialConfig):
     lr: float = 1e-3  # of the fusion
     prompt_lr: float = 1e-4  # of the prompts, temperature and offset
     glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
-    glove_missing: str = "error"  # or "skip": words of a label that the file lacks are left out of the label's mean
+    glove_missing: str = setting("error", choices=("error", "skip"))  # skip: words that the file lacks are left out
 
     def __post_init__(self):
         super().__post_init__()
         check_tau(self)
         if not self.width:
             raise ValueError("width = 0 must be above 0")
-        for name, choices in (("prediction", PREDICTIONS), ("glove_missing", ("error", "skip"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
 class SemanticDecoupling(nn.Module):

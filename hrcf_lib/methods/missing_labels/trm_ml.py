@@ -42,14 +42,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts, patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.methods.missing_labels.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
 from hrcf_lib.methods.settings import PartialConfig
-
-MATCHING = ("region", "pixel", "image")
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,12 @@ class TRMMLConfig(PartialConfig):
 
     method = "trm_ml"
 
-    matching: str = "region"  # what texts are matched with; "pixel" and "image" are without region learning
+    matching: str = setting("region", choices=("region", "pixel", "image"))  # the others: without region learning
     alpha: float = 1.0  # weight of the asymmetric loss (Eq. 15)
     beta: float = 0.05  # of distillation; 0 switches it off, and so does another matching than "region"
     gamma: float = 0.01  # of the contrastive loss; 0 switches it off
     pseudo_labels: bool = True  # off: unknown labels stay unknown
-    prototypes: str = "both"  # that estimates and the contrastive loss compare with: "both", "visual" or "text"
+    prototypes: str = setting("both", choices=WHICH)  # that estimates and the contrastive loss compare with
     memory: int = 16  # M, regions of a label that are kept
     ema: float = 0.9  # of the thresholds' moving averages: the weight of what was there before
     high: float = 0.6  # upper threshold, from 0, the moving average of estimates of present labels, to 1, certainty
@@ -80,9 +79,6 @@ class TRMMLConfig(PartialConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (("matching", MATCHING), ("prototypes", WHICH)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         above = ("memory", "tau", "rare", "sharpness", "contrastive_temperature", "distillation_temperature")
         for name in above:
             if not getattr(self, name):
