@@ -98,14 +98,12 @@ def read_extra(folder: Path, name: str) -> dict:
     path = folder / f"{name}.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
     except ValueError as error:
         raise ValueError(
             f"{path} is not a {name} ({error}): delete it (the model loads without it), or make it anew"
         ) from error
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} is not a {name} (not an object): delete it (the model loads without it), or make it anew"
-        )
     return values
 
 

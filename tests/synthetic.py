@@ -7,6 +7,7 @@ from hrcf_lib import config as configs
 from hrcf_lib.data.feeds.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
+from hrcf_lib.training import train
 
 SPACE = LabelSpace(seen=["cat", "dog", "bus", "sun", "tree"], unseen=["boat", "beach"])
 PHASES = (("hcg", 2, 4), ("prompts", 1, 4), ("hcg", 1, 4))  # of 10 pictures: 6 + 3 + 3 steps
@@ -19,6 +20,26 @@ def config(**changes) -> configs.Config:
 
 def model(**changes) -> HRCF:
     return HRCF(config(**changes), pretrained=False)
+
+
+def telling_model(**changes) -> HRCF:
+    """In evaluation mode, with random weights whose regions tell labels apart."""
+    made = model(**changes).eval()
+    with torch.no_grad():
+        made.gather.conv2.weight.normal_(0, 0.05)
+    return made
+
+
+class Fitted(dict):
+    """name -> (method, its weights before, history), each trained once, when it is first asked for."""
+
+    def __init__(self, build, features):
+        self.build, self.features = build, features
+
+    def __missing__(self, name):
+        made = self.build(name)
+        self[name] = made, weights(made), train(made, self.features())
+        return self[name]
 
 
 def features(n: int = 10, seed: int = 0, space: LabelSpace = SPACE) -> FrozenFeatures:

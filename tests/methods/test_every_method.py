@@ -58,18 +58,9 @@ def features(**kwargs):
     return synthetic.features(**kwargs)
 
 
-class Fitted(dict):
-    """name -> (method, its weights before, history), each trained once, when it is first asked for."""
-
-    def __missing__(self, name):
-        model = build(name)
-        self[name] = model, synthetic.weights(model), train(model, features())
-        return self[name]
-
-
 @pytest.fixture(scope="module")
 def fitted():
-    return Fitted()
+    return synthetic.Fitted(build, features)
 
 
 # The list of methods --------------------------------------------------------------------------------------------------

@@ -48,18 +48,9 @@ def pictures(n=3, seed=0):
     return torch.from_numpy(rng.integers(0, 256, (n, 3, 112, 112), dtype=np.uint8))
 
 
-class Fitted(dict):
-    """name -> (method, its weights before, history), each trained once, when it is first asked for."""
-
-    def __missing__(self, name):
-        model = build(name)
-        self[name] = model, synthetic.weights(model), train(model, features())
-        return self[name]
-
-
 @pytest.fixture(scope="module")
 def fitted():
-    return Fitted()
+    return synthetic.Fitted(build, features)
 
 
 @pytest.mark.parametrize("name", METHODS)
