@@ -104,7 +104,9 @@ class Config:
     distillation: float = 1.0  # weight of Eq. 5; 0 switches it off (Table IV)
     distillation_reduction: str = setting("mean", choices=("mean", "sum"))  # sum: the letter of Eq. 5
 
-    # Optimiser (Sec. IV-B; AdamW)
+    # Optimiser (Sec. IV-B)
+    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"), since=2)  # as PyTorch has them
+    momentum: float = setting(0.9, high=1, since=2)  # of sgd alone
     lr: float = 1e-3  # image side
     prompt_lr: float = 1e-3  # prompts
     weight_decay: float = 0.05  # 0 on 1-D parameters

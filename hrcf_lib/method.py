@@ -168,7 +168,7 @@ class Method(Pretrained, nn.Module):
         return s
 
     def groups(self, side: str) -> list[dict]:
-        """Parameters by group, as AdamW takes them: names, params, lr_scale, weight_decay (none on 1-D parameters)."""
+        """Parameters by group, as ``optimizer`` takes them: names, params, lr_scale, weight_decay (0 where 1-D)."""
         groups = {}
         for name, p in self.named_parameters():
             if name.startswith(self.trainable[side]):
@@ -183,6 +183,17 @@ class Method(Pretrained, nn.Module):
             }
             for (scale, decay), members in groups.items()
         ]
+
+    def optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        r"""What updates the parameters of ``groups``: PyTorch's of the kind ``config.optimizer``.
+
+        Weight decay is decoupled in ``adamw`` alone; ``adam`` and ``sgd`` add it to the gradient. ``train`` sets the
+        rate before each step, keeps one optimizer for each side, and saves its state with a checkpoint.
+        """
+        c = self.config
+        if c.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum)
+        return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[c.optimizer](groups, lr=c.lr)
 
     def trained_parameters(self) -> dict[str, int]:
         """How many numbers the ``image side`` and the ``text side`` train."""

@@ -96,7 +96,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     check_known(asked, list(model.trainable), f"{model.title} has no side that phases call")
     _check_trainable(model)
     sides = [s for s in SIDES if s in asked and model.groups(s)]
-    optimizers = {s: torch.optim.AdamW(model.groups(s), lr=config.lr) for s in sides}
+    optimizers = {s: model.optimizer(model.groups(s)) for s in sides}
     phases = [p for p in config.phases if p.trains in sides]  # a fixed prompt has nothing to learn
     total = {s: sum(p.epochs for p in phases if p.trains == s) for s in sides}
     plan = [(i, p, e) for i, p in enumerate(phases) for e in range(p.epochs)]

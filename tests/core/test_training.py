@@ -18,6 +18,7 @@ from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
+from hrcf_lib.methods.template import Template
 from hrcf_lib.training import only, train
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -36,6 +37,11 @@ def unbroken(features):
     before = synthetic.weights(model)
     history = train(model, features)
     return before, history, synthetic.weights(model)
+
+
+def template(**changes) -> Template:
+    """A method with one linear layer."""
+    return Template(Template.Config.of(synthetic.config(), **changes), pretrained=False)
 
 
 def trained(features, **changes) -> dict:
@@ -148,6 +154,38 @@ def test_optimiser_state_lives_across_phases(features, tmp_path):
     counts = {side: {int(p["step"]) for p in o["state"].values()} for side, o in state["optimizers"].items()}
     assert counts == {"hcg": {9}, "prompts": {3}}
     assert (state["step"], len(state["history"])) == (STEPS, STEPS)
+
+
+@pytest.mark.parametrize(("optimizer", "kept"), [("adamw", "exp_avg"), ("adam", "exp_avg"), ("sgd", "momentum_buffer")])
+def test_an_optimizer_of_the_configs_kind_is_resumed_to_the_same_bits(features, tmp_path, optimizer, kept):
+    make = lambda kind=optimizer: template(optimizer=kind, lr=1e-2, phases=(("images", 2, 4),))
+    plain, resumed = make(), make()
+    train(plain, features)
+    train(make(), features, tmp_path, stop_after=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizers"]["images"]["state"]
+    assert len(state) and all(kept in own and own[kept].abs().sum() > 0 for own in state.values())
+    train(resumed, features, tmp_path)
+    assert synthetic.same(synthetic.weights(plain), synthetic.weights(resumed))
+    other = "adam" if optimizer == "sgd" else "sgd"
+    with pytest.raises(ValueError, match=f"belongs to another run.*\n  optimizer: there '{optimizer}', here '{other}'"):
+        train(make(other), features, tmp_path)
+
+
+def test_sgd_is_the_plain_rule_with_momentum():
+    """One parameter, two steps: v = m v + g + decay p, p = p - lr v; 1-D parameters do not decay."""
+    model = template(optimizer="sgd", momentum=0.5, weight_decay=0.1)
+    optimizer = model.optimizer(model.groups("images"))
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.2
+    p = model.layer.weight
+    expected, v = p.detach().clone(), 0.0
+    for g in (1.0, -3.0):
+        p.grad = torch.full_like(p, g)
+        optimizer.step()
+        v = 0.5 * v + g + 0.1 * expected
+        expected = expected - 0.2 * v
+        torch.testing.assert_close(p.detach(), expected)
 
 
 def test_image_phases_leave_prompts_and_vlp_alone(features):
