@@ -76,7 +76,7 @@ class Config:
     dataset: str = setting(
         of=DATA, choices=("mojiscenes", "nus_wide", "open_images", "coco_48_17", "coco", "voc", "folder")
     )  # whose pictures
-    vlp: str = setting(of=DATA)  # open_clip model name of the frozen VLP
+    vlp: str = setting(of=DATA)  # open_clip model name of the frozen VLP: a plain ViT, or CLIP's ResNet (RN50, RN101)
     vlp_weights: str | None = setting(of=DATA)  # open_clip tag, path of a checkpoint, or None: ``hrcf-mini``'s
     phases: tuple[Phase, ...]  # alternate training, in order (Sec. III-E)
 
@@ -124,6 +124,7 @@ class Config:
     tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
     data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
     vocabulary_seed: int = setting(0, of=DATA, since=2)  # which labels of MojiScenes are unseen; 0: as shipped
+    side: int | None = setting(None, of=DATA, low=1, since=2)  # pixels of the VLP's input; None: the VLP's own
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
     workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores

@@ -34,8 +34,8 @@ class Method(Pretrained, nn.Module):
     Attributes: ``vlp`` frozen; ``reference_labels`` the seen labels of training, the vocabulary that a user's own
     labels are scored in; ``extras`` plain values that are saved with the model, by name.
 
-    Raises what ``vlp.load`` raises. Whatever is drawn at random depends on ``config.seed`` alone, and the global random
-    state stays as it was.
+    Raises what ``vlp.load`` raises, and ``ValueError`` for a ResNet where a ViT is needed. Whatever is drawn at random
+    depends on ``config.seed`` alone, and the global random state stays as it was.
     """
 
     title = "Method"  # what tables call it
@@ -45,6 +45,7 @@ class Method(Pretrained, nn.Module):
     # What the library asks of a method, so that it never has to look at its name
     trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE  # prefixes of the parameters that each side trains
     text_prefixes: tuple[str, ...] = ("prompt.",)  # of the parameters that ``label_embeddings`` depends on
+    needs_vit = False  # whether it works on a ViT alone, because it trains or uses blocks of one
     trained_blocks = 1  # last blocks of the ViT that it trains; ``image_embeddings`` gets the tokens before them
     open_vocabulary = True  # scores any labels; False: only those it was trained on, ``config.categories``
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
@@ -60,11 +61,15 @@ class Method(Pretrained, nn.Module):
                 f"use methods.build({self.Config.method!r}, config)"
             )
         self.config = config
+        if self.needs_vit and not vlp.is_vit(config.vlp):
+            raise ValueError(_no_vit(self.title, config.vlp))
         self.reference_labels: tuple[str, ...] = ()
         self.extras: dict[str, dict] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.vlp = vlp.load(config.vlp, config.vlp_weights, pretrained)
+            self.vlp = vlp.load(config.vlp, config.vlp_weights, pretrained, config.side)
+            if self.trained_blocks and not self.vlp.is_vit:
+                raise ValueError(_no_vit(self.title, config.vlp))
             if not 0 <= self.trained_blocks <= self.vlp.depth:
                 blocks, depth = self.trained_blocks, self.vlp.depth
                 raise ValueError(f"blocks = {blocks} of a ViT with {depth}: choose from 0 to that")
@@ -239,6 +244,13 @@ class Method(Pretrained, nn.Module):
         """Load what ``trainable_state`` returned. Raises ``ValueError`` listing names and shapes that do not fit."""
         frozen = {n: v for n, v in self.state_dict().items() if n.startswith("vlp.")}
         load_into(self, state | frozen, source)
+
+
+def _no_vit(title: str, name: str) -> str:
+    return (
+        f"{title} uses blocks of a ViT, and the image tower of {name} is a ResNet, which has none: set vlp to a ViT "
+        "such as 'ViT-B-16', or take a method that leaves the image tower as it is, such as 'dual_coop'"
+    )
 
 
 def finite(scores: Tensor) -> Tensor:

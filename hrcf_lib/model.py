@@ -40,6 +40,7 @@ class HRCF(Method):
         "HRCF: open-vocabulary multi-label classification with hierarchical region clues (Ma et al., IEEE TMM 2025)."
     )
     has_lambda, has_selection, map_kind = True, True, "votes"
+    needs_vit = True  # the last block learns (Eq. 1)
 
     def build(self) -> None:
         """The last block, the norm and the head start as the VLP's own."""

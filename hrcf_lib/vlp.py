@@ -3,25 +3,35 @@ r"""The frozen vision-language pre-trained model (VLP): its two towers step by s
 open_clip builds the model. Here its image tower is cut before the last block, because student and teacher share
 everything before it (the trunk), and its text tower takes token *embeddings*, because prompts are learnt there.
 
+Two kinds of image tower, with one interface: ``trunk`` -> tokens, ``teacher`` -> global embedding, ``dense`` ->
+positions in the joint space.
+
+``VLP``        a ViT. Its trunk may leave out last blocks, of which a method trains copies
+``ResNetVLP``  CLIP's ResNet (RN50, RN101, RN50x4 ...), always whole: the trunk gives the last map
+
 The mini VLP is an open_clip model too: config ``assets/hrcf-mini.json``, weights ``assets/hrcf-mini.safetensors``. It
 adds a convolutional stem in place of the patch convolution: three strided convolutions learn much faster than one
 8 x 8 patch projection.
 
-B pictures, N side of the patch grid, K texts, L tokens of the longest, C width, D embedding width. Embeddings are at
-the VLP's own scale, not of unit length.
+B pictures, N side of the patch grid or of a ResNet's last map, K texts, L tokens of the longest, C width of the image
+tower's tokens, D embedding width. Embeddings are at the VLP's own scale, not of unit length.
 """
 
 import hashlib
 import logging
+import math
 import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import huggingface_hub
 import open_clip
 import torch
+import torch.nn.functional as F
 from huggingface_hub.utils import get_session
+from open_clip.model import resize_pos_embed
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
@@ -33,15 +43,18 @@ ASSETS = files("hrcf_lib") / "assets"
 
 
 class VLP(nn.Module):
-    r"""A CLIP-like model with its tokenizer and picture statistics.
+    r"""A CLIP-like model with its tokenizer and picture statistics; its image tower is a ViT.
 
-    Attributes: ``C`` width of the ViT, ``D`` embedding width, ``N`` side of the patch grid, ``side`` pixels of a
-    picture, ``context_length`` most tokens of a text, start and end included, ``trained`` the set of token ids that the
-    text tower ever saw, or ``None`` if it knows them all. ``trained_blocks`` is the number of last blocks of the image
-    tower that are not part of the trunk, because a method trains copies of them: 1 for HRCF.
+    Attributes: ``C`` width of the image tower's tokens, ``D`` embedding width, ``text_width`` width of a text token,
+    ``N`` side of the patch grid, ``side`` pixels of a picture, ``context_length`` most tokens of a text, start and end
+    included, ``trained`` the set of token ids that the text tower ever saw, or ``None`` if it knows them all.
+    ``trained_blocks`` is the number of last blocks of the image tower that are not part of the trunk, because a method
+    trains copies of them: 1 for HRCF, always 0 for a ResNet.
     """
 
+    is_vit = True
     trained_blocks = 1
+    positions = "visual.positional_embedding"  # name of the weights with a row for each token of the image tower
 
     def __init__(self, name, model, tokenizer, mean, std, trained: Tensor | None = None):
         super().__init__()
@@ -49,15 +62,17 @@ class VLP(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.trained = None if trained is None else set(trained.tolist())
-        visual = model.visual
-        self.C, self.D = visual.proj.shape
-        self.N = visual.grid_size[0]
-        self.side = visual.image_size[0]
-        self.context_length = model.positional_embedding.shape[0]
+        self.C, self.D, self.N, self.side = self._sizes()
+        self.context_length, self.text_width = model.positional_embedding.shape
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """C, D, N and side, from the image tower."""
+        visual = self.model.visual
+        return *visual.proj.shape, visual.grid_size[0], visual.image_size[0]
 
     @property
     def depth(self) -> int:
-        """Number of blocks of the image tower."""
+        """Number of the ViT's blocks; 0 of a ResNet."""
         return len(self.model.visual.transformer.resblocks)
 
     @property
@@ -108,6 +123,16 @@ class VLP(nn.Module):
             trunk = block(trunk)
         return v.ln_post(trunk[:, 0]) @ v.proj  # (B, D)
 
+    def dense(self, trunk: Tensor) -> Tensor:
+        r"""Positions of the picture in the joint space, behind the last block: (B, 1 + N^2, C) -> (B, N^2, D).
+
+        The final norm and the projection, which CLIP applies to the class token alone, applied to each patch token.
+        """
+        v = self.model.visual
+        for block in v.transformer.resblocks[self.depth - self.trained_blocks :]:
+            trunk = block(trunk)
+        return v.ln_post(trunk[:, 1:]) @ v.proj  # (B, N*N, D)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Global embeddings (B, D) of pictures, as open_clip computes them."""
         return self.teacher(self.trunk(images))
@@ -152,6 +177,58 @@ class VLP(nn.Module):
         return digest.hexdigest()[:16]
 
 
+class ResNetVLP(VLP):
+    r"""A CLIP whose image tower is CLIP's ResNet: its last map is pooled by one attention layer.
+
+    $$x_0 = \frac{1}{N^2} \sum_j x_j, \qquad
+      e_p = W_c \big[ \textstyle\sum_{j \ge 0} a^h_j\, W^h_v (x_j + p_j) \big]_h + b_c, \qquad
+      d_j = W_c (W_v x_j + b_v) + b_c$$
+
+    Tokens are the mean x_0 and the N^2 positions x_j of the last map, before the pool adds its position vectors p_j; C
+    is the number of channels, 2,048 for RN50. a^h are the weights of head h, whose query is x_0 + p_0. Positions come
+    into the joint space (``dense``) by the pool's value and output layers: what an attention that looks at position j
+    alone would return, without p_j. N is ``side`` / 32. Nothing of it is trained.
+
+    Source: ``AttentionPool2d`` of CLIP (Radford et al., ICML 2021); ``dense`` as in DenseCLIP and MaskCLIP.
+    """
+
+    is_vit, trained_blocks, depth = False, 0, 0
+    positions = "visual.attnpool.positional_embedding"
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        visual = self.model.visual
+        side = visual.image_size if isinstance(visual.image_size, int) else visual.image_size[0]
+        N = math.isqrt(len(visual.attnpool.positional_embedding) - 1)
+        return visual.attnpool.v_proj.in_features, visual.attnpool.c_proj.out_features, N, side
+
+    def trunk(self, images: Tensor) -> Tensor:
+        """The mean over the last map, and the map itself: pictures -> (B, 1 + N^2, C)."""
+        v = self.model.visual
+        x = v.stem(self.normalise(images))
+        for layer in (v.layer1, v.layer2, v.layer3, v.layer4):
+            x = layer(x)  # (B, C, N, N)
+        return with_mean(x.flatten(2).transpose(1, 2))  # (B, 1 + N*N, C)
+
+    def teacher(self, trunk: Tensor) -> Tensor:
+        """The VLP's own global embedding e_p: the pool's first output alone, the only one used. -> (B, D)."""
+        pool = self.model.visual.attnpool
+        x = trunk + pool.positional_embedding  # (B, 1 + N*N, C)
+        heads = lambda y: y.unflatten(2, (pool.num_heads, -1)).transpose(1, 2)  # (B, n, C) -> (B, H, n, C / H)
+        q, k, v = heads(pool.q_proj(x[:, :1])), heads(pool.k_proj(x)), heads(pool.v_proj(x))
+        seen = F.scaled_dot_product_attention(q, k, v)  # (B, H, 1, C / H)
+        return pool.c_proj(seen.flatten(1))  # (B, D)
+
+    def dense(self, trunk: Tensor) -> Tensor:
+        """Positions in the joint space, by the pool's value and output layers: (B, 1 + N^2, C) -> (B, N^2, D)."""
+        pool = self.model.visual.attnpool
+        return pool.c_proj(pool.v_proj(trunk[:, 1:]))  # (B, N*N, D)
+
+
+def with_mean(positions: Tensor) -> Tensor:
+    """Positions (B, N^2, C) of a map -> (B, 1 + N^2, C), their mean in front: what CLIP's attention pool asks with."""
+    return torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1)
+
+
 def check_length(text: str, tokens: int, context_length: int) -> None:
     """Raise ``ValueError`` naming a text that does not fit the text tower (nothing is ever cut silently)."""
     if tokens > context_length:
@@ -181,56 +258,69 @@ class ConvStem(nn.Sequential):
         super().__init__(*layers, nn.Conv2d(previous, width, 1))
 
 
-def create_mini() -> VLP:
+def create_mini(side: int | None = None) -> VLP:
     """The mini VLP with random weights, trainable: what ``studies.pretrain_mini`` starts from."""
     if MINI not in open_clip.list_models():
         open_clip.add_model_config(str(ASSETS / f"{MINI}.json"))
-    model = _quietly(open_clip.create_model, MINI, pretrained=None)
+    model = _quietly(open_clip.create_model, MINI, pretrained=None, force_image_size=_checked_side(MINI, side))
     model.visual.conv1 = ConvStem(model.visual.conv1.out_channels)
     return VLP(MINI, model, _tokenizer(MINI), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
-def load(name: str, weights: str | None = None, pretrained: bool = True) -> VLP:
+def load(name: str, weights: str | None = None, pretrained: bool = True, side: int | None = None) -> VLP:
     r"""A frozen VLP by open_clip model name.
 
     A tag brings its own activation and picture statistics. A checkpoint on disk does not say which activation it was
     trained with: for OpenAI's weights choose the model name that ends in ``-quickgelu``.
 
     Args:
-        name: ``"hrcf-mini"``, or any CLIP of open_clip whose image tower is a plain ViT, such as ``"ViT-B-16"``.
+        name: ``"hrcf-mini"``, or any CLIP of open_clip whose image tower is a plain ViT or CLIP's own ResNet, such as
+            ``"ViT-B-16"`` or ``"RN50"``.
         weights: open_clip tag such as ``"openai"``, or the path of a checkpoint (``.safetensors``, or PyTorch's own
             format if it holds tensors only); for the mini ``None`` is what ships.
         pretrained: ``False`` gives random weights and needs no network.
+        side: pixels of a picture, a multiple of the patch or of 32 for a ResNet; ``None`` is the model's own. Position
+            vectors of weights for another side are interpolated (bicubic, as open_clip does for its ViTs).
 
     Raises:
-        ValueError: unknown model name, a model of another build, no ``weights`` given, a file that is damaged or would
-            have to be unpickled, or weights that do not fit the model (names and shapes listed).
+        ValueError: unknown model name, a model of another build, a side that does not divide into positions, no
+            ``weights`` given, a file that is damaged or would have to be unpickled, or weights that do not fit the
+            model (names and shapes listed).
         OSError: the weights are neither here nor to be downloaded; the message says what to fetch and where to put it.
     """
     if name == MINI:
-        vlp = create_mini()
+        vlp = create_mini(side)
         if pretrained:
-            load_mini_weights(vlp, weights or ASSETS / f"{MINI}.safetensors")
+            load_mini_weights(vlp, weights or ASSETS / f"{MINI}.safetensors", resize=side is not None)
         return vlp.freeze()
-    _check_build(name)
+    kind = VLP if is_vit(name) else ResNetVLP
+    _checked_side(name, side)
     if pretrained and weights is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6])
         raise ValueError(f"{name} without vlp_weights: give a tag ({tags or 'none known'}) or the path of a checkpoint")
     path = find_weights(name, weights) if pretrained else None  # its errors come before the model is built
     tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
-    model = _quietly(open_clip.create_model, name, pretrained=None, force_quick_gelu=tag.get("quick_gelu", False))
+    how = {"pretrained": None, "force_quick_gelu": tag.get("quick_gelu", False), "force_image_size": side}
+    model = _quietly(open_clip.create_model, name, **how)
     mean, std = tag.get("mean", open_clip.OPENAI_DATASET_MEAN), tag.get("std", open_clip.OPENAI_DATASET_STD)
-    vlp = VLP(name, model, _tokenizer(name), mean, std)
+    vlp = kind(name, model, _tokenizer(name), mean, std)
     if path:
         sizes = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside its weights
-        load_into(model, {n: v for n, v in read_tensors(path).items() if n not in sizes}, path)
+        state = {n: v for n, v in read_tensors(path).items() if n not in sizes}
+        load_into(model, state if side is None else interpolated(state, vlp), path)
         if not tag and "openai" in str(path).lower() and not vlp.quick_gelu:
             warnings.warn(f"{path}: OpenAI trained with QuickGELU, {name} has GELU; use {name}-quickgelu", stacklevel=2)
     return vlp.freeze()
 
 
-def _check_build(name: str) -> None:
-    """``VLP`` walks through the towers itself, so it takes plain CLIP only, and refuses what it would get wrong."""
+def is_vit(name: str) -> bool:
+    r"""Whether the image tower of a model is a ViT; if not, it is CLIP's ResNet. Nothing is built or fetched.
+
+    ``VLP`` walks through the towers itself, so it takes plain CLIP only. Raises ``ValueError`` for an unknown name, and
+    for what it would get wrong.
+    """
+    if name == MINI:
+        return True
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         hint = did_you_mean(name, open_clip.list_models(), "see open_clip.list_models(), for example 'ViT-B-16'")
@@ -239,13 +329,45 @@ def _check_build(name: str) -> None:
     odd = {"custom_text", "multimodal_cfg"} & config.keys()
     odd |= {"timm_model_name", "attentional_pool", "pool_type", "final_ln_after_pool"} & vision.keys()
     odd |= {"hf_model_name", "hf_tokenizer_name", "no_causal_mask", "pool_type", "proj_type", "proj_bias"} & text.keys()
-    if odd or not isinstance(vision["layers"], int):
-        reason = ", ".join(sorted(odd)) or "ResNet"
-        raise ValueError(f"{name} is not a ViT with a class token beside CLIP's text tower ({reason}); take 'ViT-B-16'")
+    if odd:
+        raise ValueError(
+            f"{name} is not a ViT with a class token, nor CLIP's own ResNet, beside CLIP's text tower "
+            f"({', '.join(sorted(odd))}); take 'ViT-B-16' or 'RN50'"
+        )
+    return isinstance(vision["layers"], int)
 
 
-def load_mini_weights(vlp: VLP, path: str | Path) -> None:
+def _checked_side(name: str, side: int | None) -> int | None:
+    """``side`` itself. Raises ``ValueError`` if pictures of that side do not divide into patches or positions."""
+    step = open_clip.get_model_config(name)["vision_cfg"].get("patch_size") or RESNET_STEP
+    if side is not None and (side < step or side % step):
+        what = "patches" if is_vit(name) else "positions"
+        near = max(1, round(side / step)) * step
+        raise ValueError(f"side = {side}: {name} cuts pictures into {what} of {step} pixels; give a multiple: {near}")
+    return side
+
+
+RESNET_STEP = 32  # pixels of the picture for one position of a ResNet's last map
+
+
+def interpolated(state: dict[str, Tensor], vlp: VLP) -> dict[str, Tensor]:
+    r"""Weights whose position vectors, one for each token of the image tower, are brought to the grid of ``vlp``.
+
+    Bicubic with antialiasing, by open_clip's own function; the vector of the first token stays. A state without them,
+    or with a number that is no square, comes back as it is, for ``load_into`` to name.
+    """
+    rows = state.get(vlp.positions)
+    if rows is None or rows.ndim != 2 or math.isqrt(len(rows) - 1) ** 2 != len(rows) - 1:
+        return state
+    moved = {"visual.positional_embedding": rows.float()}  # the name of a ViT, which is all that the function knows
+    resize_pos_embed(moved, SimpleNamespace(visual=SimpleNamespace(grid_size=(vlp.N, vlp.N))))
+    return state | {vlp.positions: moved["visual.positional_embedding"]}
+
+
+def load_mini_weights(vlp: VLP, path: str | Path, resize: bool = False) -> None:
     r"""Fill the mini VLP from a file of ``save_mini_weights``; rows of the token table that it lacks become zero.
+
+    With ``resize``, position vectors of another picture side are ``interpolated``.
 
     Raises ``FileNotFoundError``, or ``ValueError`` for a damaged file or one that does not fit.
     """
@@ -257,7 +379,7 @@ def load_mini_weights(vlp: VLP, path: str | Path) -> None:
         table = values.new_zeros(len(vlp.model.token_embedding.weight), values.shape[-1])
         table[rows] = values
         state["token_embedding.weight"] = table
-    load_into(vlp.model, state, path)
+    load_into(vlp.model, interpolated(state, vlp) if resize else state, path)
     vlp.trained = set(rows.tolist())
 
 

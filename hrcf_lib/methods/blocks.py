@@ -13,6 +13,7 @@ class LastBlocks(Method):
     r"""A method that trains the last ``config.blocks`` blocks of the ViT, all with None, its norm and projection."""
 
     trainable = {"images": ("block.", "ln_post.", "head."), "prompts": ()}
+    needs_vit = True
 
     @property
     def trained_blocks(self) -> int:
@@ -37,7 +38,7 @@ class LastBlocks(Method):
 
 def patches(vlp, trunk: Tensor) -> Tensor:
     """The VLP's dense features, in the space of e_p: tokens (B, 1 + N^2, C) after the last block -> (B, N^2, D)."""
-    return vlp.model.visual.ln_post(trunk[:, 1:]) @ vlp.model.visual.proj  # (B, N*N, D)
+    return vlp.dense(trunk)  # (B, N*N, D)
 
 
 @torch.no_grad()

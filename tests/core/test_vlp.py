@@ -253,8 +253,12 @@ def test_a_download_that_breaks_is_an_os_error_with_its_reason(offline, monkeypa
     [
         ("ViT-B/16", "openai", ValueError, "open_clip knows no model 'ViT-B/16'; did you mean 'ViT-B-16'?"),
         ("zebra", "openai", ValueError, "see open_clip.list_models"),
-        ("RN50", "openai", ValueError, "RN50 is not a ViT with a class token .*ResNet"),
-        ("ViT-B-16-SigLIP", "webli", ValueError, "is not a ViT with a class token"),
+        (
+            "ViT-B-16-SigLIP",
+            "webli",
+            ValueError,
+            "is not a ViT with a class token, nor CLIP.s own ResNet.*timm_model_name",
+        ),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", ValueError, "multimodal_cfg"),
         ("ViT-B-16", None, ValueError, "ViT-B-16 without vlp_weights: give a tag .openai, "),
         (
