@@ -51,13 +51,7 @@ def run(preset, data="data", out=None, changes: dict | None = None, cache=None, 
     Raises what ``config.preset``, ``methods.configure``, ``source``, ``train`` and ``evaluate`` raise.
     """
     start, state = time.time(), devices.process()
-    named, changes = isinstance(preset, str), changes or {}
-    config = configs.preset(preset) if named else preset
-    method = config.method if method == "hrcf" else method
-    config = registry.configure(method, config, **changes)
-    config = config.smoke() if named and configs.is_smoke() else config
-    if getattr(config, "categories", None) == ():
-        config = config.replace(categories=categories(config, data))
+    config = configure(preset, method, changes, data)
     out = Path(out or Path("runs") / "-".join([config.name] + [config.method] * (config.method != "hrcf")))
     cache = cache or out / "features"
     model = registry.for_config(config).to(state.device)
@@ -76,6 +70,18 @@ def run(preset, data="data", out=None, changes: dict | None = None, cache=None, 
         print(table.round(1).to_string())
     state.wait_for_everyone()
     return table
+
+
+def configure(preset, method="hrcf", changes: dict | None = None, data="data") -> configs.Config:
+    """The config of a run, by the arguments of ``run``, with the names of its labels if its method needs them."""
+    named = isinstance(preset, str)
+    config = configs.preset(preset) if named else preset
+    method = config.method if method == "hrcf" else method
+    config = registry.configure(method, config, **changes or {})
+    config = config.smoke() if named and configs.is_smoke() else config
+    if getattr(config, "categories", None) == ():
+        config = config.replace(categories=categories(config, data))
+    return config
 
 
 def launch(config: configs.Config, out: str | Path, processes: int, data="data", cache=None, words=()) -> None:
@@ -118,21 +124,31 @@ def _value(text: str):
         return text
 
 
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """The words of a command line that say what is run: preset, data, method, and changed fields of its config."""
+    parser.add_argument("preset", help=f"{', '.join(configs.PRESETS)}, or a JSON file of Config.to_dict")
+    parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
+    parser.add_argument("--method", default="hrcf", help=f"hrcf (default), {', '.join(registry.names('all')[1:])}")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="config field")
+
+
+def experiment(given: argparse.Namespace) -> tuple:
+    """What ``run`` takes as preset and changes, from the words of ``add_experiment``."""
+    return _preset(given.preset, given.method), {name: _value(text) for name, text in given.set}
+
+
 def main(words=None) -> None:
     """The command line; an error that the user can fix ends it with one line that says how."""
     parser = argparse.ArgumentParser(
         prog="python -m hrcf_lib.studies.one_run", description="Train and evaluate by a preset."
     )
-    parser.add_argument("preset", help=f"{', '.join(configs.PRESETS)}, or a JSON file of Config.to_dict")
-    parser.add_argument("--data", default="data", help="folder of prepared data sets (default: data)")
+    add_experiment(parser)
     parser.add_argument("--out", default=None, help="folder of results (default: runs/<preset>)")
     parser.add_argument("--cache", default=None, help="folder of frozen features (default: <out>/features)")
-    parser.add_argument("--method", default="hrcf", help=f"hrcf (default), {', '.join(registry.names('all')[1:])}")
-    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="config field")
     given = parser.parse_args(words)
     try:
-        changes = {name: _value(text) for name, text in given.set}
-        run(_preset(given.preset, given.method), given.data, given.out, changes, given.cache, given.method)
+        preset, changes = experiment(given)
+        run(preset, given.data, given.out, changes, given.cache, given.method)
     except (ValueError, OSError, FloatingPointError) as error:
         parser.exit(2, f"{STOPPED}{error}\n")
 

@@ -51,13 +51,13 @@ class Outcome:
     folder: Path
 
 
-def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None) -> dict:
-    """split -> the ``source`` that the method of ``config`` reads.
+def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None, splits=None) -> dict:
+    """split -> the ``source`` that the method of ``config`` reads, of some ``splits`` or of all.
 
     Processes that ask at the same time compute stored features once.
     """
     model = registry.for_config(config).to(devices.best())
-    splits = benchmarks.splits(config, data)
+    splits = benchmarks.splits(config, data) if splits is None else splits
     if cache is None:
         return {split: source(model, split, data) for split in splits}
     Path(cache).mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
     Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
     """
     settings = AS_TRAINED if settings is None else settings
-    feats = feats(config) if callable(feats) else feats
-    feats = feats | {"train": _training_data(config, feats)}
+    feats = with_training_data(config, feats)
     belongs = {"resamples": resamples, "data": {s: d.identity() for s, d in feats.items()}}
     with exclusive(config, folder) as out:
         known = _read_outcome(out, belongs)
@@ -124,7 +123,9 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
         if missing:
             model = registry.for_config(config).to(devices.best())
             history = train(model, feats["train"], out)
-            _score_settings(known, model, feats, missing, resamples)
+            rows, resampled = score_settings(model, feats, missing, resamples)
+            known.table = pd.concat([part for part in (known.table, rows) if len(part)], ignore_index=True)
+            known.resampled |= resampled
             known.about["training"] = _training(history)
             _write_outcome(known, config, model, belongs)
     chosen = known.table[known.table["setting"].isin(settings)].reset_index(drop=True)
@@ -180,8 +181,7 @@ def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict
 
 def _on_val(config: Config, feats, folder, settings) -> list[dict]:
     """One row per setting of a run that is scored on val alone."""
-    own = feats(config) if callable(feats) else feats
-    own = {"train": _training_data(config, own)} | {split: own[split] for split in own if split != "train"}
+    own = with_training_data(config, feats)
     if hide_labels.hides(config) and "val" not in own:
         raise ValueError(
             f"{config.dataset} has no val, and labels of its train are hidden: choices need complete labels, "
@@ -220,9 +220,11 @@ def exclusive(config: Config, folder: str | Path):
         yield out
 
 
-def _training_data(config: Config, feats: dict):
+def with_training_data(config: Config, feats) -> dict:
+    """split -> its feed, of ``sources`` or a ``shelf``; of a longer train the first ``train_size`` pictures."""
+    feats = feats(config) if callable(feats) else feats
     n, data = config.train_size, feats["train"]
-    return data.take(range(n)) if n and n < len(data) else data
+    return feats | {"train": data.take(range(n)) if n and n < len(data) else data}
 
 
 def _sized(config: Config) -> Config:
@@ -232,9 +234,9 @@ def _sized(config: Config) -> Config:
 def trained(config: Config, feats: dict, folder: str | Path):
     """The model of a run, in evaluation mode; it is trained if need be."""
     model = registry.for_config(config).to(devices.best())
-    feats = feats(config) if callable(feats) else feats
+    feats = with_training_data(config, feats)
     with exclusive(config, folder) as out:
-        train(model, _training_data(config, feats), out)
+        train(model, feats["train"], out)
     return model
 
 
@@ -255,15 +257,15 @@ def _tasks(model, data) -> list[str]:
     return [task for task in TASKS if data.space.view(task).names and (model.open_vocabulary or task == "seen")]
 
 
-def _score_settings(known: Outcome, model, feats: dict, settings: dict, resamples: int) -> None:
-    """Score a trained model in every setting on every split but train, and add the rows to ``known``."""
-    rows, limits = [], {}
+def score_settings(model, feats: dict, settings: dict, resamples: int = 0) -> tuple[pd.DataFrame, dict]:
+    """Rows and ``resampled`` of an ``Outcome``: a model in every setting on every split but train, as it is now."""
+    rows, resampled, limits = [], {}, {}
     for split, data in feats.items():
         if split == "train":
             continue
         tasks = _tasks(model, data)
         embedded = embed(model.eval(), data)
-        drawn = bootstrap.draw(len(data), resamples) if split.startswith("test") else None
+        drawn = bootstrap.draw(len(data), resamples) if resamples and split.startswith("test") else None
         for task in tasks:
             view = data.space.view(task)
             with torch.no_grad():
@@ -279,8 +281,8 @@ def _score_settings(known: Outcome, model, feats: dict, settings: dict, resample
                     row |= _decisions(values, y, model.threshold, limits, split, (name, task))
                 rows.append({"setting": name, "split": split, "task": task} | row)
                 if drawn is not None:
-                    known.resampled |= _resampled(values, y, drawn, model.config.ks, (name, split, task))
-    known.table = pd.concat([part for part in (known.table, pd.DataFrame(rows)) if len(part)], ignore_index=True)
+                    resampled |= _resampled(values, y, drawn, model.config.ks, (name, split, task))
+    return pd.DataFrame(rows), resampled
 
 
 def _decisions(values, labels, threshold: float | None, limits: dict, split: str, key) -> dict:
