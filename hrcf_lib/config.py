@@ -49,7 +49,15 @@ RUN = "run"  # the length, the device and the evaluation of a run, whatever the 
 
 
 def setting(
-    default=dataclasses.MISSING, *, of=METHOD, low=0, high=math.inf, choices=None, weights=True, scores=False, since=1
+    default=dataclasses.MISSING,
+    *,
+    of=METHOD,
+    low=0,
+    high=math.inf,
+    choices=None,
+    weights=True,
+    scores=False,
+    before=dataclasses.MISSING,
 ):
     r"""A field of ``Config`` that states everything about itself; a plain default has the values given here.
 
@@ -60,10 +68,11 @@ def setting(
         choices: the values it may have.
         weights: whether trained weights depend on it. A run is not resumed under another value.
         scores: whether scores of trained weights depend on it. A calibration belongs to one value.
-        since: 2 for a field that came after the first saved runs: at its default it is not part of a run's name.
+        before: of a field that came after the first saved runs, what those did, who lack it: a saved config without the
+            field means this value, and at this value it is not part of a run's name. It need not be the default.
     """
     about = {"of": of, "low": low, "high": high, "choices": choices, "weights": weights, "scores": scores}
-    return dataclasses.field(default=default, metadata=about | {"since": since})
+    return dataclasses.field(default=default, metadata=about | {"before": before})
 
 
 @dataclass(frozen=True)
@@ -123,15 +132,21 @@ class Config:
     test_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
     tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
     data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
-    vocabulary_seed: int = setting(0, of=DATA, since=2)  # which labels of MojiScenes are unseen; 0: as shipped
-    side: int | None = setting(None, of=DATA, low=1, since=2)  # pixels of the VLP's input; None: the VLP's own
+    vocabulary_seed: int = setting(0, of=DATA, before=0)  # which labels of MojiScenes are unseen; 0: as shipped
+    side: int | None = setting(None, of=DATA, low=1, before=None)  # pixels of the VLP's input; None: the VLP's own
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
     workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores
-    known: float = setting(1.0, of=MASK, high=1, since=2)  # share of the training labels that are known; others read 0
-    single_positive: bool = setting(False, of=MASK, since=2)  # one positive label per training picture, nothing else
-    mask_seed: int | None = setting(None, of=MASK, since=2)  # which labels are known; None: published seeds, 0 and 1200
-    held_out: float = setting(0.0, of=DATA, high=1, since=2)  # share of train that is val; 0.2 in Cole et al.
+    known: float = setting(
+        1.0, of=MASK, high=1, before=1.0
+    )  # share of the training labels that are known; others read 0
+    single_positive: bool = setting(
+        False, of=MASK, before=False
+    )  # one positive label per training picture, nothing else
+    mask_seed: int | None = setting(
+        None, of=MASK, before=None
+    )  # which labels are known; None: published seeds, 0 and 1200
+    held_out: float = setting(0.0, of=DATA, high=1, before=0.0)  # share of train that is val; 0.2 in Cole et al.
     protocol: str = setting(
         "per_class",
         of=RUN,
@@ -219,13 +234,19 @@ def choices(name: str, kind: type[Config] = Config) -> tuple:
     return stated(field)["choices"]
 
 
+def values_before(kind: type[Config] = Config) -> dict:
+    """Fields that are younger than the first saved runs -> what those runs did, who lack them."""
+    about = {f.name: stated(f)["before"] for f in dataclasses.fields(kind)}
+    return {name: value for name, value in about.items() if value is not dataclasses.MISSING}
+
+
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
-    """The inverse of ``Config.to_dict``; retired fields are ignored.
+    """The inverse of ``Config.to_dict``; retired fields are ignored, and younger ones mean what was done before them.
 
     Raises ``ValueError`` for an unknown name, or for one that is missing and has no default.
     """
     fields = dataclasses.fields(kind)
-    values = {name: value for name, value in values.items() if name not in RETIRED}
+    values = values_before(kind) | {name: value for name, value in values.items() if name not in RETIRED}
     _check_names(values, [f.name for f in fields])
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:

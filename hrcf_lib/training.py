@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.config import SIDES, Config, names_where
+from hrcf_lib.config import SIDES, Config, names_where, values_before
 from hrcf_lib.data.feeds.embeddings import fix_image_side
 from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
@@ -302,7 +302,8 @@ def _save(path: Path, about: dict, model, optimizers, history, step: int) -> Non
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
-    known = {f.name: repr(f.default) for f in dataclasses.fields(model.config)}  # a field younger than the checkpoint
+    known = {f.name: f.default for f in dataclasses.fields(model.config)} | values_before(type(model.config))
+    known = {name: repr(value) for name, value in known.items()}  # of a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say
     saved = {n: known[n] for n in about if n in known} | state["about"]
     free = names_where(type(model.config), weights=False)  # a run may be resumed with others

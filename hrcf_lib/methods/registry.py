@@ -17,14 +17,14 @@ from hrcf_lib.engine.messages import check_known
 from hrcf_lib.method import Method
 from hrcf_lib.methods.biam import BiAM
 from hrcf_lib.methods.clip_ft import CLIPFT
+from hrcf_lib.methods.first.ovml_vlp import OVMLVLPFirst
+from hrcf_lib.methods.first.semantic_aware import SemanticAwareFirst
+from hrcf_lib.methods.first.trm_ml import TRMMLFirst
 from hrcf_lib.methods.missing_labels.asl import ASL
 from hrcf_lib.methods.missing_labels.base import Partial
 from hrcf_lib.methods.missing_labels.coop import CoOp
 from hrcf_lib.methods.missing_labels.dual_coop import DualCoOp
-from hrcf_lib.methods.missing_labels.semantic_aware import SemanticAware
-from hrcf_lib.methods.missing_labels.trm_ml import TRMML
 from hrcf_lib.methods.mkt import MKT
-from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
 from hrcf_lib.model import HRCF
 from hrcf_lib.pretrained import find_folder, read_about
@@ -34,13 +34,18 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "pre_clip": PreCLIP,
     "clip_ft": CLIPFT,
     "mkt": MKT,
-    "ovml_vlp": OVMLVLP,
+    "ovml_vlp": OVMLVLPFirst,
     "biam": BiAM,
     "coop": CoOp,
     "dual_coop": DualCoOp,
     "asl": ASL,
-    "semantic_aware": SemanticAware,
-    "trm_ml": TRMML,
+    "semantic_aware": SemanticAwareFirst,
+    "trm_ml": TRMMLFirst,
+}
+FIRST = {  # the earlier form of a method, ``settings="first"``; what was saved without ``settings`` is of that form
+    "ovml_vlp": OVMLVLPFirst,
+    "semantic_aware": SemanticAwareFirst,
+    "trm_ml": TRMMLFirst,
 }
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 
@@ -56,15 +61,15 @@ def names(kind: str = "all") -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in chosen)
 
 
-def method(name: str) -> type[Method]:
-    """The class of a method.
+def method(name: str, settings: str | None = None) -> type[Method]:
+    """The class of a method; ``settings="first"`` gives the earlier form of one that has two (``methods.first``).
 
     Raises ``ValueError`` for an unknown name, with the nearest known one, and for a class whose config has another.
     """
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     check_known([key], list(METHODS), "unknown method")
-    found = METHODS[key]
+    found = FIRST.get(key, METHODS[key]) if settings == "first" else METHODS[key]
     if found.Config.method != key:
         raise ValueError(
             f"METHODS has {found.__name__} as {key!r}, its {found.Config.__name__} says method = "
@@ -81,29 +86,34 @@ def build(name: str, config: Config, pretrained: bool = True, **changes):
         config: a preset such as ``config.mini()``, from which data, VLP, evaluation and the length of training are
             taken and everything that was changed by hand (``MethodConfig.of``); or the method's own config.
         pretrained: ``False`` builds the VLP with random weights.
-        changes: fields of the method's config.
+        changes: fields of the method's config; ``settings="first"`` is the earlier form of a method that has one.
 
     Raises ``ValueError`` for an unknown method or field, and what ``vlp.load`` raises.
     """
-    kind = method(name)
-    return kind(configure(name, config, **changes), pretrained)
+    return for_config(configure(name, config, **changes), pretrained)
 
 
 def configure(name: str, config: Config, **changes) -> Config:
     """The config of a method in the experiment of ``config``, as ``build`` makes it."""
-    kind = method(name).Config
+    kind = method(name, changes.get("settings", getattr(config, "settings", None))).Config
     return kind.of(config, **changes) if hasattr(kind, "of") else config.replace(**changes)
 
 
 def for_config(config: Config, pretrained: bool = True):
     """The untrained method that a config belongs to: HRCF for a plain ``Config``."""
-    return method(config.method)(config, pretrained)
+    return method(config.method, getattr(config, "settings", None))(config, pretrained)
+
+
+def saved(name: str, values: dict) -> type[Method]:
+    """The class that a saved config belongs to. One without ``settings`` is older than the paper's form of a method."""
+    return method(name, values.get("settings", "first"))
 
 
 def load(folder: str | Path, **changes):
     """The method that ``save_pretrained`` wrote, whichever it is. Raises as ``Method.from_pretrained``."""
     folder = find_folder(folder)
-    return method(read_about(folder)["method"]).from_pretrained(folder, **changes)
+    about = read_about(folder)
+    return saved(about["method"], about.get("config") or {}).from_pretrained(folder, **changes)
 
 
 def asks_unseen(config) -> bool:

@@ -109,7 +109,8 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
 def _preset(word: str, method: str = "hrcf"):
     """A preset's name, or the config of a JSON file: HRCF's, also for another method, or the method's own."""
     if word.endswith(".json"):
-        values, own = json.loads(Path(word).read_text(encoding="utf-8")), registry.method(method).Config
+        values = json.loads(Path(word).read_text(encoding="utf-8"))
+        own = registry.saved(method, values).Config
         plain = values.keys() <= {field.name for field in dataclasses.fields(configs.Config)}
         return configs.from_dict(values, configs.Config if plain else own)
     check_known([word], list(configs.PRESETS), "unknown preset")

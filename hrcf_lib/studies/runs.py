@@ -6,7 +6,6 @@ record and its resampled metrics: it is never computed twice, whichever notebook
 interrupted one continues.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -200,9 +199,8 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     values = config.to_dict() | configs.RETIRED
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name in configs.names_where(type(config), since=2):  # left out at their defaults: older runs keep their names
-        if values[name] == defaults[name]:
+    for name, before in configs.values_before(type(config)).items():  # left out: older runs keep their names
+        if values[name] == before:
             del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     kind = "" if config.method == "hrcf" else config.method

@@ -67,13 +67,19 @@ def test_features_are_told_apart_by_fields_of_the_data_alone(of, other_features,
         assert feats(variant(kind, 2)) == {"train": None}
 
 
-@pytest.mark.parametrize(("since", "same_at_its_default"), [(1, False), (2, True)])
-def test_a_run_has_another_name_under_another_value_and_the_old_one_at_the_default_of_a_younger_field(
-    since, same_at_its_default
-):
-    kind = with_field(Config, since=since)
-    assert runs.run_name(variant(kind, 1)) != runs.run_name(variant(kind, 2))
-    assert (runs.run_name(variant(kind, 1)) == runs.run_name(synthetic.config())) is same_at_its_default
+@pytest.mark.parametrize(("about", "same"), [({}, []), ({"before": 1}, [1]), ({"before": 2}, [2])])
+def test_a_run_has_the_old_name_where_a_younger_field_says_what_was_done_before_it(about, same):
+    kind = with_field(Config, **about)
+    names = {value: runs.run_name(variant(kind, value)) for value in (1, 2, 3)}
+    assert len(set(names.values())) == 3
+    assert [value for value, name in names.items() if name.endswith(runs.run_name(synthetic.config())[-8:])] == same
+
+
+def test_what_was_saved_before_a_field_means_what_was_done_then():
+    kind = with_field(Config, before=2)
+    values = {name: value for name, value in variant(kind, 1).to_dict().items() if name != "extra"}
+    assert configs.from_dict(values, kind).extra == 2
+    assert configs.values_before(kind)["extra"] == 2 and "extra" not in configs.values_before(with_field(Config))
 
 
 @pytest.mark.parametrize(("of", "kept"), [(DATA, 2), (MASK, 2), (RUN, 2), (METHOD, 1)])

@@ -173,7 +173,11 @@ NAMES = {  # of runs that exist: a name that changes would train them again
     "mini-mkt-topk-4-blocks-3-seed-0-2630f23a": ("mkt", "mini", {"blocks": 3, "topk": 4}),
     "mini-biam-glove-x.txt-seed-0-9b63d222": ("biam", "mini", {"glove": "x.txt"}),
     "mini-pre_clip-similarity-cosine-seed-0-25ac785d": ("pre_clip", "mini", {"similarity": "cosine"}),
-    "mini-trm_ml-known-0.3-seed-2-738cf0e4": ("trm_ml", "mini", {"known": 0.3, "seed": 2, "categories": ("a", "b")}),
+    "mini-trm_ml-known-0.3-seed-2-738cf0e4": (
+        "trm_ml",
+        "mini",
+        {"settings": "first", "known": 0.3, "seed": 2, "categories": ("a", "b")},
+    ),
 }
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hrcf_lib import scores
+from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import Method, finite
@@ -36,10 +37,11 @@ from hrcf_lib.methods.settings import MethodConfig
 
 
 @dataclass(frozen=True)
-class OVMLVLPConfig(MethodConfig):
+class OVMLVLPFirstConfig(MethodConfig):
     """Learning rate and schedule are the paper's; the rest is ours."""
 
     method = "ovml_vlp"
+    settings: str = setting("first", choices=("first",), before="first")
 
     heads: int = 8  # H; D is a multiple of it
     sharpness: float = 0.1  # what the VLP's own scores are multiplied by in the softmax at the start
@@ -96,10 +98,10 @@ class ImageTextAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, n, D) -> (B, H, n, d)
 
 
-class OVMLVLP(Method):
+class OVMLVLPFirst(Method):
     """What learns is the attention, and the projection before the contrastive loss, which training alone uses."""
 
-    title, Config = "OVML-VLP", OVMLVLPConfig
+    title, Config = "OVML-VLP", OVMLVLPFirstConfig
     about = "OVML-VLP (Dao et al., ICME 2023): label embeddings ask the VLP's feature map."
     has_lambda = True
     trainable = {"images": ("attention.", "projection."), "prompts": ()}

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from hrcf_lib import methods
 from hrcf_lib.engine import chunks
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.methods.missing_labels import pseudo_labels, trm_ml
-from hrcf_lib.methods.missing_labels.pseudo_labels import OTHER, PRESENT, Memory
+from hrcf_lib.methods.first import pseudo_labels, trm_ml
+from hrcf_lib.methods.first.pseudo_labels import OTHER, PRESENT, Memory
 from hrcf_lib.studies import missing_labels
 from hrcf_lib.training import train
 
@@ -22,7 +22,7 @@ SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
 
 def build(**changes):
     ready = {"phases": (("both", 3, 4),), "pseudo_after": 0, "categories": NAMES} | changes
-    return methods.build("trm_ml", synthetic.config(), pretrained=False, **ready)
+    return methods.build("trm_ml", synthetic.config(), settings="first", pretrained=False, **ready)
 
 
 def features(n=10, seed=0, hidden=0.5):

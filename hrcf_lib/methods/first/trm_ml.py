@@ -46,16 +46,17 @@ from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.first.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
-from hrcf_lib.methods.missing_labels.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
 from hrcf_lib.methods.settings import PartialConfig
 
 
 @dataclass(frozen=True)
-class TRMMLConfig(PartialConfig):
+class TRMMLFirstConfig(PartialConfig):
     """alpha, beta and gamma are the paper's; the rest is ours, chosen on val of MojiScenes."""
 
     method = "trm_ml"
+    settings: str = setting("first", choices=("first",), before="first")
 
     matching: str = setting("region", choices=("region", "pixel", "image"))  # the others: without region learning
     alpha: float = 1.0  # weight of the asymmetric loss (Eq. 15)
@@ -88,10 +89,10 @@ class TRMMLConfig(PartialConfig):
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be below 1")
 
 
-class TRMML(Partial):
+class TRMMLFirst(Partial):
     """What learns are queries, attention and MLP, the context of all texts, temperature and offset."""
 
-    title, Config = "TRM-ML", TRMMLConfig
+    title, Config = "TRM-ML", TRMMLFirstConfig
     about = "TRM-ML: text and regions matched for each category, with pseudo-labels."
     map_kind = "attention"
     trainable = {"images": ("attention.", "mlp.", "likeness."), "prompts": ("context.", "queries")}

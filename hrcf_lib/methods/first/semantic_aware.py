@@ -49,11 +49,12 @@ SMALL = 0.5  # length of the rows of U and V at the start, at which tangents are
 
 
 @dataclass(frozen=True)
-class SemanticAwareConfig(PartialConfig):
+class SemanticAwareFirstConfig(PartialConfig):
     """Vectors and loss as in the paper; rates were chosen on val, temperature and level are CoOp's, of a model
     before training (``base.Partial.begin``)."""
 
     method = "semantic_aware"
+    settings: str = setting("first", choices=("first",), before="first")
 
     decoupling: bool = True  # a feature of each category's own, or e_p for all ("sd" of Table 4)
     category_prompts: bool = True  # vectors of each category's own, or one context for all ("csp" of Table 4)
@@ -113,10 +114,10 @@ def _scaled(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1])
 
 
-class SemanticAware(Partial):
+class SemanticAwareFirst(Partial):
     """What learns is the fusion, and the vectors of each category's prompt with temperature and offset."""
 
-    title, Config = "Semantic-aware", SemanticAwareConfig
+    title, Config = "Semantic-aware", SemanticAwareFirstConfig
     about = "Semantic-aware representation (Ruan, Xu et al., ACM TOMM 2024)."
     map_kind = "attention"
     open_vocabulary = False  # unless categories share their prompt

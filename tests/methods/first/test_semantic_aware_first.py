@@ -11,7 +11,7 @@ from hrcf_lib import methods
 from hrcf_lib.apply import region_maps
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
 from hrcf_lib.engine import chunks
-from hrcf_lib.methods.missing_labels.semantic_aware import SemanticDecoupling, softmax_logits
+from hrcf_lib.methods.first.semantic_aware import SemanticDecoupling, softmax_logits
 from hrcf_lib.studies import localisation
 from hrcf_lib.training import train
 
@@ -21,7 +21,7 @@ ROWS = [(False, False), (False, True), (True, False), (True, True)]  # of Table 
 
 def build(**changes):
     ready = {"prompt_vectors": 4, "width": 8, "categories": SEEN} | changes
-    return methods.build("semantic_aware", synthetic.config(), pretrained=False, **ready)
+    return methods.build("semantic_aware", synthetic.config(), settings="first", pretrained=False, **ready)
 
 
 def trunk(model, B=3, seed=0):

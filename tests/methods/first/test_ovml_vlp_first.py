@@ -11,15 +11,16 @@ from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
 from hrcf_lib.engine import chunks, files
 from hrcf_lib.engine.schedules import one_cycle
-from hrcf_lib.methods import ovml_vlp, registry
+from hrcf_lib.methods import registry
+from hrcf_lib.methods.first import ovml_vlp
+from hrcf_lib.methods.first.ovml_vlp import ImageTextAttention
 from hrcf_lib.methods.losses import log_sum_ranking_loss, supervised_contrastive_loss
-from hrcf_lib.methods.ovml_vlp import ImageTextAttention
 from hrcf_lib.studies import runs
 
 
 def build(**changes):
     ready = {"phases": (("images", 3, 4),), "bf16": False, "ks": (1, 2)} | changes
-    return methods.build("ovml_vlp", config.mini(), pretrained=False, **ready)
+    return methods.build("ovml_vlp", config.mini(), settings="first", pretrained=False, **ready)
 
 
 def scrambled(model, seed=0):
@@ -89,7 +90,7 @@ def test_heads_divide_the_width():
 @pytest.mark.parametrize("field", ["heads", "contrastive_width", "contrastive_temperature"])
 def test_fields_that_must_be_above_zero(field):
     with pytest.raises(ValueError, match=f"{field} = 0"):
-        methods.configure("ovml_vlp", config.mini(), **{field: 0})
+        methods.configure("ovml_vlp", config.mini(), settings="first", **{field: 0})
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def test_the_feature_map_is_projected_patch_tokens():
 
 def test_unseen_labels_before_any_training():
     """On scenes that the shipped VLP never saw, untrained attention tells unseen labels far above chance."""
-    cfg = methods.configure("ovml_vlp", config.mini(), val_size=48, lam=1.0)
+    cfg = methods.configure("ovml_vlp", config.mini(), settings="first", val_size=48, lam=1.0)
     model = registry.for_config(cfg).eval()
     scenes = benchmarks.open_split(cfg, "val", "data", model.vlp.side)
     data = extract(model.vlp, scenes, space=scenes.labels, workers=0)
@@ -259,7 +260,7 @@ def test_without_the_contrastive_loss_its_projection_rests():
     start = model.projection.weight.clone()
     history = training.train(model, synthetic.features())
     assert torch.equal(model.projection.weight, start) and (history["contrastive"] > 0).all()
-    assert build().trainable == ovml_vlp.OVMLVLP.trainable != model.trainable
+    assert build().trainable == ovml_vlp.OVMLVLPFirst.trainable != model.trainable
 
 
 @pytest.mark.parametrize("reduction", ["violations", "sum"])
