@@ -114,7 +114,7 @@ class Config:
     distillation_reduction: str = setting("mean", choices=("mean", "sum"))  # sum: the letter of Eq. 5
 
     # Optimiser (Sec. IV-B)
-    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"), since=2)  # as PyTorch has them
+    optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"), before="adamw")  # as PyTorch has them
     momentum: float = setting(0.9, high=1, since=2)  # of sgd alone
     lr: float = 1e-3  # image side
     prompt_lr: float = 1e-3  # prompts
