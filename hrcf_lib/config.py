@@ -115,7 +115,7 @@ class Config:
 
     # Optimiser (Sec. IV-B)
     optimizer: str = setting("adamw", choices=("adamw", "adam", "sgd"), before="adamw")  # as PyTorch has them
-    momentum: float = setting(0.9, high=1, since=2)  # of sgd alone
+    momentum: float = setting(0.9, high=1, before=0.9)  # of sgd alone
     lr: float = 1e-3  # image side
     prompt_lr: float = 1e-3  # prompts
     weight_decay: float = 0.05  # 0 on 1-D parameters
