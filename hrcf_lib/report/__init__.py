@@ -73,9 +73,10 @@ class Report:
         parts = {data: effects.count(frame) for data, frame in self.effects.items()}
         return pd.concat(parts, names=["ours"]).reset_index()
 
-    def figure(self, data: str = MINI, width: float = figures.PAGE):
-        """Forest plot of the effects that are measured, the paper's differences as diamonds; None if there is none."""
+    def figure(self, data: str = MINI, width: float = figures.PAGE, metric: str = "mAP"):
+        """Forest plot of the measured effects on one metric, the paper's differences as diamonds; None if none is."""
         frame = self.effects[data]
+        frame = frame[frame["metric"] == metric]
         frame = frame[frame["direction"].isin(PALE) & np.isfinite(frame["low"].astype(float))]
         if not len(frame):
             return None

@@ -89,6 +89,35 @@ def by_effects(records: Records, where: str, *_) -> tuple[str, str]:
     return "; ".join(texts), combine(found["direction"] for _, found in measured)
 
 
+# -- Secs. IV-B and IV-D: the lead in Table I
+
+
+def lead(records: Records, task: str) -> tuple[str, str]:
+    """HRCF's mAP against the best of the methods that are measured: the effect of Table I that is least in its favour.
+
+    Raises ``Missing`` where none is measured.
+    """
+    found = [
+        (e, effects.measure(e, records)) for e in effects.of_item("Table I") if (e.task, e.metric) == (task, "mAP")
+    ]
+    measured = [(effect, row) for effect, row in found if not np.isnan(row["difference"])]
+    if not measured:
+        raise Missing(found[0][1]["basis"])
+    effect, least = min(measured, key=lambda pair: pair[1]["difference"])
+    text = f"{effects.with_interval(least)} ({effect.against_variant}; {len(measured)} methods measured)"
+    return text, effects.direction(1, least["low"], least["high"])
+
+
+def no_open_images(records: Records) -> tuple[str, str]:
+    """Raises ``Missing``."""
+    raise Missing("no run of ours is on Open Images")
+
+
+def other_features(records: Records) -> tuple[str, str]:
+    """Raises ``Missing``: what is compared stands on other features than anything here."""
+    raise Missing("not comparable: the zero-shot methods stand on VGG-19 and GloVe, everything here on the VLP")
+
+
 # -- Fig. 3: average precision of each unseen label
 
 
@@ -194,6 +223,9 @@ def frozen_blocks(records: Records, frozen: int, frozen_mkt: int, total: int) ->
 
 ANSWERS = {  # what answers a claim, from our records, the place of the claim and its numbers
     "effects": by_effects,
+    "lead": lambda records, where, task: lead(records, task),
+    "Open Images": lambda records, where: no_open_images(records),
+    "zero-shot methods": lambda records, where: other_features(records),
     "labels won": lambda records, where: labels_won(gains(records)),
     "largest gain": lambda records, where, least: largest_gain(gains(records), float(least)),
     "largest loss": lambda records, where, most: largest_loss(gains(records), float(most)),

@@ -19,6 +19,7 @@ NONE = "no direction"  # the paper's difference is within the rounding of what i
 ROUNDING = 0.1  # two numbers with one decimal differ by less than this more than they seem to
 COLUMNS = ["variant", "setting", "against", "against_setting", "split", "task", "metric", "difference", "low", "high"]
 KEYS = ["item", "label", "task", "metric"]
+SHOWN = ("mAP", "F1@3", "F1@5")  # metrics that effects are counted by
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,17 @@ def measure(effect: Effect, records: Records) -> dict:
     Where there is no difference, all three are NaN and ``basis`` says why.
     """
     try:
-        difference, low, high, basis = (over_seeds if effect.interval == "seeds" else stored)(effect, records)
+        by_seed = effect.interval == "seeds" or not _bootstrapped(effect, records)
+        difference, low, high, basis = (over_seeds if by_seed else stored)(effect, records)
     except Missing as why:
         difference, low, high, basis = np.nan, np.nan, np.nan, str(why)
     found = {"difference": difference, "low": low, "high": high}
     return found | {"direction": direction(effect.sign, low, high), "basis": basis}
+
+
+def _bootstrapped(effect: Effect, records: Records) -> bool:
+    """Whether a record has intervals of this metric at all: earlier ones have none of F1@5. Raises ``Missing``."""
+    return effect.metric in set(records.table(effect.notebook, "differences", COLUMNS)["metric"])
 
 
 def stored(effect: Effect, records: Records) -> tuple[float, float, float, str]:
@@ -147,11 +154,16 @@ def frame(records: Records) -> pd.DataFrame:
 
 
 def count(effects: pd.DataFrame) -> pd.DataFrame:
-    """How many effects of each item agree, are opposite, open or not measured; without those that have no direction."""
+    """How many effects agree, are opposite, open or not measured: of each item, of all, and of all by metric.
+
+    Those that have no direction are left out.
+    """
     held = effects[effects["sign"] != 0]
-    table = pd.crosstab(held["item"], held["direction"]).reindex(columns=list(DIRECTIONS), fill_value=0)
-    table = table.reindex(dict.fromkeys(held["item"]))
+    tables = [pd.crosstab(held[by], held["direction"]) for by in ("item", "metric")]
+    tables = [table.reindex(columns=list(DIRECTIONS), fill_value=0) for table in tables]
+    table = tables[0].reindex(dict.fromkeys(held["item"]))
     table.loc["all"] = table.sum()
+    table = pd.concat([table, tables[1].reindex(SHOWN, fill_value=0).rename("all, {}".format)])
     return table.rename_axis("of the paper").rename_axis(None, axis=1)
 
 

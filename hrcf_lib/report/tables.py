@@ -9,6 +9,7 @@ from hrcf_lib.studies.records import published
 
 DATA = "NUS-WIDE"  # of the paper's columns
 HEAD = " / ".join(METRICS)
+COUNTED = ("P@3", "R@3", "P@5", "R@5")  # what F1 is made of; Table III does not print it
 PARTS = ["HCG", "RSA", "RSS"]  # switched on in a row of Table II
 PRINTED = {  # table -> its file, and the column that names its rows
     "Table I": ("hrcf_table1_sota", "method"),
@@ -17,6 +18,8 @@ PRINTED = {  # table -> its file, and the column that names its rows
     "Table IV": ("hrcf_table4_distillation", "model"),
     "Table V": ("hrcf_table5_preclip", "model"),
 }
+SHORT = {f"{m}_{size}": f"{m}@{k}" for m in ("P", "R", "F1") for size, k in (("small", 3), ("large", 5))}
+NOT_COMPARABLE = "not comparable: on VGG-19 and GloVe; see CLIP-BiAM"  # ours stands on the VLP, like CLIP-BiAM
 OPEN_IMAGES = {"F1_small": "F1@10", "F1_large": "F1@20", "mAP": "mAP"}  # columns of Table I -> what they are there
 
 
@@ -26,24 +29,35 @@ def beside(item: str, sources: list[Records]) -> pd.DataFrame:
     The direction is in the row in which an effect differs from the others of its table and task.
     """
     runs, shown = effects.runs_of(item), _shown(effects.of_item(item))
-    notebook, table = effects.of_item(item)[0].notebook, []
-    for row in _printed(item).to_dict("records"):
+    notebook, table, printed = effects.of_item(item)[0].notebook, [], _printed(item)
+    heads = {HEAD: METRICS} | ({" / ".join(COUNTED): COUNTED} if "P@3" in printed else {})
+    for row in printed.to_dict("records"):
         name, task = row["row"], row["task"]
         among = [notebook, TRAINED] if (notebook, name) == (MAIN, "HRCF") else [notebook]
-        cells = {"row": name, "task": task, f"the paper ({DATA}): {HEAD}": _numbers(row[m] for m in METRICS)}
+        cells = {"row": name, "task": task}
+        for head, metrics in heads.items():
+            cells[f"the paper ({DATA}): {head}"] = _numbers(row[m] for m in metrics)
+            for records in sources:
+                ours = scores(records, among, runs[name], task, metrics) if name in runs else NOT_COMPARABLE
+                cells[f"ours ({records.data}): {head}"] = ours
         for records in sources:
-            cells[f"ours ({records.data}): {HEAD}"] = scores(records, among, runs[name], task)
             cells[f"direction ({records.data})"] = _direction(shown.get((name, task)), records)
         table.append(cells)
     return pd.DataFrame(table)
 
 
 def _printed(item: str) -> pd.DataFrame:
-    """Rows of a table on ``DATA``: ``row`` (its name), ``task`` and the metrics."""
+    """Rows of a table on ``DATA``: ``row`` (its name), ``task`` and the metrics.
+
+    Table I gets the rows of CLIP-BiAM, BiAM on CLIP's features, which OVML-VLP's Table II prints.
+    """
     file, names = PRINTED[item]
-    frame = published(file).rename(columns={"F1_small": "F1@3", "F1_large": "F1@5"})
+    frame = published(file).rename(columns=SHORT)
     if "dataset" in frame:
         frame = frame[frame["dataset"] == DATA]
+    if item == "Table I":
+        clip_biam = published("ovml_table2_clip_backbones_nuswide").query("method == 'CLIP-BiAM'")
+        frame = pd.concat([frame, clip_biam], ignore_index=True)
     if names == PARTS:
         on = [[part for part in PARTS if row[part]] for row in frame.to_dict("records")]
         frame["row"] = [" + ".join(parts) or "none of the three" for parts in on]

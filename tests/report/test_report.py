@@ -85,7 +85,10 @@ def test_the_papers_differences_are_those_of_its_tables():
     assert fixed.paper == pytest.approx(-0.1) and fixed.sign == 0, "within the rounding of the print"
     assert planned["Table I", "HRCF against MKT", "ZSL", "mAP"].paper == pytest.approx(8.2)
     assert planned["Fig. 4(b)", "108 regions kept against 140", "GZSL", "mAP"].dataset == "Open Images"
-    assert len(planned) == len(effects.planned()) == 34
+    assert len(planned) == len(effects.planned()) == 85
+    assert planned["Table II", "HCG added", "ZSL", "F1@3"].paper == pytest.approx(2.5), "ten times what mAP shows"
+    assert planned["Table I", "HRCF against CLIP-BiAM", "ZSL", "mAP"].paper == pytest.approx(45.8 - 29.5)
+    assert planned["Table I", "HRCF against OVML-VLP", "ZSL", "F1@3"].sign == -1, "second best in print"
 
 
 def test_directions_of_made_up_records(full):
@@ -97,8 +100,10 @@ def test_directions_of_made_up_records(full):
     assert frame["Table V", "HRCF against the plain VLP", "GZSL", "mAP"] == "agrees"
     assert frame["Table I", "HRCF against MKT", "ZSL", "mAP"] == "not measured"
     summary = full.summary()[OURS]
-    assert summary.loc["Table II"].tolist() == [1, 1, 1, 0] and summary.loc["Table III"].tolist() == [3, 0, 0, 0]
-    assert summary.loc["all"].sum() == 33 and full.counts()["ours"].tolist().count(NUS) == len(summary)
+    assert summary.loc["all, mAP"].sum() == 32 and full.counts()["ours"].tolist().count(NUS) == len(summary)
+    assert summary.loc["all"].tolist() == summary.filter(like="all, ", axis=0).sum().tolist()
+    f1 = {metric: frame["Table II", "HCG added", "ZSL", metric] for metric in ("F1@3", "F1@5")}
+    assert f1 == {"F1@3": "open", "F1@5": "opposite"}, "F1@5 by seeds: the record has no interval of it"
 
 
 def test_either_of_a_pair_may_come_first(folder):
@@ -113,7 +118,7 @@ def test_either_of_a_pair_may_come_first(folder):
 )
 def test_without_intervals_every_seed_must_be_on_one_side(tmp_path, differences, expected):
     made.write_trained(tmp_path, differences)
-    (effect,) = (e for e in effects.planned() if e.item == "Table V" and e.task == "ZSL")
+    (effect,) = (e for e in effects.of_item("Table V") if (e.task, e.metric) == ("ZSL", "mAP"))
     found = effects.measure(effect, Records(tmp_path))
     assert found["direction"] == expected and found["difference"] == pytest.approx(np.mean(differences))
     assert "seed" in found["basis"]
@@ -127,7 +132,7 @@ def test_a_missing_record_is_named_with_its_notebook(empty):
     frame = tables.beside("Table II", [empty])
     assert frame.filter(like="ours").iloc[0, 0] == "notebook 06 makes it"
     assert costs.times([empty]).filter(like="ours").iloc[2, 0] == "notebook 10 makes it"
-    assert claims.claims([empty])[OURS].str.contains("notebook 0[59]|ViT-B/16").all()
+    assert claims.claims([empty])[OURS].str.contains("notebook 0[59]|ViT-B/16|Open Images|not comparable").all()
     assert "notebook 11 makes it" in claims.coverage([empty]).set_index("of the paper").loc["Figs. 6-7"].iloc[-1]
 
 
@@ -192,6 +197,10 @@ def test_numbers_are_those_of_the_records(full, folder):
     table = rows(full.tables()["Table IV"], row="HRCF (w/o L_kd)", task="GZSL")
     assert table[f"{OURS}: F1@3 / F1@5 / mAP"].item() == expected
     assert table["the paper (NUS-WIDE): F1@3 / F1@5 / mAP"].item() == "21.8 / 24.9 / 19.0"
+    assert table["the paper (NUS-WIDE): P@3 / R@3 / P@5 / R@5"].item() == "35.6 / 15.7 / 29.4 / 21.6"
+    counted = runs.loc[part.index, ["P@3", "R@3", "P@5", "R@5"]]
+    expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(counted.mean(), counted.std()))
+    assert table[f"{OURS}: P@3 / R@3 / P@5 / R@5"].item() == expected
     cost = full.tables()["Table III, cost"].set_index("prompt")
     assert cost.loc["Tuning Embedding", f"{OURS}: seconds an epoch"] == "9.5"
     assert cost["as printed"].to_dict()["Learnable Prompt"] == "no"
@@ -243,14 +252,19 @@ def main(tmp_path_factory) -> report.Report:
 def test_other_methods_of_table_1_are_those_of_the_record(main):
     runs = read_record("05_main_results", main.sources[0].folder)["tables"]["runs"]
     table, head = main.tables()["Table I"], f"{OURS}: F1@3 / F1@5 / mAP"
-    for method in ("MKT", "OVML-VLP", "CLIP-FT", "BiAM", "HRCF"):
-        part = rows(runs, variant=method, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
+    for method in ("MKT", "OVML-VLP", "CLIP-FT", "CLIP-BiAM", "HRCF"):
+        variant = {"CLIP-BiAM": "BiAM"}.get(method, method)
+        part = rows(runs, variant=variant, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
         expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
         assert rows(table, row=method, task="GZSL")[head].item() == expected, method
+    assert rows(table, row="BiAM")[head].str.startswith("not comparable: on VGG-19 and GloVe").all()
     assert rows(table, row="MKT", task="ZSL")[DIRECTION].item() == "+2.0 [+1.0, +3.0]: agrees"
     assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0]: opposite"
     assert rows(table, row="LESA (M=10)", task="ZSL")[head].item() == "the record of notebook 05 has no 'LESA (M=10)'"
-    assert main.summary()[OURS].loc["Table I"].tolist() == [2, 2, 2, 10]
+    assert main.summary()[OURS].loc["all, mAP"].tolist() == [4, 2, 2, 24], "Tables I and V"
+    lead = rows(main.tables()["claims of figures and text"], where="Sec. IV-B")
+    assert lead[OURS].iloc[0] == "−2.0 [−3.0, −1.0] (OVML-VLP; 3 methods measured)"
+    assert lead[DIRECTION].tolist() == ["opposite", "opposite", "not measured"]
 
 
 def test_hrcf_of_table_1_is_that_of_the_run_it_is_compared_in(main, full):
@@ -376,7 +390,8 @@ def test_printed(value, text, same):
 def test_the_figure_has_a_row_for_each_measured_effect(full, empty):
     axis = full.figure().axes[0]
     labels = [label.get_text() for label in axis.get_yticklabels()]
-    assert len(labels) == 17 and "RSS added, ZSL mAP" in labels and MINI in axis.get_xlabel()
+    assert len(labels) == 16 and "RSS added, ZSL mAP" in labels and MINI in axis.get_xlabel()
+    assert "distillation, ZSL F1@3" in [t.get_text() for t in full.figure(metric="F1@3").axes[0].get_yticklabels()]
     assert report.Report(empty.folder).figure() is None
     report.figures.plt.close("all")
 
