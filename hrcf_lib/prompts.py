@@ -96,8 +96,8 @@ class PromptLearner(nn.Module):
 def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Tensor | None = None) -> Tensor:
     r"""Embeddings (K, D) of texts that differ in the name, in the order of ``spelt``.
 
-    Names of one length run through the tower together, ``chunks.NAMES`` at a time; with more than ``chunks.TOKENS``
-    tokens in all, the backward pass computes each of these chunks a second time.
+    Names of one length run through the tower together, ``chunks.NAMES`` or ``chunks.TOKENS`` numbers at a time; with
+    more than ``chunks.TOKENS`` in all, the backward pass computes each of these chunks a second time.
 
     Args:
         spelt: token ids of each name, whose embeddings are the tower's own.
@@ -111,10 +111,14 @@ def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Ten
         tokens = torch.cat([table[ids], tail.expand(len(ids), -1, -1)], dim=1)  # (n, L + T, C)
         return encode_after(model, past, tokens if before is None else torch.cat([before, tokens], dim=1))  # (n, D)
 
-    large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(spelt) * len(tail) > chunks.TOKENS
+    around = len(tail) + (0 if head is None else head.shape[1])  # tokens of each text beside its name
+    most = chunks.fitting(chunks.TOKENS, table.shape[1])  # tokens at a time
+    large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(spelt) * around > most
     order, parts = [], []
     for _, same in groupby(sorted(range(len(spelt)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
-        for part in torch.tensor(list(same)).split(chunks.NAMES):
+        same = list(same)
+        size = min(chunks.NAMES, chunks.fitting(most, len(spelt[same[0]]) + around))
+        for part in torch.tensor(same).split(size):
             ids = torch.tensor([spelt[k] for k in part.tolist()], device=table.device)  # (n, L)
             before = None if head is None else head[part.to(head.device)]
             parts.append(chunks.recomputed(encode, ids, before, again=large))

@@ -15,7 +15,7 @@ COMPARISONS = 128 * MIB  # chunks of tables that compare pictures with pictures
 LARGE = 256 * MIB  # the largest tensor that is made at once, or kept for the backward pass of a method's part
 KEPT = 1024 * MIB  # the most scores of regions that ``scores.aggregate`` keeps for its backward pass
 NAMES = 512  # names that run through the text tower together
-TOKENS = 2**13  # tokens of all names from which the backward pass computes each chunk of names a second time
+TOKENS = 4 * MIB  # token embeddings of names that run through the text tower together, or are kept: 8,192 of width 512
 
 
 def fitting(budget: int, entries: int) -> int:

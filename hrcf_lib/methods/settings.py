@@ -11,6 +11,8 @@ from hrcf_lib.labels import check_names
 class MethodConfig(Config):
     """A config with the fields that methods add; HRCF's fields that a method does not use have no effect on it."""
 
+    small = {}  # values of the method's own in the presets of the mini VLP, chosen on val; no field
+
     template: str = "a photo of a {}."  # prompt of a method that learns none
     blocks: int = 0  # last blocks of the ViT that are trained
 
@@ -19,8 +21,9 @@ class MethodConfig(Config):
         r"""The method's own defaults in the experiment of ``config``, such as a preset.
 
         Settings of data, masks and run come from ``config``, and so does every field that differs from its preset:
-        what a user changed stays changed. ``budget`` turns its phases into the method's. Raises ``ValueError`` for an
-        unknown name in ``changes``, a value out of range, or a config of another method.
+        what a user changed stays changed. In presets of the mini VLP ``small`` holds. ``budget`` turns its phases into
+        the method's. Raises ``ValueError`` for an unknown name in ``changes``, a value out of range, or a config of
+        another method.
         """
         if isinstance(config, cls):
             return config.replace(**changes)
@@ -30,6 +33,7 @@ class MethodConfig(Config):
             )
         own = (
             {n: getattr(config, n) for n in configs.names_where(of=(configs.DATA, configs.MASK, configs.RUN))}
+            | (cls.small if is_small(config) else {})
             | config.changes()
             | {"phases": cls.budget(config)}
         )
@@ -44,6 +48,11 @@ class MethodConfig(Config):
         """The fields in which it differs from what ``of`` makes of its preset."""
         preset = type(self).of(configs.PRESETS[self.name]()).to_dict() if self.name in configs.PRESETS else {}
         return {name: value for name, value in self.to_dict().items() if name not in preset or value != preset[name]}
+
+
+def is_small(config: Config) -> bool:
+    """Whether a config started from a preset of the mini VLP."""
+    return config.name in ("mini", "mini_short")
 
 
 def two_stages(config: Config) -> tuple[Phase, ...]:

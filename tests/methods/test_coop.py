@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from hrcf_lib import methods
+from hrcf_lib import methods, prompts
 from hrcf_lib.apply import region_maps
 from hrcf_lib.engine import chunks
 from hrcf_lib.methods.blocks import patches
+from hrcf_lib.methods.missing_labels.base import Contexts
+from hrcf_lib.prompts import encode_after
 from hrcf_lib.training import train
 
 NAMES = ["cat", "tree", "beach", "bus"]  # of any kind: prompts are shared
@@ -133,6 +135,25 @@ def test_a_label_does_not_depend_on_the_others(name):
     whole = model.score_embeddings(*held, model.label_embeddings(NAMES))
     some = model.score_embeddings(*held, model.label_embeddings([NAMES[2], NAMES[0]]))
     assert_close(some, whole[:, [2, 0]], rtol=1e-4, atol=1e-5)
+
+
+def test_contexts_of_each_label_run_in_chunks_with_the_same_gradients(monkeypatch):
+    """Also the tokens of contexts count: a chunk holds 10 tokens here, each label has 1 + 4 + 1 + 2 of them or more."""
+    vlp, found = build("coop").vlp, []
+    contexts = Contexts(vlp, 4, len(NAMES), std=0.5)
+    for tokens in (2**13, 10):
+        monkeypatch.setattr(chunks, "TOKENS", tokens * vlp.text_width)
+        sizes = []
+        monkeypatch.setattr(
+            prompts, "encode_after", lambda m, past, x, s=sizes: s.append(len(x)) or encode_after(m, past, x)
+        )
+        t = contexts(vlp, NAMES, [2, 0, 1, 3])
+        found.append((t.detach(), *torch.autograd.grad(t.square().sum(), [contexts.vectors])))
+        assert max(sizes) == (1 if tokens == 10 else len(NAMES)) and sum(sizes) == len(NAMES) * (
+            2 if tokens == 10 else 1
+        )
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -116,17 +116,17 @@ class Contexts(nn.Module):
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
         M: number of context vectors.
         number: of contexts: 1, shared by all names, or one per label.
-        std: deviation of the normal numbers that the vectors start from; 0: they start from the token embeddings of
-            ``prompts.START``, repeated to length.
+        std: deviation of the normal numbers that the vectors start from; 0: they start from ``words``.
+        words: whose token embeddings, repeated to length, they then start from.
 
     Source: CoOp (Zhou et al., IJCV 2022), Eq. 2, its "unified" and its "class-specific" context with the name at the
     end. There vectors start from normal numbers of deviation 0.02, or from words.
     """
 
-    def __init__(self, vlp, M: int, number: int = 1, std: float = 0.0):
+    def __init__(self, vlp, M: int, number: int = 1, std: float = 0.0, words: str = START):
         super().__init__()
         table = vlp.model.token_embedding.weight.detach()
-        ids = vlp.token_ids(START)
+        ids = vlp.token_ids(words)
         start = torch.randn(number, M, table.shape[1]) * std if std else table[[ids[m % len(ids)] for m in range(M)]]
         self.vectors = nn.Parameter(start.expand(number, -1, -1).clone())  # (1 or K, M, C)
 
@@ -157,12 +157,14 @@ class Likeness(nn.Module):
     Args:
         tau: temperature at the start, above 0.
         offset: at the start.
+        learnt: whether the offset is; otherwise it is a buffer and stays.
     """
 
-    def __init__(self, tau: float, offset: float):
+    def __init__(self, tau: float, offset: float, learnt: bool = True):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(tau)))
-        self.offset = nn.Parameter(torch.tensor(float(offset)))
+        offset = torch.tensor(float(offset))
+        self.offset = nn.Parameter(offset) if learnt else nn.Buffer(offset)
 
     def forward(self, cosines: Tensor) -> Tensor:
         """Cosines (B, K) -> logits (B, K)."""
