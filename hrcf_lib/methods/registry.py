@@ -9,9 +9,10 @@ A method of this package is a file and a line in ``METHODS``; one from outside i
 ``METHODS["my_method"] = MyMethod`` before it is built or loaded.
 """
 
+import dataclasses
 from pathlib import Path
 
-from hrcf_lib.config import Config
+from hrcf_lib.config import METHOD, Config, names_where, values_before
 from hrcf_lib.data import hide_labels
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.method import Method
@@ -97,6 +98,18 @@ def configure(name: str, config: Config, **changes) -> Config:
     """The config of a method in the experiment of ``config``, as ``build`` makes it."""
     kind = method(name, changes.get("settings", getattr(config, "settings", None))).Config
     return kind.of(config, **changes) if hasattr(kind, "of") else config.replace(**changes)
+
+
+def as_before(name: str) -> dict:
+    """Changes under which a method is what it was in the records of before the papers' texts were at hand.
+
+    >>> as_before("trm_ml")
+    {'settings': 'first'}
+    """
+    kind = method(name, "first").Config
+    before, defaults = values_before(kind), {f.name: f.default for f in dataclasses.fields(method(name).Config)}
+    own = [field for field in names_where(kind, of=METHOD) if field in before]
+    return {field: before[field] for field in own if field == "settings" or before[field] != defaults.get(field)}
 
 
 def for_config(config: Config, pretrained: bool = True):

@@ -26,22 +26,25 @@ METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp
 METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
 
 
-def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
+def methods(base: Config, categories, single: bool = False, forms: str = "paper") -> dict[str, Config]:
     r"""Title -> config of every method that is compared on missing labels, in the experiment of ``base``.
 
     ``categories`` are the names of the seen labels (``data.feeds.sources.categories``). With ``single`` positives no
     absent label is known, and a sigmoid learns nothing from present ones alone: all methods but the one titled ASL then
     take unknown labels for absent (TRM-ML those without a pseudo-label). HRCF's ranking loss has no pair to rank.
+    ``forms="first"`` gives the earlier forms of the methods that have one. Raises ``ValueError`` for other ``forms``.
 
     >>> from hrcf_lib import config
     >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
     ['ASL, unknown absent', 'ASL', 'CoOp']
     """
+    check_known([forms], ["paper", "first"], "unknown forms")
     found = {}
     for title, name in METHODS.items():
         own = {} if name == "hrcf" else {"categories": tuple(categories)}
         if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
             own["unknown"] = "negative"
+        own |= registry.as_before(name) if forms == "first" else {}
         found[title] = registry.configure(name, base.replace(single_positive=True) if single else base, **own)
     return found
 
