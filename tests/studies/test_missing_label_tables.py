@@ -47,6 +47,13 @@ def test_methods_of_the_comparison_by_title():
     single = quality.methods(configs.mini(), names, single=True)
     assert all(c.single_positive for c in single.values())
     assert {title for title, c in single.items() if getattr(c, "unknown", "") == "ignored"} == {"ASL"}
+    first = quality.methods(base, names, forms="first")
+    assert {title for title, c in first.items() if getattr(c, "settings", "") == "first"} == {
+        "Semantic-aware",
+        "TRM-ML",
+    }
+    with pytest.raises(ValueError, match="unknown forms 'frist'; did you mean 'first'"):
+        quality.methods(base, names, forms="frist")
 
 
 def test_differences_are_of_tasks_that_both_methods_were_asked():
