@@ -109,7 +109,8 @@ class Method(Pretrained, nn.Module):
         return torch.stack(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        r"""The parts of the loss by name, each a mean over the B pictures: here ranking and distillation.
+        r"""The parts of the loss by name, each a mean over the B pictures but for those of ``summed``: here ranking and
+        distillation.
 
         ``labels`` (B, K) are -1/0/+1, ``teacher`` (B, D) is e_p of the frozen VLP. Raises ``FloatingPointError`` for
         scores that are not finite.
@@ -118,6 +119,10 @@ class Method(Pretrained, nn.Module):
         rank = ranking_loss(s, labels, self.config.ranking_reduction)  # Eq. 15
         distillation = distillation_loss(e_g, teacher, self.config.distillation_reduction)  # Eq. 5
         return {"ranking": rank, "distillation": distillation}
+
+    def summed(self) -> set[str]:
+        """Names of the parts of the loss that are sums over the pictures and not means: parts of a batch add them."""
+        return {"ranking"} if self.config.ranking_reduction == "sum" else set()
 
     def begin(self, data) -> None:
         """Called once with the training data, before the first step of a run; here it does nothing."""

@@ -226,7 +226,7 @@ class Objective(torch.nn.Module):
                 f"losses of {model.title} gives {', '.join(parts)}, its weights names {', '.join(weight)}: "
                 "give both the same names"
             )
-        summed = {"ranking"} if model.config.ranking_reduction == "sum" else ()  # the others are means over pictures
+        summed = model.summed()  # the others are means over pictures
         parts = {name: parts[name] * (1.0 if name in summed else len(labels) / n) for name in weight}
         loss = sum(w * parts[name] for name, w in weight.items() if w)  # Eq. 20 | Eq. 21
         if not loss.isfinite():

@@ -6,7 +6,63 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hrcf_lib.engine import chunks
+from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import check_scores
+
+
+def pairwise_logistic(scores: Tensor, labels: Tensor) -> Tensor:
+    r"""The ranking loss of OVML-VLP: every pair of a present and an absent label has a logarithm of its own.
+
+    .. math:: L_i = \frac{1}{|P_i|} \sum_{p: y_{ip} = 1} \; \sum_{n: y_{in} = -1} \log (1 + e^{s_{in} - s_{ip}}),
+        \qquad L = \frac{1}{N} \sum_i L_i
+
+    Each image is divided by the number of its present labels, not by that of its pairs, so that L is of the order of
+    the number of absent labels. Labels that are 0 take no part. N counts the images that have a present label: for the
+    others Eq. 6 divides by 0, so they are left out, just as training leaves them out of its batches. An image whose
+    labels are all present adds 0 and counts.
+
+    A batch holds at most ``chunks.CACHE`` pairs at a time; where there are more, each part is computed again for the
+    backward pass. The parts are sums of the same terms: equal up to rounding.
+
+    Args:
+        scores: (B, K), finite. Half precision is computed in float32.
+        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
+
+    Returns:
+        scalar >= 0, of the scores' type but at least float32; 0 if no image has a present label.
+
+    Raises:
+        ValueError: shapes that differ, a NaN or infinite score, a label outside {-1, 0, 1}.
+
+    Source: Dao et al., ICME 2023, Eqs. 5-7, whose first lacks an index: c_jk is s_k of an absent minus s_j of a present
+    label.
+
+    >>> scores = torch.tensor([[2.0, 2.0, 2.0, 9.0]])  # two pairs, each of difference 0; label 3 is unknown
+    >>> pairwise_logistic(scores, torch.tensor([[1, -1, -1, 0]]))  # 2 log 2
+    tensor(1.3863)
+    """
+    check_scores(scores, labels, finite=True)
+    s = scores.to(torch.promote_types(scores.dtype, torch.float32))  # (B, K)
+    absent, number = labels == -1, (labels == 1).sum(dim=1)  # (B, K), (B,)  |P_i|
+    most = int(number.max()) if len(number) else 0  # P
+    if not most:
+        return s.sum() * 0
+    order = (labels == 1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, P) present first
+    s_present = s.gather(1, order)  # (B, P), of which only the first |P_i| are of present labels
+    weight = (torch.arange(most, device=s.device) < number[:, None]) / number.clamp(min=1)[:, None].to(s.dtype)
+    part = chunks.fitting(chunks.CACHE, s.numel())  # present labels of each image at a time
+    again = part < most and torch.is_grad_enabled()
+    pairs = zip(s_present.split(part, dim=1), weight.split(part, dim=1), strict=True)
+    total = sum(chunks.recomputed(_pair_by_pair, s, absent, own, w, again=again) for own, w in pairs)  # Eq. 6
+    return total / (number > 0).sum()  # Eq. 7
+
+
+def _pair_by_pair(s: Tensor, absent: Tensor, s_present: Tensor, weight: Tensor) -> Tensor:
+    """(B, K), (B, K), some present labels (B, p) and their weights -> the sum over their pairs."""
+    c = s[:, None] - s_present[:, :, None]  # (B, p, K)  Eq. 5
+    cost = F.softplus(c).masked_fill(~absent[:, None], 0.0).sum(dim=2)  # (B, p)
+    return (weight * cost).sum()
 
 
 def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -94,7 +150,7 @@ def asymmetric_loss(
     return -total / max(1, len(p))
 
 
-def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: float) -> Tensor:
+def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: float, reduction="mean") -> Tensor:
     r"""Features of one class attract, all others repel.
 
     .. math:: L = \frac{1}{|A|} \sum_{i \in A} \frac{-1}{|P(i)|} \sum_{p \in P(i)}
@@ -109,14 +165,16 @@ def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: 
         features: (n, D), finite, of any length. Half precision is computed in float32.
         classes: (n,), whole numbers.
         temperature: tau > 0.
+        reduction: ``mean`` over the anchors, or their ``sum``.
 
     Returns:
         scalar >= 0, of the features' type but at least float32; 0 if no feature has a partner.
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not above 0.
+        ValueError: shapes that do not fit, a temperature that is not above 0, or another reduction.
 
-    Source: Khosla et al., NeurIPS 2020, Eq. 2 (L_out); the mean over the anchors in place of their sum.
+    Source: Khosla et al., NeurIPS 2020, Eq. 2 (L_out), whose sum over the anchors is also that of Eqs. 8-9 of OVML-VLP
+    (Dao et al., ICME 2023).
 
     >>> features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])  # the third is alone in its class
     >>> supervised_contrastive_loss(features, torch.tensor([7, 7, 4]), temperature=1.0)  # log((e + 1) / e)
@@ -128,6 +186,7 @@ def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: 
         )
     if not temperature > 0:
         raise ValueError(f"temperature = {temperature}: choose a number above 0")
+    check_known([reduction], ["mean", "sum"], "unknown reduction")
     x = features.to(torch.promote_types(features.dtype, torch.float32))  # (n, D)
     itself = torch.eye(len(x), dtype=torch.bool, device=x.device)  # (n, n)
     partner = (classes[:, None] == classes) & ~itself  # (n, n)
@@ -140,4 +199,5 @@ def supervised_contrastive_loss(features: Tensor, classes: Tensor, temperature: 
     s = s.masked_fill(itself[anchors], -torch.inf)
     all_others = s.logsumexp(dim=1)  # (A,)
     partners = s.masked_fill(~partner[anchors], 0.0).sum(dim=1) / number[anchors]  # (A,)
-    return (all_others - partners).mean()
+    losses = all_others - partners  # (A,)
+    return losses.sum() if reduction == "sum" else losses.mean()

@@ -26,6 +26,7 @@ from hrcf_lib.methods.missing_labels.base import Partial
 from hrcf_lib.methods.missing_labels.coop import CoOp
 from hrcf_lib.methods.missing_labels.dual_coop import DualCoOp
 from hrcf_lib.methods.mkt import MKT
+from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
 from hrcf_lib.model import HRCF
 from hrcf_lib.pretrained import find_folder, read_about
@@ -35,7 +36,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "pre_clip": PreCLIP,
     "clip_ft": CLIPFT,
     "mkt": MKT,
-    "ovml_vlp": OVMLVLPFirst,
+    "ovml_vlp": OVMLVLP,
     "biam": BiAM,
     "coop": CoOp,
     "dual_coop": DualCoOp,
