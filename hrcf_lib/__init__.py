@@ -8,10 +8,10 @@ Symbols, the same in code, comments and notebooks:
 
 ========  ================================================================================
 ``B``     pictures in a batch
-``N``     side of the patch grid (14 for both VLPs)
+``N``     side of the patch grid (14 for ViT-B/16 and the mini VLP), or of a ResNet's last map (7 for RN50)
 ``J``     regions: 140 = 10^2 + 6^2 + 2^2 with three merges, N^2 = 196 without HCG
 ``K``     labels that are scored
-``C``     width of a tower: of the ViT's tokens, or of the text tower's
+``C``     width of a tower: of the image tower's tokens, or of the text tower's
 ``D``     width of the common embedding of pictures, regions and labels
 ``M``     prompt vectors
 ``l``     level of a region map

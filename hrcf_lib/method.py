@@ -6,8 +6,8 @@ both     -> ``score_embeddings``                           -> scores (B, K)
 
 A new method defines these three and, in ``build``, which modules they need; everything else has a default. Then
 ``training.train``, ``evaluation.evaluate``, ``studies.run`` and ``classify`` take it. ``methods/template.py`` is
-one to copy. B pictures, N side of the patch grid, J regions, K labels, C width of the ViT, D embedding
-width.
+one to copy. B pictures, N side of the patch grid, J regions, K labels, C width of the image tower, D
+embedding width.
 """
 
 import copy
@@ -45,8 +45,10 @@ class Method(Pretrained, nn.Module):
     # What the library asks of a method, so that it never has to look at its name
     trainable: dict[str, tuple[str, ...]] = configs.TRAINABLE  # prefixes of the parameters that each side trains
     text_prefixes: tuple[str, ...] = ("prompt.",)  # of the parameters that ``label_embeddings`` depends on
-    needs_vit = False  # whether it works on a ViT alone, because it trains or uses blocks of one
-    trained_blocks = 1  # last blocks of the ViT that it trains; ``image_embeddings`` gets the tokens before them
+    needs_vit = False  # whether it trains or uses blocks of a ViT, so that a ResNet is refused
+    trained_blocks = (
+        1  # last blocks of the ViT that it trains, 0 on a ResNet; ``image_embeddings`` gets the tokens before them
+    )
     open_vocabulary = True  # scores any labels; False: only those it was trained on, ``config.categories``
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
     has_lambda = False  # weighs regions against the whole picture by ``config.lam``
@@ -96,7 +98,7 @@ class Method(Pretrained, nn.Module):
 
     @property
     def region_sides(self) -> list[int]:
-        """Sides of the square maps that the regions form, one after the other: here one, of the N^2 patches."""
+        """Sides of the square maps that the regions form, one after the other: here one, of the N^2 positions."""
         return [self.vlp.N]
 
     def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class Pretrained:
         if model.vlp.hash != expected:
             raise ValueError(
                 f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "
-                f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights)"
+                f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights, side)"
             )
         model.load_trainable(read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
         model.reference_labels, model.extras = tuple(seen), extras

@@ -189,7 +189,7 @@ def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
     each = passes or max(PASSES, math.ceil(STEPS / math.ceil(n / batch)))
     sides = dict.fromkeys(phase.trains for phase in model.config.phases)  # each once
     phases = tuple((side, each, batch) for side in sides if not learns_text(model, side))
-    data = set(names_where(of=DATA)) - {"vlp", "vlp_weights"} | {"train_size", "val_size", "test_size"}
+    data = set(names_where(of=DATA)) - {"vlp", "vlp_weights", "side"} | {"train_size", "val_size", "test_size"}
     own = {name: DEFAULTS[name] for name in data} | {"dataset": "folder"}
     return model.config.replace(phases=phases or model.config.phases, seed=seed, **own)
 

@@ -12,10 +12,11 @@ block. pytorch-grad-cam recommends it for ViTs, and it is the last layer that ev
 attention, a method that scores the class token alone has no gradient at the patches. The residual connection around the
 attention is not seen. Three other layers were tried on 100 scenes of *val* (pointing game in percent, chance is 13):
 the input of the last block gives 11 (HRCF) and 12 (MKT), its output 16 and 10, the final norm 15 and 11; the choice
-here gives 30 and 34.
+here gives 30 and 34. Of a ResNet it is the last map, as Selvaraju et al. take it: the mean over the map, with which the
+attention pool asks, is part of what the score depends on.
 
 The frozen trunk runs once per picture; what follows it, once for each pair of picture and label. B pictures, K labels,
-V labels that are scored together, N side of the patch grid, C width of the ViT.
+V labels that are scored together, N side of the patch grid or of a ResNet's last map, C width of the image tower.
 """
 
 import copy
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from hrcf_lib.apply.vocabulary import beside_reference
+from hrcf_lib.vlp import with_mean
 
 
 def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batch: int = 64) -> Tensor:
@@ -36,7 +38,7 @@ def grad_cam(model, images: Tensor, labels, layer: nn.Module | None = None, batc
         images: uint8 or float in 0..1.
         labels: names, scored inside the model's reference vocabulary as ``predict.classify`` does.
         layer: a module between the trunk and the scores whose output is tokens (B, 1 + N^2, C); None: ``ln_1`` of the
-            last block.
+            last block, or the last map of a ResNet.
         batch: pairs of picture and label at a time.
 
     A map is stretched to 0..1; it is 0 everywhere if nothing in the picture raises the score.
@@ -75,7 +77,8 @@ def _maps(model, images: Tensor, t: Tensor, rows: Tensor, ks: list[int], layer, 
     with _without_gradients(model):
         tokens = _trunk(model, images)  # (B, 1 + N*N, C)
         scorer = _FromTokens(model, t)
-        cam = kind(scorer, [last_norm(model) if layer is None else layer], lambda x: grid(x, N))
+        own = last_norm(model) if model.vlp.is_vit else scorer.rest[0]
+        cam = kind(scorer, [own if layer is None else layer], lambda x: grid(x, N))
         cam.side, cam.title = side, model.title
         try:
             parts = [torch.empty(0, side, side)]
@@ -102,12 +105,10 @@ class _FromTokens(nn.Module):
 
     def __init__(self, model, t: Tensor):
         super().__init__()
-        self.model, self.t = model, t
+        self.model, self.t, self.rest = model, t, nn.Sequential(*_rest_of_trunk(model))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        model, x = self.model, tokens
-        for block in _rest_of_trunk(model):
-            x = block(x)  # (B, 1 + N*N, C)
+        model, x = self.model, self.rest(tokens)  # (B, 1 + N*N, C)
         s = model.score_embeddings(*model.image_embeddings(x), self.t)  # (B, K)
         if not s.requires_grad:
             raise ValueError(_no_path(model.title))
@@ -126,8 +127,20 @@ def _trunk(model, images: Tensor) -> Tensor:
 
 
 def _rest_of_trunk(model) -> list[nn.Module]:
-    """The VLP's last block for a method that trains none, whose ``image_embeddings`` do not contain it."""
+    """The VLP's last block for a method that trains none, whose ``image_embeddings`` do not contain it.
+
+    Of a ResNet, whose trunk is whole: the last map as it is, then its mean taken anew, so that gradients pass by it.
+    """
+    if not model.vlp.is_vit:
+        return [nn.Identity(), _MeanInFront()]
     return list(model.vlp.model.visual.transformer.resblocks)[-1:] if model.trained_blocks == 0 else []
+
+
+class _MeanInFront(nn.Module):
+    """Tokens (B, 1 + N^2, C) of a ResNet, the first computed from the others."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return with_mean(tokens[:, 1:])
 
 
 def last_norm(model) -> nn.Module:

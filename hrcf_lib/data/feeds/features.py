@@ -3,7 +3,11 @@ r"""Frozen features: what the VLP says of every picture, computed once.
 The first blocks of the ViT (all but ``VLP.trained_blocks``; eleven of twelve for HRCF) and the teacher never change, so
 their outputs are stored: trunk tokens (n, 1 + N^2, C) as float16 in memory-mapped shards, teacher embeddings e_p (n, D)
 in float32. A step of HRCF's training then costs one block and two convolutions. This is exact for pictures without
-augmentation, up to the rounding of the tokens (relative error at most 2^-11).
+augmentation, up to the rounding of the tokens (relative error at most 2^-11). Of a ResNet the tokens are its last map,
+behind their mean.
+
+A picture takes 2 (1 + N^2) C bytes: 0.30 MB with ViT-B/16, 0.20 MB with RN50 or RN101 at 224 pixels and 0.81 MB at 448.
+For the 82,081 labelled training pictures of COCO 2014 these are 25, 17 and 66 GB.
 """
 
 import dataclasses
@@ -35,7 +39,7 @@ class FrozenFeatures:
     teacher: Tensor  # (n, D) float32, e_p
     labels: Tensor  # (n, K) -1/0/+1
     space: LabelSpace
-    trained_blocks: int | None = None  # blocks of the ViT that come after the tokens (``VLP.trained_blocks``), if known
+    trained_blocks: int | None = None  # blocks of a ViT that come after the tokens (``VLP.trained_blocks``), if known
     augment = "none"
 
     def __post_init__(self):

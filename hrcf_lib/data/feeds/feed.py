@@ -1,6 +1,6 @@
 r"""What ``train`` and ``evaluate`` ask of their data: the interface of frozen features and of pictures.
 
-b pictures in a batch, K labels, N^2 patches, C width of the ViT, D embedding width.
+b pictures in a batch, K labels, N^2 patches, C width of the image tower, D embedding width.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Feed(Batches, Protocol):
 
     Attributes:
         augment: how training pictures are augmented, as in ``Config.augment``; ``"none"`` if they are not.
-        trained_blocks: last blocks of the ViT that the trunk tokens leave out (``VLP.trained_blocks``); None if the
+        trained_blocks: last blocks of a ViT that the trunk tokens leave out (``VLP.trained_blocks``); None if the
             feed asks the VLP for tokens anew in every pass, so that any number fits.
 
     A feed that ``evaluate`` reads also has ``labels``, (n, K) in -1/0/+1; a stream has none.

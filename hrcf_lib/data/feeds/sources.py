@@ -15,9 +15,9 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     r"""The feed of a split, as the model's config asks for it.
 
     Without augmentation it consists of frozen features, stored in the folder ``cache`` if one is given (49 GB for train
-    of NUS-WIDE at ViT-B/16). Otherwise it consists of pictures, augmented in training alone, and streamed with
-    ``config.stream``. In training, labels are hidden as the config says (``hide_labels``); stored features do not
-    depend on that.
+    of NUS-WIDE at ViT-B/16; ``features`` says how much a picture takes). Otherwise it consists of pictures, augmented
+    in training alone, and streamed with ``config.stream``. In training, labels are hidden as the config says
+    (``hide_labels``); stored features do not depend on that.
 
     Args:
         model: an ``HRCF`` or another ``Method``, on the device that computes the features.
