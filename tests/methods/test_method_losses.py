@@ -10,7 +10,98 @@ from hard_scores import KINDS, draw, value_and_grad
 from torch.nn import functional as F
 
 import hrcf_lib.methods.losses
-from hrcf_lib.methods.losses import asymmetric_loss, log_sum_ranking_loss, supervised_contrastive_loss
+from hrcf_lib.engine import chunks
+from hrcf_lib.methods.losses import (
+    asymmetric_loss,
+    log_sum_ranking_loss,
+    pairwise_logistic,
+    supervised_contrastive_loss,
+)
+
+# The ranking loss of OVML-VLP -----------------------------------------------------------------------------------------
+
+
+def slow_pairwise_logistic(scores, labels):
+    """Eqs. 5-7 image by image, pair by pair."""
+    losses = []
+    for s, y in zip(scores, labels, strict=True):
+        present, absent = (y == 1).nonzero()[:, 0].tolist(), (y == -1).nonzero()[:, 0].tolist()
+        if present:
+            pairs = [F.softplus(s[k] - s[j], threshold=50) for j in present for k in absent]
+            losses.append(sum(pairs) / len(present) + 0 * s.sum())
+    return sum(losses) / len(losses) if losses else 0 * scores.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairwise_logistic_equals_its_slow_twin(kind):
+    for seed in range(3):
+        scores, labels = draw(kind, seed)
+        value, grad = value_and_grad(pairwise_logistic, scores, labels)
+        slow_value, slow_grad = value_and_grad(slow_pairwise_logistic, scores, labels)
+        torch.testing.assert_close(value, slow_value, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(grad, slow_grad, rtol=1e-8, atol=1e-9)
+
+
+def test_pairwise_logistic_by_hand():
+    """Two images: log(1 + e^-1) + log(1 + e^-2) of one present label; the mean over two present ones."""
+    scores = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0]], dtype=torch.float64)
+    labels = torch.tensor([[1, -1, -1], [1, 1, -1]])
+    log = lambda c: math.log(1 + math.exp(c))
+    expected = ((log(-1) + log(-2)) + (log(0) + log(-2)) / 2) / 2
+    assert pairwise_logistic(scores, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_pairwise_logistic_leaves_out_images_without_a_present_label():
+    """They change nothing; an image without an absent label adds 0 and counts."""
+    scores, labels = draw("plain", 0)
+    value = pairwise_logistic(scores, labels)
+    more = torch.cat([labels, -torch.ones(1, 23, dtype=labels.dtype)])
+    torch.testing.assert_close(pairwise_logistic(torch.cat([scores, scores[:1]]), more), value)
+    more[-1] = 1
+    torch.testing.assert_close(pairwise_logistic(torch.cat([scores, scores[:1]]), more), value * 5 / 6)
+
+
+def test_pairwise_logistic_ignores_unknown_scores():
+    scores, labels = draw("plain", 0)
+    value, grad = value_and_grad(pairwise_logistic, scores, labels)
+    other, other_grad = value_and_grad(pairwise_logistic, scores.where(labels != 0, 1e30), labels)
+    assert torch.equal(value, other) and torch.equal(grad, other_grad) and not grad[labels == 0].any()
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_pairwise_logistic_in_parts_is_the_whole(at_a_time, monkeypatch):
+    scores, labels = draw("plain", 3)
+    value, grad = value_and_grad(pairwise_logistic, scores, labels)
+    monkeypatch.setattr(chunks, "CACHE", scores.numel() * at_a_time)
+    sizes, plain = [], hrcf_lib.methods.losses._pair_by_pair
+    look = lambda s, absent, own, w: sizes.append(own.shape[1]) or plain(s, absent, own, w)
+    monkeypatch.setattr(hrcf_lib.methods.losses, "_pair_by_pair", look)
+    part, part_grad = value_and_grad(pairwise_logistic, scores, labels)
+    torch.testing.assert_close(part, value)
+    torch.testing.assert_close(part_grad, grad)
+    assert max(sizes) == at_a_time < int((labels == 1).sum(dim=1).max())
+
+
+def test_pairwise_logistic_is_bounded_at_the_size_of_the_paper():
+    """B = 64, K = 7,186: 9 present labels of each image at a time, not more than 16 MiB of pairs."""
+    part = chunks.fitting(chunks.CACHE, 64 * 7186)
+    assert part == 9 and part * 64 * 7186 * 4 <= 2**24
+
+
+def test_pairwise_logistic_types_empty_batch_and_errors():
+    scores, labels = draw("plain", 1)
+    assert pairwise_logistic(scores.bfloat16(), labels).dtype == torch.float32
+    torch.autograd.gradcheck(lambda s: pairwise_logistic(s, labels), scores.requires_grad_())
+    for shape in ((0, 5), (3, 0)):
+        value, grad = value_and_grad(pairwise_logistic, torch.zeros(shape), torch.zeros(shape))
+        assert value == 0 and grad.shape == shape
+    with pytest.raises(ValueError, match=r"scores \(5, 23\) and labels \(5, 22\) must have one shape"):
+        pairwise_logistic(scores, labels[:, 1:])
+    with pytest.raises(ValueError, match=r"labels\[0, 0\] is 3"):
+        pairwise_logistic(scores, labels * 0 + 3)
+    with pytest.raises(ValueError, match="nan"):
+        pairwise_logistic(scores * torch.nan, labels)
+
 
 # The log-sum ranking loss --------------------------------------------------------------------------------------------
 
@@ -95,6 +186,13 @@ def test_contrastive_loss_equals_its_slow_twin(classes, temperature):
     torch.testing.assert_close(grad, slow_grad)
 
 
+def test_contrastive_sum_is_over_the_anchors_that_have_a_partner():
+    g = torch.Generator().manual_seed(0)
+    features, classes = torch.randn(7, 6, generator=g), torch.tensor([0, 0, 1, 1, 2, 1, 5])
+    mean, total = (supervised_contrastive_loss(features, classes, 0.1, reduction=r) for r in ("mean", "sum"))
+    torch.testing.assert_close(total, 5 * mean)
+
+
 def test_contrastive_loss_without_partners_or_features():
     for n in (0, 1, 3):
         value, grad = value_and_grad(supervised_contrastive_loss, torch.ones(n, 4), torch.arange(n), 0.1)
@@ -117,6 +215,8 @@ def test_contrastive_loss_errors():
         supervised_contrastive_loss(torch.zeros(3, 4), torch.zeros(2), 0.1)
     with pytest.raises(ValueError, match="temperature = 0: choose a number above 0"):
         supervised_contrastive_loss(torch.zeros(3, 4), torch.zeros(3), 0)
+    with pytest.raises(ValueError, match="unknown reduction 'summ'; did you mean 'sum'"):
+        supervised_contrastive_loss(torch.zeros(3, 4), torch.zeros(3), 0.1, "summ")
 
 
 # The asymmetric loss --------------------------------------------------------------------------------------------------
