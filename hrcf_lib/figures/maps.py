@@ -178,6 +178,41 @@ def level_maps(image, labels, levels, together, width: float = PAGE):
     return figure
 
 
+def heads(image, labels, masks, width: float = PAGE):
+    r"""Where each head of an attention looks for each label: one row per label, their mean, and one map per head.
+
+    Each mask is divided by its largest value, so that heads of any sharpness can be read; a title gives no scale.
+
+    Args:
+        image: (H, W, 3).
+        labels: K names, one row each.
+        masks: (heads, K, N, N), not below 0, as ``attention.masks`` of OVML-VLP gives for one picture.
+        width: of the figure, in inches.
+
+    Returns the figure. Raises ``ValueError`` for no label, or masks of another shape or number of labels.
+    """
+    masks = np.asarray(masks, float)
+    if masks.ndim != 4 or not len(labels) or masks.shape[1] != len(labels):
+        raise ValueError(f"masks {masks.shape} for {len(labels)} labels: give (heads, labels, N, N)")
+    shown = [masks.mean(axis=0), *masks]
+    with printed():
+        side = width / (1 + len(shown))
+        size = (width, (side + ROW_GAP) * len(labels) + HEAD)
+        figure, axes = plt.subplots(len(labels), 1 + len(shown), figsize=size, layout="constrained", squeeze=False)
+        _close(figure)
+        h, w = image.shape[:2]
+        for k, (row, name) in enumerate(zip(axes, labels)):
+            show(row[0], image)
+            row[0].set_ylabel(wrapped(name, ROW_NAME))
+            for axis, own in zip(row[1:], shown):
+                axis.imshow(image, interpolation="lanczos", extent=(0, w, h, 0))
+                axis.imshow(own[k] / max(own[k].max(), 1e-12), **HEAT, extent=(0, w, h, 0))
+                bare(axis)
+        for axis, title in zip(axes[0], ["picture", "mean", *(f"head {i}" for i in range(1, len(masks) + 1))]):
+            axis.set_title(title)
+    return figure
+
+
 def selection(image, kept, width: float = PAGE):
     r"""RSS (Eqs. 16-17): the regions of each level that are kept, as coloured cells over the picture.
 

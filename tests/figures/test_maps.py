@@ -44,6 +44,19 @@ def test_one_label_a_picture():
         assert boxes(axes[2, i]) == [(1, 2, 8, 10)]
 
 
+def test_every_head_of_every_label():
+    masks = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    figure = map_figures.heads(pictures(1)[0], ["cat", "dog", "bus"], masks)
+    axes = np.array(figure.axes).reshape(3, 4)
+    assert [axis.get_title() for axis in axes[0]] == ["picture", "mean", "head 1", "head 2"]
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["cat", "dog", "bus"]
+    for k in range(3):
+        for axis, own in zip(axes[k, 1:], [masks.mean(dim=0), *masks]):
+            np.testing.assert_allclose(axis.images[1].get_array(), own[k] / own[k].max(), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"masks \(2, 3, 4, 4\) for 2 labels: give \(heads, labels, N, N\)"):
+        map_figures.heads(pictures(1)[0], ["cat", "dog"], masks)
+
+
 def test_all_labels_of_a_picture():
     labels = [["cat", "dog", "bus"], ["sun"]]
     maps = {"HRCF": [heats(3), heats(1)], "MKT": [heats(3, seed=1), heats(1, seed=1)]}
