@@ -25,6 +25,7 @@ from hrcf_lib.methods.missing_labels.asl import ASL
 from hrcf_lib.methods.missing_labels.base import Partial
 from hrcf_lib.methods.missing_labels.coop import CoOp
 from hrcf_lib.methods.missing_labels.dual_coop import DualCoOp
+from hrcf_lib.methods.missing_labels.trm_ml import TRMML
 from hrcf_lib.methods.mkt import MKT
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
@@ -42,7 +43,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "dual_coop": DualCoOp,
     "asl": ASL,
     "semantic_aware": SemanticAwareFirst,
-    "trm_ml": TRMMLFirst,
+    "trm_ml": TRMML,
 }
 FIRST = {  # the earlier form of a method, ``settings="first"``; what was saved without ``settings`` is of that form
     "ovml_vlp": OVMLVLPFirst,

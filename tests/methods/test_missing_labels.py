@@ -114,9 +114,10 @@ def test_scores_of_unknown_labels_are_not_taught_anything_where_they_are_ignored
     e_g, regions = model.image_embeddings(data.trunk[:].float())
     labels = data.labels[:, :5]
     model.losses(e_g, regions, model.label_embeddings(NAMES), labels, e_g)["classification"].backward()
-    (s,) = scores
-    assert (s.grad[labels != 0] != 0).any()
-    assert (s.grad[labels == 0] == 0).all() == (unknown == "ignored")
+    assert scores
+    for s in scores:  # of TRM-ML two: the region's and the query's
+        assert (s.grad[labels != 0] != 0).any()
+        assert (s.grad[labels == 0] == 0).all() == (unknown == "ignored")
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def start_of(name, data, **changes):
     return model, before, losses
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS} - {"asl"}))
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"asl", "trm_ml"}))  # the latter fits them where it is asked to
 def test_temperature_and_offset_are_fitted_to_the_known_labels_before_training(name):
     model, before, losses = start_of(name, features(40))
     assert losses[1] < losses[0]
