@@ -16,7 +16,7 @@ from hrcf_lib.config import METHOD, Config, names_where, values_before
 from hrcf_lib.data import hide_labels
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.method import Method
-from hrcf_lib.methods.biam import BiAM
+from hrcf_lib.methods.biam import BiAM, BiAMReleased
 from hrcf_lib.methods.clip_ft import CLIPFT
 from hrcf_lib.methods.first.ovml_vlp import OVMLVLPFirst
 from hrcf_lib.methods.first.semantic_aware import SemanticAwareFirst
@@ -45,10 +45,11 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "semantic_aware": SemanticAwareFirst,
     "trm_ml": TRMML,
 }
-FIRST = {  # the earlier form of a method, ``settings="first"``; what was saved without ``settings`` is of that form
+FIRST = {  # the form of a method that was here first, by its ``settings``; what was saved without them is of that form
     "ovml_vlp": OVMLVLPFirst,
     "semantic_aware": SemanticAwareFirst,
     "trm_ml": TRMMLFirst,
+    "biam": BiAMReleased,
 }
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 
@@ -65,14 +66,16 @@ def names(kind: str = "all") -> tuple[str, ...]:
 
 
 def method(name: str, settings: str | None = None) -> type[Method]:
-    """The class of a method; ``settings="first"`` gives the earlier form of one that has two (``methods.first``).
+    """The class of a method; of one with two forms the earlier one by its ``settings``, "first" (``methods.first``), or
+    "released" of BiAM.
 
     Raises ``ValueError`` for an unknown name, with the nearest known one, and for a class whose config has another.
     """
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     check_known([key], list(METHODS), "unknown method")
-    found = FIRST.get(key, METHODS[key]) if settings == "first" else METHODS[key]
+    earlier = FIRST.get(key)
+    found = earlier if earlier and settings == earlier.Config.settings else METHODS[key]
     if found.Config.method != key:
         raise ValueError(
             f"METHODS has {found.__name__} as {key!r}, its {found.Config.__name__} says method = "
@@ -89,7 +92,8 @@ def build(name: str, config: Config, pretrained: bool = True, **changes):
         config: a preset such as ``config.mini()``, from which data, VLP, evaluation and the length of training are
             taken and everything that was changed by hand (``MethodConfig.of``); or the method's own config.
         pretrained: ``False`` builds the VLP with random weights.
-        changes: fields of the method's config; ``settings="first"`` is the earlier form of a method that has one.
+        changes: fields of the method's config; ``settings`` may name the earlier form of a method that has one, "first"
+            or, of BiAM, "released".
 
     Raises ``ValueError`` for an unknown method or field, and what ``vlp.load`` raises.
     """
@@ -108,7 +112,7 @@ def as_before(name: str) -> dict:
     >>> as_before("trm_ml")
     {'settings': 'first'}
     """
-    kind = method(name, "first").Config
+    kind = saved(name, {}).Config
     before, defaults = values_before(kind), {f.name: f.default for f in dataclasses.fields(method(name).Config)}
     own = [field for field in names_where(kind, of=METHOD) if field in before]
     return {field: before[field] for field in own if field == "settings" or before[field] != defaults.get(field)}
@@ -121,7 +125,8 @@ def for_config(config: Config, pretrained: bool = True):
 
 def saved(name: str, values: dict) -> type[Method]:
     """The class that a saved config belongs to. One without ``settings`` is older than the paper's form of a method."""
-    return method(name, values.get("settings", "first"))
+    before = getattr(FIRST.get(method(name).Config.method), "Config", None)
+    return method(name, values.get("settings", getattr(before, "settings", None)))
 
 
 def load(folder: str | Path, **changes):

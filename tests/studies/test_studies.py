@@ -171,7 +171,7 @@ def test_names_of_runs_older_than_a_field():
 NAMES = {  # of runs that exist: a name that changes would train them again
     "mini-seed-0-5a054c02": ("hrcf", "mini", {}),
     "mini-mkt-topk-4-blocks-3-seed-0-2630f23a": ("mkt", "mini", {"blocks": 3, "topk": 4}),
-    "mini-biam-glove-x.txt-seed-0-9b63d222": ("biam", "mini", {"glove": "x.txt"}),
+    "mini-biam-glove-x.txt-seed-0-9b63d222": ("biam", "mini", {"settings": "released", "glove": "x.txt"}),
     "mini-pre_clip-similarity-cosine-seed-0-25ac785d": ("pre_clip", "mini", {"similarity": "cosine"}),
     "mini-trm_ml-known-0.3-seed-2-738cf0e4": (
         "trm_ml",

@@ -9,20 +9,22 @@ from hrcf_lib import config as configs
 from hrcf_lib import methods
 from hrcf_lib.methods import registry
 
+FORMS = {name: kind.Config.settings for name, kind in registry.FIRST.items()}
 
-@pytest.mark.parametrize("name", registry.FIRST)
-def test_settings_ask_for_the_earlier_form(name):
-    config = methods.configure(name, synthetic.config(), settings="first")
-    assert type(config) is registry.FIRST[name].Config and config.settings == "first"
-    assert methods.configure(name, config, lr=0.5).settings == "first", "a config of that form stays one"
-    assert methods.as_before(name)["settings"] == "first"
+
+@pytest.mark.parametrize(("name", "form"), FORMS.items())
+def test_settings_ask_for_the_earlier_form(name, form):
+    config = methods.configure(name, synthetic.config(), settings=form)
+    assert type(config) is registry.FIRST[name].Config and config.settings == form
+    assert methods.configure(name, config, lr=0.5).settings == form, "a config of that form stays one"
+    assert methods.as_before(name)["settings"] == form
     with pytest.raises(ValueError, match="settings = 'second': choose one of"):
         methods.configure(name, synthetic.config(), settings="second")
 
 
-@pytest.mark.parametrize("name", registry.FIRST)
-def test_what_was_saved_without_settings_is_of_the_earlier_form(name, tmp_path):
-    config = methods.configure(name, synthetic.config(), settings="first")
+@pytest.mark.parametrize(("name", "form"), FORMS.items())
+def test_what_was_saved_without_settings_is_of_the_earlier_form(name, form, tmp_path):
+    config = methods.configure(name, synthetic.config(), settings=form)
     model = methods.for_config(
         config.replace(**({"categories": ("owl", "bus")} if hasattr(config, "categories") else {}))
     )
