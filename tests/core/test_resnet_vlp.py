@@ -200,7 +200,7 @@ def test_the_mini_takes_another_side():
     assert (vlp.N, vlp.side, vlp.trained) == (7, 56, own.trained)
     rows = own.model.visual.positional_embedding
     assert_close(vlp.model.visual.positional_embedding, enlarged(rows, 7), **CLOSE)
-    assert vlps.load("hrcf-mini", side=112).hash == own.hash == "7866641dc5613fad"
+    assert vlps.load("hrcf-mini", side=112).hash == own.hash
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ augmentation, up to the rounding of the tokens (relative error at most 2^-11). O
 behind their mean.
 
 A picture takes 2 (1 + N^2) C bytes: 0.30 MB with ViT-B/16, 0.20 MB with RN50 or RN101 at 224 pixels and 0.81 MB at 448.
-For the 82,081 labelled training pictures of COCO 2014 these are 25, 17 and 66 GB.
+For the 82,081 labelled training pictures of COCO 2014 these are 25, 17 and 66 GB. While RN50 computes, each picture of
+the batch takes 54 MB at 448 pixels (on the CPU), 3.4 GB for 64 of them.
 """
 
 import dataclasses
