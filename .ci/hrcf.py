@@ -194,7 +194,9 @@ def stage(name: str) -> int:
         *("-m", "pytest", "-q", "notebooks", "--nbval-lax", "--nbval-current-env"),
         *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "--nbval-kernel-startup-timeout", 180),
         *("--nbval-cell-timeout", 900, *shared, "--dist", "loadfile"),  # one worker per notebook
+        *("-p", "warm_kernels"),
         HRCF_SIZE="smoke",
+        PYTHONPATH=str(ROOT / ".ci"),
         **surround,
     )
 

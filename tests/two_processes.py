@@ -1,14 +1,14 @@
-"""What the tests of scale-out run on two processes, started by ``accelerate launch``."""
+"""What the tests of scale-out run on two processes."""
 
 import json
 import os
 import signal
-import socket
-import sys
 from pathlib import Path
 
+import processes
 import synthetic
 import torch
+from accelerate import notebook_launcher
 
 from hrcf_lib import methods, training
 from hrcf_lib.config import Config
@@ -18,6 +18,7 @@ from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
 from hrcf_lib.engine.devices import process
 from hrcf_lib.evaluation import evaluate, gather_rows
 from hrcf_lib.methods import registry
+from hrcf_lib.studies import one_run
 from hrcf_lib.training import train
 
 RAND = "rand-m9-mstd0.5-inc1"
@@ -102,19 +103,15 @@ def resumed(table: str, out: Path) -> None:
         history.to_csv(out / "resumed.csv", index=False)
 
 
-def notebook(data: str, out: Path) -> None:
+def notebook(config: Config, out: Path) -> None:
     """What a user's notebook does."""
-    from accelerate import notebook_launcher
-
-    from hrcf_lib.studies.one_run import run as train_and_evaluate
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    notebook_launcher(train_and_evaluate, ("mini", data, out), num_processes=2, use_port=str(port))
+    arguments = (config, "data", out)
+    notebook_launcher(one_run.run, arguments, num_processes=2, use_port=str(processes.free_port()))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    command = {"main": main, "killed": killed, "resumed": resumed, "notebook": notebook}[sys.argv[1]]
-    command(sys.argv[2], Path(sys.argv[3]))
+def lonely(out: Path) -> None:
+    """One of two processes that were started, which finds no other."""
+    try:
+        process()
+    except RuntimeError as error:
+        out.write_text(str(error))

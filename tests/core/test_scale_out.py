@@ -1,16 +1,15 @@
 """Two processes (gloo, CPU) give the numbers of one: losses, weights, evaluation, a resumed run; both launchers."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import official_formats
 import pandas as pd
+import processes
 import pytest
 import synthetic
 import torch
@@ -25,19 +24,10 @@ from hrcf_lib.data.official import nus_wide
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
+from hrcf_lib.studies import one_run
 from hrcf_lib.studies.one_run import launch, main, run
 
-TESTS = Path(__file__).resolve().parents[1]
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
 CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # two processes of --multi_gpu, without a GPU
-
-
-def start(*words, check=True, **more) -> subprocess.CompletedProcess:
-    env = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0 or not check, done.stdout[-6000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,7 @@ def table(tmp_path_factory):
 def two(table, tmp_path_factory):
     """Folder of what two processes left."""
     out = tmp_path_factory.mktemp("two")
-    start(*LAUNCH, TESTS / "two_processes.py", "main", table, out)
+    assert processes.run(two_processes.main, table, out, processes=2) == [0, 0]
     return out
 
 
@@ -126,11 +116,10 @@ def test_every_picture_is_scored_exactly_once(two, table):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_of_two_processes_resumes(table, tmp_path):
     """On two processes, and from the same checkpoint on one."""
-    script = TESTS / "two_processes.py"
-    assert start(*LAUNCH, script, "killed", table, tmp_path, check=False).returncode != 0
+    assert processes.run(two_processes.killed, table, tmp_path, processes=2) == [-signal.SIGKILL] * 2
     assert torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["step"] == 6
     shutil.copytree(tmp_path / "killed", tmp_path / "copy")
-    start(*LAUNCH, script, "resumed", table, tmp_path)
+    assert processes.run(two_processes.resumed, table, tmp_path, processes=2) == [0, 0]
     whole, expected = two_processes.run("features", table)
     history = pd.read_csv(tmp_path / "resumed.csv")
     assert len(history) == 12
@@ -153,28 +142,31 @@ def test_processes_on_disks_of_their_own_are_refused():
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
+CONFIG = configs.mini().smoke().replace(train_size=20, val_size=8, test_size=12)
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The record of a smoke run of ``fit`` on one process, from the command line."""
+    """Folder of a small run on one process."""
     out = tmp_path_factory.mktemp("alone")
-    start("-m", "hrcf_lib.studies.one_run", "mini", "--out", out, HRCF_SIZE="smoke")
+    table = run(CONFIG, out=out)
+    assert table.index.tolist() == ["ZSL", "GZSL"]
+    return out
+
+
+def record_of(out) -> dict:
     return json.loads((out / "record.json").read_text())
 
 
 @pytest.mark.slow
-def test_fit_leaves_a_model_its_history_and_a_record(alone, tmp_path):
-    config = configs.mini().smoke()
-    table = run(config, out=tmp_path)
-    assert table.index.tolist() == ["ZSL", "GZSL"]
-    assert {"checkpoint.pt", "model", "history.csv", "record.json"} <= {p.name for p in tmp_path.iterdir()}
-    record = json.loads((tmp_path / "record.json").read_text())
+def test_fit_leaves_a_model_its_history_and_a_record(alone):
+    assert {"checkpoint.pt", "model", "history.csv", "record.json"} <= {p.name for p in alone.iterdir()}
+    record = record_of(alone)
     assert record["processes"] == 1 and record["protocol"] == "per_class"
-    assert configs.from_dict(record["config"]) == config
+    assert configs.from_dict(record["config"]) == CONFIG
     assert [row["task"] for row in record["tables"]["results"]] == ["ZSL", "GZSL"]
-    assert len(pd.read_csv(tmp_path / "history.csv")) == sum(3 for _ in config.phases)
-    assert_same_tables(record, alone)
-    model = HRCF.from_pretrained(tmp_path / "model")
+    assert len(pd.read_csv(alone / "history.csv")) == 2 * len(CONFIG.phases), "of 16 and of 4 pictures"
+    model = HRCF.from_pretrained(alone / "model")
     assert model.reference_labels == source(model, "train").space.seen
 
 
@@ -186,33 +178,46 @@ def assert_same_tables(record, expected) -> None:
 
 @pytest.mark.slow
 def test_launch_starts_processes_from_a_notebook(alone, tmp_path, monkeypatch):
+    """By ``accelerate launch``, with features that are there already."""
     for name, value in CPU.items():
         monkeypatch.setenv(name, value)
-    words = ("--main_process_port", "0")
-    launch(configs.mini().smoke(), tmp_path, 2, words=words)
-    record = json.loads((tmp_path / "record.json").read_text())
+    launch(CONFIG, tmp_path, 2, cache=alone / "features", words=("--main_process_port", "0"))
+    record = record_of(tmp_path)
     assert record["processes"] == 2
-    assert_same_tables(record, alone)
-    with pytest.raises(RuntimeError, match="^2 processes failed.*\n.*another run.*\n  lr: there 0.001, here 0.5"):
-        launch(configs.mini().smoke().replace(lr=0.5), tmp_path, 2, words=words)
+    assert_same_tables(record, record_of(alone))
+
+
+@pytest.mark.slow
+def test_launch_hands_on_what_the_run_says(alone, monkeypatch, capsys):
+    """The command that it starts is run here, between what a launcher would add."""
+
+    def run_here(command, **options):
+        with pytest.raises(SystemExit) as stopped:
+            main(command[command.index("hrcf_lib.studies.one_run") + 1 :])
+        said = capsys.readouterr().err
+        return subprocess.CompletedProcess(command, stopped.value.code, f"W1127 torch/distributed\n{said}")
+
+    monkeypatch.setattr(one_run.subprocess, "run", run_here)
+    says = "^2 processes failed.*\n.*another run.*\n  lr: there 0.001, here 0.5"
+    with pytest.raises(RuntimeError, match=says):
+        launch(CONFIG.replace(lr=0.5), alone, 2)
 
 
 @pytest.mark.slow
 def test_notebook_launcher(alone, tmp_path):
-    start(TESTS / "two_processes.py", "notebook", "data", tmp_path, HRCF_SIZE="smoke")
-    record = json.loads((tmp_path / "record.json").read_text())
+    """Here the two processes make the features themselves."""
+    assert processes.run(two_processes.notebook, CONFIG, tmp_path, **CPU) == [0]
+    record = record_of(tmp_path)
     assert record["processes"] == 2
-    assert_same_tables(record, alone)
+    assert_same_tables(record, record_of(alone))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes find each other on GPUs")
-def test_processes_that_do_not_find_each_other_do_not_train_alone():
-    words = ("-c", "from hrcf_lib.engine.devices import process; process()")
-    assert (
-        "2 processes were started, and this one knows of 1"
-        in start(*words, check=False, WORLD_SIZE="2", ACCELERATE_USE_CPU="false").stdout
-    )
+def test_processes_that_do_not_find_each_other_do_not_train_alone(tmp_path):
+    said = tmp_path / "said.txt"
+    assert processes.run(two_processes.lonely, said, WORLD_SIZE="2", ACCELERATE_USE_CPU="false") == [0]
+    assert "2 processes were started, and this one knows of 1" in said.read_text()
 
 
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):

@@ -4,10 +4,9 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import synthetic
 import torch
@@ -448,33 +447,24 @@ def test_stopped_in_mid_epoch_and_resumed(features, unbroken, tmp_path, bf16):
         assert synthetic.same(synthetic.weights(model), trained(features, bf16=True))
 
 
-KILLED = """
-import os, signal, sys
-import synthetic, torch
-from hrcf_lib.training import train
+def die_at_step_ten(folder) -> None:
+    """Train in this process until it is killed in the middle of the last phase's epoch, and of a checkpoint."""
+    save = torch.save
 
-torch.set_num_threads(int(sys.argv[2]))
-save = torch.save
+    def save_or_die(state, path):
+        if state["step"] == 10:
+            path.write_bytes(b"half a check")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(state, path)
 
-def save_or_die(state, path):
-    if state["step"] == 10:  # in the middle of the last phase's epoch, and of a checkpoint
-        path.write_bytes(b"half a check")
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(state, path)
-
-torch.save = save_or_die
-train(synthetic.model(), synthetic.features(), sys.argv[1], save_every=2)
-"""
+    torch.save = save_or_die
+    train(synthetic.model(), synthetic.features(), folder, save_every=2)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_in_mid_epoch_and_resumed(features, unbroken, tmp_path):
-    tests = Path(__file__).resolve().parents[1]
-    path = os.pathsep.join([str(tests), str(tests.parent)])
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(torch.get_num_threads())]
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert processes.run(die_at_step_ten, tmp_path) == [-signal.SIGKILL]
     assert (tmp_path / "checkpoint.pt.part").read_bytes() == b"half a check"
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 8
     model = synthetic.model()

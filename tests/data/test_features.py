@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import namedtuple
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+import processes
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -316,31 +315,24 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_shard(tmp_path, small_s
     assert data.read == [6] and names(home(tmp_path)) == SHARDED
 
 
-KILLED = """
-import os, signal, sys
-from test_features import SPACE, Pictures, Tower
-from hrcf_lib.data.feeds import store
-from hrcf_lib.data.feeds.features import extract
-
 class Kills(Pictures):
+    """At picture 4, the process that reads them."""
+
     def __getitem__(self, i):
         if i == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(i)
 
-store.SHARD = 3
-extract(Tower(), Kills(), SPACE, sys.argv[1], batch=1)
-"""
+
+def die_at_picture_four(folder) -> None:
+    store.SHARD = 3
+    extract(Tower(), Kills(), SPACE, folder, batch=1)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path, small_shards):
-    here = Path(__file__).resolve()
-    path = os.pathsep.join([str(here.parent), str(here.parents[2])])
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert processes.run(die_at_picture_four, tmp_path) == [-signal.SIGKILL]
     (part,) = home(tmp_path).glob("*.part")
     assert names(home(tmp_path)) == WHOLE | {part.name} and part.name.startswith("00001.trunk.")
     data = Pictures()

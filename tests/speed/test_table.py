@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import golden_clip
 import numpy as np
+import processes
 import pytest
 import torch
 from torch.testing import assert_close
@@ -252,12 +253,9 @@ def test_a_plain_form_that_would_fill_the_memory_is_left_out_of_the_curves(monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["spawn", "forkserver"])
-def test_workers_start_where_processes_are_not_forked(start, monkeypatch):
+def test_workers_start_where_processes_are_not_forked(monkeypatch):
     """macOS, Windows and Python 3.14 start workers anew: what they run has to be found by name."""
-    if start not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {start} here")
-    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context(start))
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", processes.CONTEXT)
     vlp = SMALL.model().vlp
     pictures = Pictures(loading.Jpegs(6, ["cat", "dog"], vlp.side), vlp, loading.AUGMENT, workers=1)
     with_workers = [inputs[0] for _, inputs, _ in pictures.batches(BatchOrder(4, seed=3))]

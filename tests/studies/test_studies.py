@@ -1,9 +1,9 @@
 """Runs of a study: trained once, scored in every setting, read back; and what their differences say."""
 
 import json
-import multiprocessing
 
 import pandas as pd
+import processes
 import pytest
 import synthetic
 import torch
@@ -130,20 +130,13 @@ def test_a_killed_run_goes_on(feats, tmp_path):
 
 
 def _train(folder):
-    torch.set_num_threads(1)
     feats = {"train": synthetic.features(10, 0, SPACE), "test": synthetic.features(12, 2, SPACE)}
     studies.run(config(), feats, folder, resamples=5)
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_run_once(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    both = [spawn.Process(target=_train, args=(tmp_path,)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-    assert [process.exitcode for process in both] == [0, 0]
+    assert processes.run(_train, tmp_path, processes=2, strangers=True) == [0, 0]
     assert len(compare.read_comparison(tmp_path)) == 3 and len(list(tmp_path.iterdir())) == 1
 
 
