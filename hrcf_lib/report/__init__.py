@@ -1,6 +1,6 @@
-r"""The report: every table and figure of the HRCF paper beside ours, then missing labels.
+r"""The report: every table and figure of five papers beside ours.
 
-It trains and evaluates nothing: the paper's numbers come from ``papers/published``, ours from the notebooks' records.
+It trains and evaluates nothing: the papers' numbers come from ``papers/published``, ours from the notebooks' records.
 
 python -m hrcf_lib.report --out runs/report.html
 """
@@ -11,11 +11,17 @@ import numpy as np
 import pandas as pd
 
 from hrcf_lib import figures
-from hrcf_lib.report import claims, costs, effects, missing_labels, tables
-from hrcf_lib.report.records import MINI, NUS, Records
+from hrcf_lib.report import claims, costs, effects, missing_labels, overview, tables
+from hrcf_lib.report.effects import PAPERS
+from hrcf_lib.report.records import MINI, NUS, REBUILT, Records
 from hrcf_lib.studies.records import REPOSITORY
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
+NOTE = (
+    f"{effects.EARLIER}: of another form of a method than its paper's. The record does not say the form of "
+    f"{', '.join(REBUILT[:-1])} or {REBUILT[-1]}, so it is what stood here before the papers' full texts were at hand "
+    '(`settings="first"`, of BiAM `"released"`); the row stands until its notebook has run again.'
+)
 
 
 class Report:
@@ -40,48 +46,58 @@ class Report:
             text if len(self.sources) > 1 else f"{text} No records of NUS-WIDE were given: no column of ours shows it."
         )
 
+    def note(self) -> str:
+        """What the mark of earlier forms means, or nothing where no number has it."""
+        marked = any(frame["earlier"].any() for frame in self.effects.values())
+        return NOTE if marked else ""
+
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Title -> table of text, in the paper's order."""
-        s = self.sources
-        return {
-            "Table I": tables.beside("Table I", s),
+        """Title -> table of text: three for each paper, then tables row by row (of HRCF where no paper is named)."""
+        s, each = self.sources, {}
+        for paper in PAPERS:
+            each[f"{paper}: tables and figures"] = overview.overview(paper, s)
+            each[f"{paper}: effects"] = effects.table(effects.planned(paper), s)
+            each[f"{paper}: claims"] = claims.claims(s, paper)
+        for paper, item in tables.PRINTED:
+            each[item if paper == "HRCF" else f"{paper}: {item}"] = tables.beside(item, s, paper)
+        return each | {
             "Table I, Open Images": tables.open_images(),
-            "Table II": tables.beside("Table II", s),
-            "Table III": tables.beside("Table III", s),
             "Table III, cost": costs.prompt_costs(s),
-            "Table IV": tables.beside("Table IV", s),
-            "Table V": tables.beside("Table V", s),
             "Table VI": costs.table6(s),
             "inference times": costs.times(s),
             "costs on the mini VLP": costs.mini_costs(s),
             "Fig. 4": claims.figure4(s),
-            "claims of figures and text": claims.claims(s),
-            "coverage": claims.coverage(s),
             "missing labels": missing_labels.over_known(s),
-            "missing labels, effects": missing_labels.directions(s),
             "a single positive": missing_labels.single_positive(s),
-            "effects": effects.table(effects.planned(), s),
         }
 
-    def summary(self) -> pd.DataFrame:
-        """How many effects agree, are opposite, open or not measured, for each item of the paper and data of ours."""
-        counts = {f"ours ({data})": effects.count(frame) for data, frame in self.effects.items()}
+    def summary(self, paper: str = "") -> pd.DataFrame:
+        """How many effects have each direction, for each data of ours and each paper, or each item of one paper."""
+        counts = {}
+        for data, frame in self.effects.items():
+            of = frame[frame["paper"] == paper] if paper else frame
+            counts[f"ours ({data})"] = effects.count(of, "item" if paper else "paper")
         return pd.concat(counts, axis=1)
 
     def counts(self) -> pd.DataFrame:
-        """The summary for a record: one row for each data of ours and item of the paper."""
-        parts = {data: effects.count(frame) for data, frame in self.effects.items()}
-        return pd.concat(parts, names=["ours"]).reset_index()
+        """The summary for a record: one row for each data of ours, paper and item."""
+        parts = {
+            (data, p): effects.count(of)
+            for data, frame in self.effects.items()
+            for p, of in frame.groupby("paper", sort=False)
+        }
+        return pd.concat(parts, names=["ours", "paper"]).reset_index()
 
-    def figure(self, data: str = MINI, width: float = figures.PAGE, metric: str = "mAP"):
-        """Forest plot of the measured effects on one metric, the paper's differences as diamonds; None if none is."""
+    def figure(self, data: str = MINI, papers=("HRCF",), metric: str = "mAP", width: float = figures.PAGE):
+        """Forest plot of the measured effects on one metric, the papers' differences as diamonds; None if none is."""
         frame = self.effects[data]
-        frame = frame[frame["metric"] == metric]
         frame = frame[frame["direction"].isin(PALE) & np.isfinite(frame["low"].astype(float))]
+        frame = frame[frame["paper"].isin(papers) & frame["metric"].eq(metric)]
         if not len(frame):
             return None
         label = frame["label"] + ", " + frame["task"] + " " + frame["metric"]
-        drawn = frame.assign(label=label, verdict=frame["direction"], group=frame["item"])
+        group = frame["item"] if len(papers) == 1 else frame["paper"] + ", " + frame["item"]
+        drawn = frame.assign(label=label, verdict=frame["direction"], group=group, paper=frame["printed"])
         return figures.effects(drawn, width=width, xlabel=f"difference in percentage points, ours on {data}")
 
 

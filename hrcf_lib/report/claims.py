@@ -1,7 +1,7 @@
-r"""The paper's figures and the claims of its text, each with what we measured of it.
+r"""The papers' figures and the claims of their texts, each with what we measured of it.
 
-``papers/published/hrcf_claims_measured.csv`` says what answers each claim of ``hrcf_text_claims.csv`` (a key of
-``ANSWERS``), and the numbers of the paper that this needs.
+``papers/published/claims_measured.csv`` says what answers each claim of the tables ``*_text_claims.csv`` (a key of
+``ANSWERS``), and what the answer needs: numbers of the paper, labels of effects, or where a record has it.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 
 from hrcf_lib.report import effects
 from hrcf_lib.report.effects import Effect
-from hrcf_lib.report.records import HYPERPARAMETERS, MAIN, Missing, Records
+from hrcf_lib.report.records import HYPERPARAMETERS, MAIN, PARTIAL, Missing, Records, printed
 from hrcf_lib.studies.records import published
 
 BLOCKS = 1  # of the ViT that HRCF trains: ``model.HRCF.block``, a copy of the last
@@ -21,25 +21,6 @@ CURVES = {  # figure -> the setting as our records spell it, and as the report d
 }
 
 
-def coverage(sources: list[Records]) -> pd.DataFrame:
-    """Every table and figure of the paper, the notebook that makes ours, and whether its record is there."""
-    rows = []
-    for item, shows, notebook in published("hrcf_items").itertuples(index=False):
-        cells = {"of the paper": item, "shows": shows, "notebook": notebook}
-        for records in sources:
-            nothing = notebook.startswith("03")  # it measures nothing
-            cells[f"record ({records.data})"] = "no record needed" if nothing else _date(records, notebook)
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def _date(records: Records, notebook: str) -> str:
-    try:
-        return records.record(notebook)["date"]
-    except Missing as why:
-        return f"not yet: {why}"
-
-
 def combine(directions) -> str:
     """One direction of several: ``opposite`` if any is, ``agrees`` if all do, ``open`` otherwise."""
     found = set(directions)
@@ -48,11 +29,11 @@ def combine(directions) -> str:
     return "opposite" if "opposite" in found else "agrees" if found == {"agrees"} else "open"
 
 
-def claims(sources: list[Records]) -> pd.DataFrame:
-    """Each claim of the text: where, what the paper says and on which data, ours, and the direction."""
-    said, rows = published("hrcf_text_claims"), []
-    answered = said.merge(published("hrcf_claims_measured"), how="left", on=["where", "claim"])
-    for row in answered.to_dict("records"):
+def claims(sources: list[Records], paper: str = "HRCF") -> pd.DataFrame:
+    """Each claim of a paper's text: where, what it says and on which data, ours, and the direction."""
+    said, answers = published(f"{effects.PAPERS[paper]}_text_claims"), published("claims_measured")
+    answers, rows = answers[answers["paper"] == paper], []
+    for row in said.merge(answers, how="left", on=["where", "claim", "dataset"]).to_dict("records"):
         cells = {"where": row["where"], "claim": row["claim"]}
         cells["the paper (data in brackets)"] = f"{row['value']} ({row['dataset']})"
         for records in sources:
@@ -67,18 +48,22 @@ def claims(sources: list[Records]) -> pd.DataFrame:
 
 def _answer(row: dict, records: Records) -> tuple[str, str]:
     """What we measured of a claim, as text, and its direction. Raises ``Missing``."""
+    needs = [] if pd.isna(row["numbers"]) else str(row["numbers"]).split("; ")
+    if row["answer"] == "none":
+        return row["numbers"], effects.DIRECTIONS[-1]
+    if row["answer"] == "not yet":
+        raise Missing(row["numbers"])
+    if row["answer"] == "effects":
+        return by_effects(records, row["paper"], row["where"], needs)
     if row["answer"] not in ANSWERS:
         raise Missing(f"nothing here answers {row['claim']!r}")
-    return ANSWERS[row["answer"]](records, row["where"], *_numbers(row))
+    return ANSWERS[row["answer"]](records, *needs)
 
 
-def _numbers(row: dict) -> list[str]:
-    return [] if pd.isna(row["numbers"]) else row["numbers"].split()
-
-
-def by_effects(records: Records, where: str, *_) -> tuple[str, str]:
-    """The effects of this figure, all of which have to agree."""
-    measured = [(effect, effects.measure(effect, records)) for effect in effects.of_item(where)]
+def by_effects(records: Records, paper: str, where: str, labels: list[str]) -> tuple[str, str]:
+    """The effects with these labels, or of this figure if there are none; all have to agree. Raises ``Missing``."""
+    planned = [e for e in effects.planned(paper) if e.label in labels] or effects.of_item(where, paper)
+    measured = [(effect, effects.measure(effect, records)) for effect in planned]
     texts = [
         f"{effect.label}, {effect.task} {effect.metric}: {effects.with_interval(found)}"
         for effect, found in measured
@@ -86,7 +71,7 @@ def by_effects(records: Records, where: str, *_) -> tuple[str, str]:
     ]
     if not texts:
         raise Missing(measured[0][1]["basis"])
-    return "; ".join(texts), combine(found["direction"] for _, found in measured)
+    return "; ".join(texts), combine(found["direction"] for _, found in measured if found["direction"] != effects.NONE)
 
 
 # -- Secs. IV-B and IV-D: the lead in Table I
@@ -97,9 +82,8 @@ def lead(records: Records, task: str) -> tuple[str, str]:
 
     Raises ``Missing`` where none is measured.
     """
-    found = [
-        (e, effects.measure(e, records)) for e in effects.of_item("Table I") if (e.task, e.metric) == (task, "mAP")
-    ]
+    planned = [e for e in effects.of_item("Table I") if (e.task, e.metric) == (task, "mAP") and not e.not_comparable]
+    found = [(effect, effects.measure(effect, records)) for effect in planned]
     measured = [(effect, row) for effect, row in found if not np.isnan(row["difference"])]
     if not measured:
         raise Missing(found[0][1]["basis"])
@@ -108,23 +92,15 @@ def lead(records: Records, task: str) -> tuple[str, str]:
     return text, effects.direction(1, least["low"], least["high"])
 
 
-def no_open_images(records: Records) -> tuple[str, str]:
-    """Raises ``Missing``."""
-    raise Missing("no run of ours is on Open Images")
-
-
-def other_features(records: Records) -> tuple[str, str]:
-    """Raises ``Missing``: what is compared stands on other features than anything here."""
-    raise Missing("not comparable: the zero-shot methods stand on VGG-19 and GloVe, everything here on the VLP")
-
-
 # -- Fig. 3: average precision of each unseen label
 
 
-def gains(records: Records) -> pd.Series:
-    """AP of each unseen label, HRCF's minus MKT's in points, means over seeds."""
-    frame = records.table(MAIN, "per label", ["label", "HRCF", "MKT"])
-    return (frame["HRCF"] - frame["MKT"]).astype(float).set_axis(frame["label"])
+def gains(
+    records: Records, notebook: str = MAIN, title: str = "per label", method: str = "HRCF", against: str = "MKT"
+) -> pd.Series:
+    """AP of each label, one method's minus another's in points, means over seeds. Raises ``Missing``."""
+    frame = records.table(notebook, title, ["label", method, against])
+    return (frame[method] - frame[against]).astype(float).set_axis(frame["label"])
 
 
 def labels_won(gain: pd.Series) -> tuple[str, str]:
@@ -182,10 +158,9 @@ def best(records: Records, kind: str, value: str) -> tuple[str, str]:
 
 def figure4(sources: list[Records]) -> pd.DataFrame:
     """The curves of Fig. 4 as numbers: means over seeds. The paper prints no curve, only what it chose."""
-    choices = published("hrcf_claims_measured").dropna().drop_duplicates("where").set_index("where")["numbers"]
     rows = []
     for where, (kind, title) in CURVES.items():
-        choice = choices[where]
+        choice = effects.of_item(where)[0].row
         columns = {
             f"ours ({records.data}): mAP, ZSL / GZSL": _curve_texts(records, kind, choice) for records in sources
         }
@@ -221,15 +196,31 @@ def frozen_blocks(records: Records, frozen: int, frozen_mkt: int, total: int) ->
     return f"ViT-B/16: HRCF trains the last block alone, {ours[0]} of {total} are frozen{other}", same
 
 
-ANSWERS = {  # what answers a claim, from our records, the place of the claim and its numbers
-    "effects": by_effects,
-    "lead": lambda records, where, task: lead(records, task),
-    "Open Images": lambda records, where: no_open_images(records),
-    "zero-shot methods": lambda records, where: other_features(records),
-    "labels won": lambda records, where: labels_won(gains(records)),
-    "largest gain": lambda records, where, least: largest_gain(gains(records), float(least)),
-    "largest loss": lambda records, where, most: largest_loss(gains(records), float(most)),
-    "best lam": lambda records, where, value: best(records, "lam", value),
-    "best M": lambda records, where, value: best(records, "M", value),
-    "frozen blocks": lambda records, where, *numbers: frozen_blocks(records, *map(int, numbers)),
+def trained_parameters(records: Records, method: str, as_in: str) -> tuple[str, str]:
+    """Trained parameters of a method in a table ``parameters``, beside what the paper prints. Raises ``Missing``."""
+    frame = records.table(PARTIAL, "parameters", ["method", "all"]).set_index("method")
+    if method not in frame.index:
+        raise Missing(f"the record of notebook {PARTIAL[:2]} has no row {method!r}")
+    millions = float(frame.loc[method, "all"])
+    return f"{millions:.6f}M", "agrees" if printed(1e6 * millions, as_in) else "opposite"
+
+
+def _marked(records: Records, notebook: str, text: str, *methods: str) -> str:
+    return f"{text} {effects.EARLIER}" if records.earlier(notebook, *methods) else text
+
+
+def _labels_won(records: Records, notebook: str, title: str, method: str, against: str) -> tuple[str, str]:
+    text, direction = labels_won(gains(records, notebook, title, method, against))
+    return _marked(records, notebook, text, method, against), direction
+
+
+ANSWERS = {  # what answers a claim, from our records and what it needs; "effects", "none", "not yet": ``_answer``
+    "lead": lead,
+    "labels won": _labels_won,
+    "largest gain": lambda records, least: largest_gain(gains(records), float(least)),
+    "largest loss": lambda records, most: largest_loss(gains(records), float(most)),
+    "best lam": lambda records, value: best(records, "lam", value),
+    "best M": lambda records, value: best(records, "M", value),
+    "frozen blocks": lambda records, *numbers: frozen_blocks(records, *map(int, numbers)),
+    "count": trained_parameters,
 }

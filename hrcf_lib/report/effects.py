@@ -14,12 +14,20 @@ import pandas as pd
 from hrcf_lib.report.records import Missing, Records
 from hrcf_lib.studies.records import published
 
-DIRECTIONS = ("agrees", "opposite", "open", "not measured")
+PAPERS = {  # as the report calls them -> how their files begin
+    "HRCF": "hrcf",
+    "OVML-VLP": "ovml",
+    "BiAM": "biam",
+    "TRM-ML": "trmml",
+    "semantic-aware": "semanticaware",
+}
+DIRECTIONS = ("agrees", "opposite", "open", "not measured", "not comparable")
 NONE = "no direction"  # the paper's difference is within the rounding of what it prints
 ROUNDING = 0.1  # two numbers with one decimal differ by less than this more than they seem to
 COLUMNS = ["variant", "setting", "against", "against_setting", "split", "task", "metric", "difference", "low", "high"]
 KEYS = ["item", "label", "task", "metric"]
 SHOWN = ("mAP", "F1@3", "F1@5")  # metrics that effects are counted by
+EARLIER = "†"  # behind a number of an earlier form of a method
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,15 @@ class Effect:
     task: str = "ZSL"
     metric: str = "mAP"
     dataset: str = "NUS-WIDE"  # what the paper measured it on
+    at: float = np.nan  # percentage of labels known, where the paper's table has a column for each
     row: str = ""  # of the paper's table
     against: str = ""  # the other row
     printed: float = np.nan  # the metric in both rows; NaN where the paper shows a direction only
     printed_against: float = np.nan
+    difference: float = np.nan  # where the paper prints the difference alone
     direction: float = np.nan  # +1 or -1 where nothing is printed
     interval: str = "bootstrap"  # or "seeds": runs are compared seed by seed, as the record has no bootstrap of them
+    not_comparable: str = ""  # why no direction is claimed, whatever ours is
 
     @property
     def ours(self) -> tuple[str, str]:
@@ -56,7 +67,7 @@ class Effect:
     @property
     def paper(self) -> float:
         """The paper's difference in percentage points, or NaN."""
-        return self.printed - self.printed_against
+        return self.printed - self.printed_against if np.isnan(self.difference) else self.difference
 
     @property
     def sign(self) -> int:
@@ -67,22 +78,31 @@ class Effect:
 
 
 @cache
-def planned(table: str = "hrcf_effects") -> tuple[Effect, ...]:
-    """The effects of a table in ``papers/published``, in its order."""
-    frame = published(table)
+def planned(paper: str = "HRCF") -> tuple[Effect, ...]:
+    """The effects of a paper, as its table ``*_effects`` in ``papers/published`` has them."""
+    frame = published(f"{PAPERS[paper]}_effects")
     texts = [name for name, kind in Effect.__annotations__.items() if kind is str]
     frame[texts] = frame[texts].astype(object).fillna("")
     return tuple(Effect(**row) for row in frame.to_dict("records"))
 
 
-def of_item(item: str) -> list[Effect]:
-    """The planned effects of one table or figure of the HRCF paper."""
-    return [effect for effect in planned() if effect.item == item]
+def of_item(item: str, paper: str = "HRCF") -> list[Effect]:
+    """The planned effects of one table or figure of a paper."""
+    return [effect for effect in planned(paper) if effect.item == item]
 
 
-def runs_of(item: str) -> dict[str, tuple[str, str]]:
+def belongs(part: str, item: str) -> bool:
+    """Whether a part of a figure, or the whole, is the item.
+
+    >>> belongs("Fig. 4(a)", "Fig. 4"), belongs("Table II", "Table I")
+    (True, False)
+    """
+    return part == item or part.startswith(f"{item}(")
+
+
+def runs_of(item: str, paper: str = "HRCF") -> dict[str, tuple[str, str]]:
     """Row of a paper's table -> (variant, setting) of ours."""
-    sides = ((e.row, e.ours, e.against, e.other) for e in of_item(item))
+    sides = ((e.row, e.ours, e.against, e.other) for e in of_item(item, paper))
     return {name: run for row, ours, against, other in sides for name, run in ((row, ours), (against, other))}
 
 
@@ -99,15 +119,18 @@ def direction(sign: int, low: float, high: float) -> str:
 def measure(effect: Effect, records: Records) -> dict:
     """Our ``difference`` with ``low`` and ``high``, its ``direction``, and the ``basis`` of the interval.
 
-    Where there is no difference, all three are NaN and ``basis`` says why.
+    Where there is no difference, all three are NaN and ``basis`` says why. ``earlier`` says whether one of the two runs
+    is of an earlier form of its method.
     """
     try:
         by_seed = effect.interval == "seeds" or not _bootstrapped(effect, records)
         difference, low, high, basis = (over_seeds if by_seed else stored)(effect, records)
     except Missing as why:
         difference, low, high, basis = np.nan, np.nan, np.nan, str(why)
-    found = {"difference": difference, "low": low, "high": high}
-    return found | {"direction": direction(effect.sign, low, high), "basis": basis}
+    found = {"difference": difference, "low": low, "high": high, "basis": basis}
+    found["direction"] = DIRECTIONS[-1] if effect.not_comparable else direction(effect.sign, low, high)
+    seen = not np.isnan(difference)
+    return found | {"earlier": seen and records.earlier(effect.notebook, effect.variant, effect.against_variant)}
 
 
 def _bootstrapped(effect: Effect, records: Records) -> bool:
@@ -144,27 +167,29 @@ def over_seeds(effect: Effect, records: Records) -> tuple[float, float, float, s
 
 
 def frame(records: Records) -> pd.DataFrame:
-    """All effects of the HRCF paper as numbers: item, label, task, metric, data, paper, sign, and as in ``measure``."""
+    """The effects of all papers as numbers: paper, item, label, task, metric, data, printed, sign, and ``measure``."""
     return pd.DataFrame(
-        {key: getattr(e, key) for key in KEYS}
-        | {"data": e.dataset, "paper": e.paper, "sign": e.sign}
+        {"paper": paper}
+        | {key: getattr(e, key) for key in KEYS}
+        | {"data": e.dataset, "printed": e.paper, "sign": e.sign}
         | measure(e, records)
-        for e in planned()
+        for paper in PAPERS
+        for e in planned(paper)
     )
 
 
-def count(effects: pd.DataFrame) -> pd.DataFrame:
-    """How many effects agree, are opposite, open or not measured: of each item, of all, and of all by metric.
+def count(effects: pd.DataFrame, by: str = "item") -> pd.DataFrame:
+    """How many effects have each of the ``DIRECTIONS``: of each item or ``paper``, of all, and of all by metric.
 
-    Those that have no direction are left out.
+    Those that the paper gives no direction are left out.
     """
     held = effects[effects["sign"] != 0]
-    tables = [pd.crosstab(held[by], held["direction"]) for by in ("item", "metric")]
+    tables = [pd.crosstab(held[key], held["direction"]) for key in (by, "metric")]
     tables = [table.reindex(columns=list(DIRECTIONS), fill_value=0) for table in tables]
-    table = tables[0].reindex(dict.fromkeys(held["item"]))
+    table = tables[0].reindex(dict.fromkeys(held[by]))
     table.loc["all"] = table.sum()
     table = pd.concat([table, tables[1].reindex(SHOWN, fill_value=0).rename("all, {}".format)])
-    return table.rename_axis("of the paper").rename_axis(None, axis=1)
+    return table.rename_axis("paper" if by == "paper" else "of the paper").rename_axis(None, axis=1)
 
 
 # -- as text
@@ -180,15 +205,24 @@ def signed(difference: float) -> str:
 
 
 def with_interval(found: dict) -> str:
-    """A difference and its bounds in percentage points; bounds that are infinite are left out.
+    """A difference and its bounds in percentage points, marked if it is of an earlier form of a method.
 
-    >>> with_interval({"difference": -0.84, "low": -1.2, "high": -0.5})
+    Bounds that are infinite are left out.
+
+    >>> with_interval({"difference": -0.84, "low": -1.2, "high": -0.5, "earlier": False})
     '−0.8 [−1.2, −0.5]'
     """
     text = signed(found["difference"])
     if np.isfinite(found["low"]):
         text += f" [{signed(found['low'])}, {signed(found['high'])}]"
-    return text
+    return f"{text} {EARLIER}" if found["earlier"] else text
+
+
+def printed(effect: Effect) -> str:
+    """What the paper says of an effect: its difference, or a direction where it prints no number."""
+    if np.isnan(effect.paper):
+        return "better" if effect.direction > 0 else "worse"
+    return signed(effect.paper) if np.isnan(effect.difference) else f"{effect.difference:+g}".replace("-", "−")
 
 
 def with_basis(found: dict) -> str:
@@ -200,9 +234,8 @@ def table(effects, sources: list[Records]) -> pd.DataFrame:
     """One row of text per effect: the paper's difference with its data, ours with its interval, and the direction."""
     rows = []
     for effect in effects:
-        paper = "better" if np.isnan(effect.paper) else signed(effect.paper)
         cells = {"of the paper": effect.item, "effect": effect.label, "task": effect.task, "metric": effect.metric}
-        cells["the paper (data in brackets)"] = f"{paper} ({effect.dataset})"
+        cells["the paper (data in brackets)"] = f"{printed(effect)} ({effect.dataset})"
         for records in sources:
             found = measure(effect, records)
             cells[f"ours ({records.data})"] = with_basis(found)

@@ -43,22 +43,16 @@ def _listed(values) -> str:
 def _ours(records: Records) -> dict[str, str]:
     """Method -> its mAP over p as text, or why there is none."""
     try:
-        rows = missing_labels.over_known(records.runs(PARTIAL))
+        rows = records.runs(PARTIAL)
+        rows = missing_labels.over_known(rows[rows["variant"].str.contains(missing_labels.AT, regex=False)])
     except Missing as why:
         return dict.fromkeys(missing_labels.METHODS, str(why))
     found = {title: f"the record of notebook {PARTIAL[:2]} has no {title!r}" for title in missing_labels.METHODS}
     for title, means in rows.groupby(["method", "known"])["mAP"].mean().groupby("method"):
         means = means.droplevel("method")
-        found[title] = f"{_listed(means.reindex(SHOWN))}, {means.mean():.1f} over {len(means)}"
+        text = f"{_listed(means.reindex(SHOWN))}, {means.mean():.1f} over {len(means)}"
+        found[title] = f"{text} {effects.EARLIER}" if records.earlier(PARTIAL, title) else text
     return found
-
-
-def directions(sources: list[Records]) -> pd.DataFrame:
-    """One row of text per effect at p = 0.1, as ``effects.table``; all papers print theirs on ``DATA``."""
-    table = effects.table(effects.planned("partial_labels_effects"), sources).drop(columns=["task", "metric"])
-    paper = table.pop("the paper (data in brackets)").str.removesuffix(f" ({DATA})")
-    table.insert(2, f"the paper ({DATA})", paper)
-    return table.rename(columns={"effect": "effect at p = 0.1"})
 
 
 def single_positive(sources: list[Records]) -> pd.DataFrame:

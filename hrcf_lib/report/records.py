@@ -14,6 +14,7 @@ METRICS = ("F1@3", "F1@5", "mAP")
 TRAINED, MAIN = "04_alternate_training", "05_main_results"  # notebooks whose records the report reads
 PROMPTS, HYPERPARAMETERS, SPEED = "07_ablation_prompts", "09_hyperparameters", "10_parameters_and_speed"
 PARTIAL, SINGLE = "13_partial_labels", "14_single_positive"
+REBUILT = ("OVML-VLP", "BiAM", "TRM-ML", "Semantic-aware")  # methods that are their papers' since a record may be older
 
 
 class Missing(Exception):
@@ -49,6 +50,16 @@ class Records:
         except Missing:
             return False
 
+    def earlier(self, name: str, *variants: str) -> bool:
+        """Whether a run of these variants is of another form of its method than its paper's.
+
+        A record says the form of each method in ``settings``, {"TRM-ML": "paper"}. One that does not was made before
+        the methods had forms, and holds what is called ``first`` now (of BiAM: ``released``).
+        """
+        stated = self.record(name).get("settings") or {}
+        methods = {method for method in REBUILT for variant in variants if variant.startswith(method)}
+        return any(stated.get(method) != "paper" for method in methods)
+
     def _find(self, name: str) -> dict:
         paths = [
             p for p in sorted(self.folder.rglob(f"{name}.json")) if "smoke" not in p.relative_to(self.folder).parts
@@ -82,7 +93,10 @@ class Records:
             frame = self.table(name, "all", ["method", "seed", "split", "task", *METRICS])
             frame = frame.rename(columns={"method": "variant"}).assign(setting="")
         else:
-            frame = self.table(name, "runs", ["variant", "setting", "seed", "split", "task", *METRICS])
+            columns = ["variant", "setting", "seed", "split", "task", *METRICS]
+            frame = self.table(name, "runs", columns)
+            if "parts" in self.record(name)["tables"]:  # ablations of notebook 13
+                frame = pd.concat([frame, self.table(name, "parts", columns)], ignore_index=True)
         return frame[frame["split"] == "test"]
 
     def scores(self, name: str, variant: str, setting: str, task: str) -> pd.DataFrame:

@@ -9,36 +9,42 @@ from hrcf_lib.studies.records import published
 
 DATA = "NUS-WIDE"  # of the paper's columns
 HEAD = " / ".join(METRICS)
-COUNTED = ("P@3", "R@3", "P@5", "R@5")  # what F1 is made of; Table III does not print it
-PARTS = ["HCG", "RSA", "RSS"]  # switched on in a row of Table II
-PRINTED = {  # table -> its file, and the column that names its rows
-    "Table I": ("hrcf_table1_sota", "method"),
-    "Table II": ("hrcf_table2_hcg_hsa", PARTS),
-    "Table III": ("hrcf_table3_prompts", "prompt"),
-    "Table IV": ("hrcf_table4_distillation", "model"),
-    "Table V": ("hrcf_table5_preclip", "model"),
+COUNTED = ("P@3", "R@3", "P@5", "R@5")  # what F1 is made of; not every table prints it
+PRINTED = {  # paper and table -> its file, and the column that names its rows, or those of the parts switched on
+    ("HRCF", "Table I"): ("hrcf_table1_sota", "method"),
+    ("HRCF", "Table II"): ("hrcf_table2_hcg_hsa", ["HCG", "RSA", "RSS"]),
+    ("HRCF", "Table III"): ("hrcf_table3_prompts", "prompt"),
+    ("HRCF", "Table IV"): ("hrcf_table4_distillation", "model"),
+    ("HRCF", "Table V"): ("hrcf_table5_preclip", "model"),
+    ("OVML-VLP", "Table I"): ("ovml_table1", "method"),
+    ("OVML-VLP", "Table II"): ("ovml_table2_clip_backbones_nuswide", "method"),
+    ("OVML-VLP", "Table III"): ("ovml_table3_ablation_nuswide_zsl", ["finetune", "attention", "L_con"]),
+    ("BiAM", "Table 3"): ("biam_table3_blocks_nuswide", "features"),
 }
+BORROWED = {
+    ("HRCF", "Table I"): "ovml_table2_clip_backbones_nuswide"
+}  # has rows that effects of the table compare with, too
 SHORT = {f"{m}_{size}": f"{m}@{k}" for m in ("P", "R", "F1") for size, k in (("small", 3), ("large", 5))}
-NOT_COMPARABLE = "not comparable: on VGG-19 and GloVe; see CLIP-BiAM"  # ours stands on the VLP, like CLIP-BiAM
+OTHERS = "not comparable, or not here"  # a row that no effect of the table names
 OPEN_IMAGES = {"F1_small": "F1@10", "F1_large": "F1@20", "mAP": "mAP"}  # columns of Table I -> what they are there
 
 
-def beside(item: str, sources: list[Records]) -> pd.DataFrame:
+def beside(item: str, sources: list[Records], paper: str = "HRCF") -> pd.DataFrame:
     """One of the ``PRINTED`` tables: each row and task as printed, ours on each data set, and the direction.
 
     The direction is in the row in which an effect differs from the others of its table and task.
     """
-    runs, shown = effects.runs_of(item), _shown(effects.of_item(item))
-    notebook, table, printed = effects.of_item(item)[0].notebook, [], _printed(item)
-    heads = {HEAD: METRICS} | ({" / ".join(COUNTED): COUNTED} if "P@3" in printed else {})
-    for row in printed.to_dict("records"):
+    planned, rows = effects.of_item(item, paper), _printed(item, paper)
+    runs, shown, table = effects.runs_of(item, paper), _shown(planned), []
+    heads = {HEAD: METRICS} | ({" / ".join(COUNTED): COUNTED} if "P@3" in rows else {})
+    for row in rows.to_dict("records"):
         name, task = row["row"], row["task"]
-        among = [notebook, TRAINED] if (notebook, name) == (MAIN, "HRCF") else [notebook]
+        among = [planned[0].notebook, *([TRAINED] if (planned[0].notebook, name) == (MAIN, "HRCF") else [])]
         cells = {"row": name, "task": task}
         for head, metrics in heads.items():
             cells[f"the paper ({DATA}): {head}"] = _numbers(row[m] for m in metrics)
             for records in sources:
-                ours = scores(records, among, runs[name], task, metrics) if name in runs else NOT_COMPARABLE
+                ours = scores(records, among, runs[name], task, metrics) if name in runs else OTHERS
                 cells[f"ours ({records.data}): {head}"] = ours
         for records in sources:
             cells[f"direction ({records.data})"] = _direction(shown.get((name, task)), records)
@@ -46,23 +52,21 @@ def beside(item: str, sources: list[Records]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def _printed(item: str) -> pd.DataFrame:
-    """Rows of a table on ``DATA``: ``row`` (its name), ``task`` and the metrics.
-
-    Table I gets the rows of CLIP-BiAM, BiAM on CLIP's features, which OVML-VLP's Table II prints.
-    """
-    file, names = PRINTED[item]
+def _printed(item: str, paper: str) -> pd.DataFrame:
+    """Rows of a table on ``DATA``: ``row`` (its name), ``task`` and the metrics."""
+    file, names = PRINTED[paper, item]
     frame = published(file).rename(columns=SHORT)
     if "dataset" in frame:
         frame = frame[frame["dataset"] == DATA]
-    if item == "Table I":
-        clip_biam = published("ovml_table2_clip_backbones_nuswide").query("method == 'CLIP-BiAM'")
-        frame = pd.concat([frame, clip_biam], ignore_index=True)
-    if names == PARTS:
-        on = [[part for part in PARTS if row[part]] for row in frame.to_dict("records")]
+    if isinstance(names, list):
+        on = [[part for part in names if row[part]] for row in frame.to_dict("records")]
         frame["row"] = [" + ".join(parts) or "none of the three" for parts in on]
     else:
         frame["row"] = frame[names]
+    if (paper, item) in BORROWED:
+        other = published(BORROWED[paper, item]).rename(columns={"method": "row"})
+        held = {effect.against for effect in effects.of_item(item, paper)} - set(frame["row"])
+        frame = pd.concat([frame, other[other["row"].isin(held)]], ignore_index=True)
     return frame if "task" in frame else frame.assign(task="ZSL")
 
 
@@ -95,7 +99,8 @@ def scores(records: Records, notebooks: list[str], run: tuple[str, str], task: s
     except Missing as why:
         return str(why)
     spread = [f" ± {s:.1f}" if s > 0 else "" for s in frame.std(ddof=1)]
-    return " / ".join(f"{m:.1f}{s}" for m, s in zip(frame.mean(), spread))
+    text = " / ".join(f"{m:.1f}{s}" for m, s in zip(frame.mean(), spread))
+    return f"{text} {effects.EARLIER}" if records.earlier(name, run[0]) else text
 
 
 def open_images() -> pd.DataFrame:

@@ -8,22 +8,31 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hrcf_lib.report import claims, effects
+from hrcf_lib.report import claims, effects, overview
 
 PAPERS = Path(__file__).parents[2] / "papers"
 TABLES = sorted((PAPERS / "published").glob("*.csv"))
-EFFECTS = [*effects.planned(), *effects.planned("partial_labels_effects")]
+EFFECTS = [(paper, effect) for paper in effects.PAPERS for effect in effects.planned(paper)]
+INDEX = pd.read_csv(PAPERS / "published" / "index.csv").fillna("")
+OWN = {"index", "claims_measured"} | {f"{name}_effects" for name in effects.PAPERS.values()}  # say what is compared
+
+# Tables and figures of each paper, counted in its text. HRCF and OVML-VLP number tables in Roman numerals.
+COUNTS = {"HRCF": (6, 7), "OVML-VLP": (3, 3), "BiAM": (8, 11), "TRM-ML": (6, 4), "semantic-aware": (4, 9)}
+ROMAN = ("I", "II", "III", "IV", "V", "VI")
 
 # Columns that hold words. Every other column of every file must be numeric.
 TEXT_COLUMNS = {
-    "against", "against_setting", "against_variant", "answer", "claim", "dataset", "features", "gpu", "interval",
-    "item", "label", "method", "metric", "model", "note", "notebook", "numbers", "prompt", "row", "setting", "shows",
-    "source", "source_table", "task", "trainable_params", "value", "variant", "where",
+    "against", "against_setting", "against_variant", "answer", "claim", "compare", "counted", "dataset", "features",
+    "files", "gpu", "interval", "item", "label", "method", "metric", "model", "not_comparable", "note", "notebook",
+    "numbers", "paper", "prompt", "reason", "row", "setting", "shows", "source", "source_table", "task",
+    "trainable_params", "value", "variant", "where", "why",
 }  # fmt: skip
-NOT_PERCENT = re.compile(r"K_|.*_M$|ms_|seconds_|train_minutes")  # numeric, but no percentage
+NOT_PERCENT = re.compile(r"K_|.*_(M|G|GB|ms)$|ms_|seconds_|train_(minutes|hours)")  # numeric, but no percentage
 MAY_BE_BLANK = re.compile(  # what the papers leave out, and what an effect needs only sometimes; <file>:<column>
     r":([PR]_(small|large)|text_encoder_M|note)$"
-    r"|_effects.csv:(setting|against_setting|printed|printed_against|direction)$|_measured.csv:numbers$"
+    r"|_effects.csv:(at|setting|against_setting|printed|printed_against|difference|direction|not_comparable)$"
+    r"|_measured.csv:numbers$|index.csv:(files|reason|notebook|counted|printed|why)$"
+    r"|single_positive_all.csv:\w+_(LL|SPLC)$"
 )
 
 HALF_STEP = 0.05  # a value printed with one decimal is known to +- 0.05
@@ -92,12 +101,13 @@ def test_published_table_is_clean(path):
     assert not table.duplicated().any()
     assert not any(name.startswith("Unnamed") or name != name.strip() for name in table.columns)
     names = [name for name in table.columns if name in TEXT_COLUMNS - {"note", "value", "gpu", "source_table"}]
+    names += ["at"] if "at" in table else []
     keys = names or list(table.columns[:3])  # ablation tables are keyed by their 0/1 columns
     assert not table.duplicated(subset=keys).any(), f"two rows share {keys}"
     for name in table.columns:
         column = table[name]
         assert MAY_BE_BLANK.search(f"{path.name}:{name}") or not column.isna().any(), f"blank in {name}"
-        if name in TEXT_COLUMNS:
+        if name in TEXT_COLUMNS or path.stem == "index":
             continue
         assert pd.api.types.is_numeric_dtype(column), f"{name} is not numeric"
         known = column.dropna()
@@ -130,9 +140,15 @@ def test_both_k_imply_the_same_number_of_labels_an_image():
     assert wrong == INCONSISTENT
 
 
-@pytest.mark.parametrize("name", ["partial_labels_map.csv", "semanticaware_table4_ablation.csv"])
+WITH_AVERAGE = [
+    "partial_labels_map", "semanticaware_table2_map", "semanticaware_table4_ablation", "trmml_table1_partial_labels",
+    "trmml_table4_complete_regions",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_AVERAGE)
 def test_average_over_proportions(name):
-    table = pd.read_csv(PAPERS / "published" / name)
+    table = pd.read_csv(PAPERS / "published" / f"{name}.csv")
     proportions = [column for column in table.columns if column.isdigit()]
     error = (table[proportions].mean(axis=1) - table["avg"]).abs()
     assert (error <= 2 * HALF_STEP + 1e-9).all(), table[error > 2 * HALF_STEP]
@@ -157,59 +173,137 @@ def test_tables_of_one_paper_agree():
         assert tuple(row[["F1@3", "F1@5", "mAP"]].iloc[0]) == expected, name
 
 
-ELSEWHERE = {"CLIP-BiAM": "ovml_table2_clip_backbones_nuswide"}  # BiAM on CLIP's features, not in HRCF's Table I
-PRINTED_AT = {  # item of an effects table -> the table that prints it, the column that names its rows
-    "Table I": ("hrcf_table1_sota", "method"),
-    "Table II": ("hrcf_table2_hcg_hsa", ["HCG", "RSA", "RSS"]),
-    "Table III": ("hrcf_table3_prompts", "prompt"),
-    "Table IV": ("hrcf_table4_distillation", "model"),
-    "Table V": ("hrcf_table5_preclip", "model"),
-    "semantic-aware, Table 4": ("semanticaware_table4_ablation", "method"),
-    "TRM-ML, Table 1": ("partial_labels_map", "method"),
-}
+def test_numbers_that_stand_in_two_files_are_the_same():
+    """Two files hold a selection of rows for notebooks 13 and 14; BiAM's full method is in three of its tables."""
+    read = lambda name: pd.read_csv(PAPERS / "published" / f"{name}.csv")
+    for part, whole, keys in (
+        ("trmml_table2_single_positive", read("trmml_table2_single_positive_all"), ["method"]),
+        (None, read("trmml_table1_partial_labels").assign(source="TRM-ML"), ["source", "dataset", "method"]),
+        (None, read("semanticaware_table2_map").assign(source="SemanticAware"), ["source", "dataset", "method"]),
+    ):
+        rows = read(part) if part else read("partial_labels_map").query("source in @whole.source")
+        numbers = [column for column in rows.columns if column not in keys]
+        both = rows.merge(whole, on=keys, how="left", suffixes=("", "_whole"))
+        assert both[numbers].equals(both[[f"{column}_whole" for column in numbers]].set_axis(numbers, axis=1))
+    blocks = read("biam_table3_blocks_nuswide").query("features == 'BiAM (RCB + SCB)'")
+    main = read("biam_table1_nuswide").query("method == 'BiAM'")
+    assert blocks[["mAP", "F1@3", "F1@5"]].to_numpy().tolist() == main[["mAP", "F1@3", "F1@5"]].to_numpy().tolist()
+    assert read("biam_table4_attention_nuswide_zsl")["mAP"].max() == main["mAP"].max()
 
 
-@pytest.mark.parametrize("effect", EFFECTS, ids=lambda e: f"{e.item}: {e.label}, {e.task}, {e.metric}")
-def test_an_effect_compares_two_cells_of_its_table(effect):
-    """Or says a direction, where its paper prints no number."""
-    if effect.item not in PRINTED_AT:
-        assert effect.direction in (1, -1) and pd.isna(effect.printed) and pd.isna(effect.printed_against)
-        return
-    for row, printed in ((effect.row, effect.printed), (effect.against, effect.printed_against)):
-        file, names = PRINTED_AT[effect.item]
-        frame = pd.read_csv(PAPERS / "published" / f"{ELSEWHERE.get(row, file)}.csv")
-        frame = frame.rename(columns={"F1_small": "F1@3", "F1_large": "F1@5"})
+# --- every table and figure of the five papers
+
+
+@pytest.mark.parametrize("paper", effects.PAPERS)
+def test_every_table_and_figure_is_in_the_index(paper):
+    tables, figures = COUNTS[paper]
+    items = INDEX[INDEX["paper"] == paper]["item"].tolist()
+    numbers = ROMAN[:tables] if paper in ("HRCF", "OVML-VLP") else range(1, tables + 1)
+    wanted = [f"Table {n}" for n in numbers] + [f"Fig. {n}" for n in range(1, figures + 1)]
+    assert [item for item in items if not item.startswith("Sec.")] == wanted
+
+
+def test_an_item_has_its_numbers_or_the_reason_why_there_are_none():
+    assert set(INDEX["paper"]) == set(effects.PAPERS) == set(COUNTS)
+    assert INDEX["compare"].isin(overview.COMPARE).all()
+    files, notebooks = (
+        {path.stem for path in TABLES},
+        {path.stem for path in (PAPERS.parent / "notebooks").glob("*.ipynb")},
+    )
+    for entry in INDEX.to_dict("records"):
+        named = entry["files"].split()
+        assert named or entry["reason"], entry
+        assert set(named) <= files, entry
+        only_text = all(name.endswith("_text_claims") for name in named)
+        assert entry["reason"] or not only_text or entry["item"].startswith("Sec."), f"say why no numbers: {entry}"
+        assert entry["notebook"] in notebooks or not entry["notebook"] and entry["compare"] != "direction", entry
+        assert entry["why"] or entry["compare"] != "no", f"say why it is not comparable: {entry}"
+        assert bool(entry["counted"]) == bool(entry["printed"]) == (entry["compare"] == "number"), entry
+    held = {name for names in INDEX["files"] for name in names.split()}
+    assert held | OWN == files, "a file of published numbers belongs to no table or figure"
+
+
+@pytest.mark.parametrize("paper", effects.PAPERS)
+def test_effects_and_claims_belong_to_an_item(paper):
+    entries = {entry["item"]: entry for entry in overview.index(paper)}
+    planned = effects.planned(paper)
+    for effect in planned:
+        (item,) = (item for item in entries if effects.belongs(effect.item, item))
+        assert entries[item]["compare"] == "direction" or effect.not_comparable, effect
+    said = pd.read_csv(PAPERS / "published" / f"{effects.PAPERS[paper]}_text_claims.csv")
+    measured = pd.read_csv(PAPERS / "published" / "claims_measured.csv").query("paper == @paper")
+    keys = ["where", "claim", "dataset"]
+    assert measured[keys].to_numpy().tolist() == said[keys].to_numpy().tolist()
+    labels = {effect.label for effect in planned}
+    for row in measured.query("answer == 'effects'").dropna().to_dict("records"):
+        assert set(row["numbers"].split("; ")) <= labels, row
+
+
+# --- what is compared
+
+
+def printed_cells(paper: str, effect) -> list[float]:
+    """The two cells of the paper's table that an effect names, from the files of its item."""
+    (entry,) = (e for e in overview.index(paper) if effects.belongs(effect.item, e["item"]))
+    return [next(cells(entry["files"].split(), effect, row)) for row in (effect.row, effect.against)]
+
+
+def cells(files, effect, row):
+    for file in files:
+        frame = pd.read_csv(PAPERS / "published" / f"{file}.csv").rename(
+            columns={"F1_small": "F1@3", "F1_large": "F1@5"}
+        )
         for column, value in (("dataset", effect.dataset), ("task", effect.task)):
             frame = frame[frame[column] == value] if column in frame else frame
-        column = effect.metric if effect.metric in frame else "10"  # percent of labels known
-        if isinstance(names, list):
-            found = frame[(frame[names] == [name in row.split(" + ") for name in names]).all(axis=1)]
+        column = effect.metric if pd.isna(effect.at) else f"{effect.at:.0f}"  # percent of labels known
+        on = [name for name in frame if name in ("HCG", "RSA", "RSS", "finetune", "attention", "L_con")]
+        names = next((name for name in ("method", "features", "prompt", "model") if name in frame), None)
+        if on:
+            found = frame[(frame[on] == [part in row.split(" + ") for part in on]).all(axis=1)]
         else:
-            found = frame[frame[names] == row]
-        assert found[column].item() == printed
+            found = frame[frame[names] == row] if names else frame[:0]
+        if len(found):
+            yield found[column].item()
+
+
+@pytest.mark.parametrize(
+    ("paper", "effect"), EFFECTS, ids=[f"{p}, {e.item}: {e.label}, {e.task}, {e.metric}" for p, e in EFFECTS]
+)
+def test_an_effect_compares_two_cells_of_its_table(paper, effect):
+    """Or numbers of a claim, or says a direction where its paper prints none."""
+    both, alone = [effect.printed, effect.printed_against], [effect.difference]
+    numbers = [n for n in both + alone if not pd.isna(n)]
+    assert numbers in ([], both, alone), "two cells, or their difference alone"
+    if not numbers:
+        assert effect.direction in (1, -1)
+        return
+    assert pd.isna(effect.direction)
+    (entry,) = (e for e in overview.index(paper) if effects.belongs(effect.item, e["item"]))
+    if any(not name.endswith("_text_claims") for name in entry["files"].split()):
+        assert printed_cells(paper, effect) == [effect.printed, effect.printed_against]
+        return
+    said = pd.read_csv(PAPERS / "published" / f"{effects.PAPERS[paper]}_text_claims.csv")
+    said = " ".join(said[said["where"].str.contains(effect.item, regex=False)]["value"])
+    assert all(f"{number:g}" in re.findall(r"[\d.]*\d", said.replace("82.0", "82")) for number in numbers)
 
 
 def test_effects_and_claims_name_notebooks_and_answers_that_exist():
     notebooks = {path.stem for path in (PAPERS.parent / "notebooks").glob("*.ipynb")}
-    items = pd.read_csv(PAPERS / "published" / "hrcf_items.csv")
-    assert {effect.notebook for effect in EFFECTS} | set(items["notebook"]) <= notebooks
-    assert {effect.interval for effect in EFFECTS} == {"bootstrap", "seeds"}
-    said, measured = (
-        pd.read_csv(PAPERS / "published" / f"hrcf_{name}.csv") for name in ("text_claims", "claims_measured")
-    )
-    assert measured[["where", "claim"]].equals(said[["where", "claim"]])
-    assert set(measured["answer"]) == set(claims.ANSWERS)
+    assert {effect.notebook for _, effect in EFFECTS} <= notebooks
+    assert {effect.interval for _, effect in EFFECTS} == {"bootstrap", "seeds"}
+    measured = pd.read_csv(PAPERS / "published" / "claims_measured.csv")
+    assert set(measured["answer"]) == {*claims.ANSWERS, "effects", "none"}
 
 
 # --- pages
 
 
 def test_readme_describes_every_table_and_column():
-    described = {row[0].strip("`"): row[3] for row in markdown_rows(README, "file")}
+    described = {name: row[3] for row in markdown_rows(README, "file") for name in re.findall(r"`([^`]+)`", row[0])}
     assert set(described) == {path.name for path in TABLES}
     for path in TABLES:
         text = described[path.name]
-        if text.startswith("as ") or "{COCO" in text or "`10` ... `90`" in text:  # described in words
+        if text.startswith("as ") or "{COCO" in text or "_sd" in text or "`10` ... `90`" in text:  # described in words
             continue
         assert set(pd.read_csv(path, nrows=0).columns) == set(re.findall(r"`([^`]+)`", text)), path.name
 
