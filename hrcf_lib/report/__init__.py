@@ -18,9 +18,9 @@ from hrcf_lib.studies.records import REPOSITORY
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
 NOTE = (
-    f"{effects.EARLIER}: of another form of a method than its paper's. The record does not say the form of "
-    f"{', '.join(REBUILT[:-1])} or {REBUILT[-1]}, so it is what stood here before the papers' full texts were at hand "
-    '(`settings="first"`, of BiAM `"released"`); the row stands until its notebook has run again.'
+    f"{effects.EARLIER}: of another form of a method than its paper's. The record of that notebook is not of "
+    f'forms = "paper", so its numbers of {", ".join(REBUILT[:-1])} and {REBUILT[-1]} are of what stood here before the '
+    "papers' full texts were at hand. They stand until the notebook has run again."
 )
 
 
@@ -95,7 +95,8 @@ class Report:
         frame = frame[frame["paper"].isin(papers) & frame["metric"].eq(metric)]
         if not len(frame):
             return None
-        label = frame["label"] + ", " + frame["task"] + " " + frame["metric"]
+        mark = frame["earlier"].map({True: f" {effects.EARLIER}", False: ""})
+        label = frame["label"] + ", " + frame["task"] + " " + frame["metric"] + mark
         group = frame["item"] if len(papers) == 1 else frame["paper"] + ", " + frame["item"]
         drawn = frame.assign(label=label, verdict=frame["direction"], group=group, paper=frame["printed"])
         return figures.effects(drawn, width=width, xlabel=f"difference in percentage points, ours on {data}")

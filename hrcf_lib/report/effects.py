@@ -120,8 +120,14 @@ def measure(effect: Effect, records: Records) -> dict:
     """Our ``difference`` with ``low`` and ``high``, its ``direction``, and the ``basis`` of the interval.
 
     Where there is no difference, all three are NaN and ``basis`` says why. ``earlier`` says whether one of the two runs
-    is of an earlier form of its method.
+    is of an earlier form of its method. Each effect is measured once for these records.
     """
+    if effect not in records.measured:
+        records.measured[effect] = _measure(effect, records)
+    return records.measured[effect]
+
+
+def _measure(effect: Effect, records: Records) -> dict:
     try:
         by_seed = effect.interval == "seeds" or not _bootstrapped(effect, records)
         difference, low, high, basis = (over_seeds if by_seed else stored)(effect, records)

@@ -31,7 +31,7 @@ def index(paper: str) -> list[dict]:
 def overview(paper: str, sources: list[Records]) -> pd.DataFrame:
     """One row of text per table and figure of a paper.
 
-    ``the paper`` and ``ours`` are the first difference of the item, or its first claim that we measure; the direction
+    The paper's and ours are the first difference of the item, or its first claim that we measure; the direction
     counts all of them.
     """
     said, rows = claims.claims(sources, paper), []
@@ -43,7 +43,8 @@ def overview(paper: str, sources: list[Records]) -> pd.DataFrame:
             if entry["compare"] == "direction"
             else None
         )
-        cells = {"of the paper": entry["item"], "shows": entry["shows"], "the paper": _printed(entry, planned, own)}
+        cells = {"of the paper": entry["item"], "shows": entry["shows"]}
+        cells["the paper (data in brackets)"] = _printed(entry, planned, own)
         for records in sources:
             ours, direction = _ours(entry, planned, own, records)
             cells |= {f"ours ({records.data})": ours, f"direction ({records.data})": direction}
@@ -81,8 +82,9 @@ def _ours(entry: dict, planned, said, records: Records) -> tuple[str, str]:
         missing = said.iloc[0][direction] == "not measured"
         return f"{'not measured yet: ' if missing else ''}{said.iloc[0][ours]}", counted(said[direction])
     shown = {"picture": "its pictures", "no": "its own tables"}.get(entry["compare"])
-    where = f"notebook {entry['notebook'][:2]}: {shown}" if shown and entry["notebook"] else ""
-    return where, COMPARE[entry["compare"]]
+    if shown and entry["notebook"]:
+        return f"notebook {entry['notebook'][:2]}: {shown}", COMPARE[entry["compare"]]
+    return "none here" if shown else "", COMPARE[entry["compare"]]
 
 
 def _number(entry: dict, records: Records) -> tuple[str, str]:
@@ -102,8 +104,10 @@ def counted(directions) -> str:
     """How often each direction occurs; one word where there is one kind alone.
 
     >>> counted(["agrees", "open", "agrees"]), counted(["open", "open"])
-    ('2 agrees, 1 open', 'open')
+    ('2 agree, 1 open', 'open')
     """
     found = pd.Series(list(directions)).value_counts(sort=False)
     kinds = [kind for kind in (*effects.DIRECTIONS, effects.NONE) if kind in found]
-    return kinds[0] if len(kinds) == 1 else ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+    if len(kinds) == 1:
+        return kinds[0]
+    return ", ".join(f"{found[kind]} {'agree' if kind == 'agrees' and found[kind] > 1 else kind}" for kind in kinds)

@@ -33,7 +33,8 @@ class Records:
     """
 
     def __init__(self, folder: str | Path, data: str = MINI):
-        self.folder, self.data, self._read = Path(folder), data, {}
+        self.folder, self.data, self._read, self._runs = Path(folder), data, {}, {}
+        self.measured: dict = {}  # of ``effects.measure``
         if not self.folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder of records: give the one that holds <notebook>.json")
 
@@ -53,12 +54,10 @@ class Records:
     def earlier(self, name: str, *variants: str) -> bool:
         """Whether a run of these variants is of another form of its method than its paper's.
 
-        A record says the form of each method in ``settings``, {"TRM-ML": "paper"}. One that does not was made before
-        the methods had forms, and holds what is called ``first`` now (of BiAM: ``released``).
+        A record says so by its parameter ``forms``. One without it is older than the papers' forms.
         """
-        stated = self.record(name).get("settings") or {}
-        methods = {method for method in REBUILT for variant in variants if variant.startswith(method)}
-        return any(stated.get(method) != "paper" for method in methods)
+        rebuilt = any(variant.startswith(REBUILT) for variant in variants)
+        return rebuilt and self.record(name)["parameters"].get("forms") != "paper"
 
     def _find(self, name: str) -> dict:
         paths = [
@@ -89,6 +88,11 @@ class Records:
 
     def runs(self, name: str) -> pd.DataFrame:
         """Tidy rows of runs on the split ``test``: variant, setting, seed, task, metrics in percent."""
+        if name not in self._runs:
+            self._runs[name] = self._tidy(name)
+        return self._runs[name]
+
+    def _tidy(self, name: str) -> pd.DataFrame:
         if name.startswith("04"):  # calls a variant a method, and has no settings
             frame = self.table(name, "all", ["method", "seed", "split", "task", *METRICS])
             frame = frame.rename(columns={"method": "variant"}).assign(setting="")

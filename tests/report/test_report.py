@@ -13,7 +13,7 @@ import pytest
 import report_records as made
 
 from hrcf_lib import report
-from hrcf_lib.report import __main__, claims, costs, effects, export, missing_labels, tables
+from hrcf_lib.report import __main__, claims, costs, effects, export, missing_labels, overview, tables
 from hrcf_lib.report.records import METRICS, MINI, NUS, Missing, Records, printed
 from hrcf_lib.studies.records import REPOSITORY, published, read_record
 from hrcf_lib.studies.records import record as write_record
@@ -85,22 +85,27 @@ def test_the_papers_differences_are_those_of_its_tables():
     assert fixed.paper == pytest.approx(-0.1) and fixed.sign == 0, "within the rounding of the print"
     assert planned["Table I", "HRCF against MKT", "ZSL", "mAP"].paper == pytest.approx(8.2)
     assert planned["Fig. 4(b)", "108 regions kept against 140", "GZSL", "mAP"].dataset == "Open Images"
-    assert len(planned) == len(effects.planned()) == 85
+    assert len(planned) == len(effects.planned()) == 91
     assert planned["Table II", "HCG added", "ZSL", "F1@3"].paper == pytest.approx(2.5), "ten times what mAP shows"
     assert planned["Table I", "HRCF against CLIP-BiAM", "ZSL", "mAP"].paper == pytest.approx(45.8 - 29.5)
     assert planned["Table I", "HRCF against OVML-VLP", "ZSL", "F1@3"].sign == -1, "second best in print"
 
 
 def test_directions_of_made_up_records(full):
-    frame = full.effects[MINI].set_index(["item", "label", "task", "metric"])["direction"]
+    frame = full.effects[MINI].query("paper == 'HRCF'").set_index(["item", "label", "task", "metric"])["direction"]
     assert frame["Table II", "HCG added", "ZSL", "mAP"] == "open"
     assert frame["Table II", "RSA added", "ZSL", "mAP"] == "agrees"
     assert frame["Table II", "RSS added", "ZSL", "mAP"] == "opposite"
     assert frame["Table III", "hybrid against fixed prompt", "ZSL", "mAP"] == effects.NONE
     assert frame["Table V", "HRCF against the plain VLP", "GZSL", "mAP"] == "agrees"
     assert frame["Table I", "HRCF against MKT", "ZSL", "mAP"] == "not measured"
-    summary = full.summary()[OURS]
-    assert summary.loc["all, mAP"].sum() == 32 and full.counts()["ours"].tolist().count(NUS) == len(summary)
+    summary = full.summary("HRCF")[OURS]
+    assert (
+        summary.loc["all, mAP"].sum() == 34
+        and frame["Table I", "HRCF against LESA (M=10)", "ZSL", "mAP"] == "not comparable"
+    )
+    counted = full.counts().query("ours == @NUS and paper == 'HRCF'")
+    assert len(counted) == len(summary) and full.summary()[OURS].loc["HRCF"].equals(summary.loc["all"])
     assert summary.loc["all"].tolist() == summary.filter(like="all, ", axis=0).sum().tolist()
     f1 = {metric: frame["Table II", "HCG added", "ZSL", metric] for metric in ("F1@3", "F1@5")}
     assert f1 == {"F1@3": "open", "F1@5": "opposite"}, "F1@5 by seeds: the record has no interval of it"
@@ -128,12 +133,19 @@ def test_without_intervals_every_seed_must_be_on_one_side(tmp_path, differences,
 
 
 def test_a_missing_record_is_named_with_its_notebook(empty):
-    assert (effects.frame(empty)["direction"].isin(["not measured"])).all()
+    assert effects.frame(empty)["direction"].isin(["not measured", "not comparable"]).all()
+    assert not effects.frame(empty)["earlier"].any()
     frame = tables.beside("Table II", [empty])
     assert frame.filter(like="ours").iloc[0, 0] == "notebook 06 makes it"
     assert costs.times([empty]).filter(like="ours").iloc[2, 0] == "notebook 10 makes it"
-    assert claims.claims([empty])[OURS].str.contains("notebook 0[59]|ViT-B/16|Open Images|not comparable").all()
-    assert "notebook 11 makes it" in claims.coverage([empty]).set_index("of the paper").loc["Figs. 6-7"].iloc[-1]
+    assert claims.claims([empty])[OURS].str.contains("notebook 0[59]|ViT-B/16|Open Images|word vectors").all()
+    made_by = overview.overview("HRCF", [empty]).set_index("of the paper")
+    assert (
+        made_by.loc["Fig. 6", OURS] == "notebook 11: its pictures" and made_by.loc["Fig. 6", DIRECTION] == "to look at"
+    )
+    assert made_by.loc["Table II", OURS] == "not measured yet: notebook 06 makes it"
+    assert made_by.loc["Fig. 3", OURS] == "not measured yet: notebook 05 makes it"
+    assert made_by.loc["Table VI", OURS] == "not measured yet: notebook 10 makes it"
 
 
 def test_a_record_without_its_table_says_so(tmp_path):
@@ -149,6 +161,7 @@ def test_the_report_runs_with_what_is_stored(monkeypatch):
     for frame in found.tables().values():
         assert not frame.columns.str.contains("ours.*NUS-WIDE").any(), "no such column without such records"
         assert not frame.isna().any().any()
+    assert len(found.summary()) == len(effects.PAPERS) + 1 + len(effects.SHOWN)
 
 
 def test_missing_labels_beside_their_papers(tmp_path):
@@ -165,17 +178,105 @@ def test_missing_labels_beside_their_papers(tmp_path):
     records = [Records(tmp_path)]
     ours = missing_labels.over_known(records).set_index("method").filter(like="ours").iloc[:, 0]
     assert (
-        ours["TRM-ML"] == "20.5 / 30.0 / –, 25.2 over 2" and ours["HRCF"] == "the record of notebook 13 has no 'HRCF'"
+        ours["TRM-ML"] == "20.5 / 30.0 / –, 25.2 over 2 †" and ours["HRCF"] == "the record of notebook 13 has no 'HRCF'"
     )
     paper = missing_labels.over_known(records).set_index("method").filter(like="MS-COCO").iloc[:, 0]
     assert paper["TRM-ML"] == "83.3 / 85.6 / 86.5, 85.4 over 9" and paper["ASL"] == ""
-    directions = missing_labels.directions(records).set_index("effect at p = 0.1")
-    assert directions.loc["decoupling", DIRECTION] == "opposite" and directions.loc["decoupling", OURS][:4] == "−2.0"
-    assert directions.loc["TRM-ML against DualCoOp", DIRECTION] == "opposite"
-    assert directions.loc["TRM-ML against DualCoOp", f"the paper ({missing_labels.DATA})"] == "+4.6"
-    assert directions.loc["prompts of each label's own", DIRECTION] == "not measured"
+    trm, semantic = (
+        effects.table(effects.planned(paper), records).set_index("effect") for paper in ("TRM-ML", "semantic-aware")
+    )
+    assert semantic.loc["decoupling", DIRECTION] == "opposite" and semantic.loc["decoupling", OURS][:4] == "−2.0"
+    assert trm.loc["TRM-ML against DualCoOp, 10 % known", DIRECTION] == "opposite"
+    assert trm.loc["TRM-ML against DualCoOp, 10 % known", "the paper (data in brackets)"] == "+4.6 (MS-COCO)"
+    assert trm.loc["text prototypes alone", "the paper (data in brackets)"] == "+1.05 (VOC 2007)"
+    assert semantic.loc["prompts of each category's own", DIRECTION] == "not measured"
     single = missing_labels.single_positive(records).set_index("method")
     assert single.loc["HSPNet"].tolist() == ["74.8", ""] and single.loc["HRCF"].iloc[1] == "notebook 14 makes it"
+
+
+@pytest.mark.parametrize(("forms", "marked"), [(None, True), ("paper", False), ("first", True)])
+def test_numbers_of_another_form_of_a_method_are_marked(tmp_path, forms, marked):
+    """A record without ``forms`` is older than the methods' forms."""
+    rows = [
+        dict(zip(("variant", "setting", "seed", "split", "task"), (v, "", seed, "test", "seen")))
+        | dict.fromkeys(METRICS, value + seed)
+        for v, value in (("TRM-ML @ 0.1", 20.0), ("DualCoOp @ 0.1", 10.0))
+        for seed in (0, 1)
+    ]
+    parameters = {} if forms is None else {"forms": forms}
+    tables_ = {"runs": pd.DataFrame(rows)}
+    write_record("13_partial_labels", parameters, tables_, 1.0, "p", tmp_path, config={"name": "mini_short"})
+    found = report.Report(tmp_path)
+    effect = next(e for e in effects.planned("TRM-ML") if e.at == 10)
+    measured = effects.measure(effect, found.sources[0])
+    assert measured["earlier"] == marked and measured["direction"] == "agrees"
+    assert effects.with_interval(measured) == "+10.0 [+10.0, +10.0]" + " †" * marked
+    assert found.note() == report.NOTE * marked
+    ours = missing_labels.over_known(found.sources).set_index("method").filter(like="ours").iloc[:, 0]
+    assert ours["TRM-ML"].endswith("†") == marked and not ours["DualCoOp"].endswith("†")
+
+
+def test_an_effect_that_does_not_compare_has_no_direction(main):
+    """Ours may be there all the same."""
+    effect = effects.Effect(
+        "05_main_results", "HRCF", "", "MKT", "", printed=2, printed_against=1, not_comparable="why"
+    )
+    found = effects.measure(effect, main.sources[0])
+    assert found["difference"] == 2.0 and found["direction"] == "not comparable"
+
+
+# -- a row for every table and figure
+
+
+@pytest.mark.parametrize("paper", effects.PAPERS)
+def test_every_item_of_a_paper_has_its_row(full, paper):
+    frame = full.tables()[f"{paper}: tables and figures"]
+    entries = overview.index(paper)
+    assert frame["of the paper"].tolist() == [entry["item"] for entry in entries]
+    assert (frame["the paper (data in brackets)"] != "").all() and (frame[DIRECTION] != "").all()
+    for entry, direction in zip(entries, frame[DIRECTION]):
+        if entry["compare"] in ("picture", "no", "nothing"):
+            assert direction == overview.COMPARE[entry["compare"]]
+
+
+def test_an_unknown_paper_is_an_error():
+    with pytest.raises(KeyError, match="MKT"):
+        overview.index("MKT")
+
+
+def test_rows_of_the_overview(main):
+    frame = main.tables()["HRCF: tables and figures"].set_index("of the paper")
+    first = frame.loc["Table I"]
+    assert first["the paper (data in brackets)"] == "HRCF against CLIP-BiAM, ZSL mAP: +16.3 (NUS-WIDE); 53 more", (
+        "those that compare come first"
+    )
+    assert first[DIRECTION].endswith("24 not comparable")
+    assert (
+        frame.loc["Fig. 3", "the paper (data in brackets)"]
+        == "unseen labels on which HRCF's AP beats MKT's: 65 of 81 (NUS-WIDE); 2 more"
+    )
+    assert (
+        frame.loc["Fig. 3", OURS] == "2 of 4 (sign test: p = 1.000)"
+        and frame.loc["Fig. 3", DIRECTION] == "1 agrees, 2 open"
+    )
+    others = main.tables()["BiAM: tables and figures"].set_index("of the paper")
+    assert others.loc["Table 2", DIRECTION] == "not comparable" and "weighted" in others.loc["Table 2", "remark"]
+    assert others.loc["Table 2", "the paper (data in brackets)"] == "12 rows of numbers"
+
+
+@pytest.mark.parametrize(
+    ("millions", "direction"), [(6.8012, "as printed"), (6.9, "not as printed"), (None, "not measured")]
+)
+def test_parameters_are_compared_as_numbers(tmp_path, millions, direction):
+    counted = pd.DataFrame(
+        {"method": ["TRM-ML"], "all": [millions]} if millions else {"method": ["CoOp"], "all": [1.0]}
+    )
+    write_record("13_partial_labels", {}, {"parameters": counted}, 1.0, "p", tmp_path, config={"name": "mini_short"})
+    row = overview.overview("TRM-ML", [Records(tmp_path)]).set_index("of the paper").loc["Table 5"]
+    assert row["the paper (data in brackets)"] == "6.80M" and row[DIRECTION] == direction
+    assert row[OURS] == (
+        f"{millions:.6f}M" if millions else "not measured yet: the record of notebook 13 has no row 'TRM-ML'"
+    )
 
 
 def test_folders_are_checked(tmp_path):
@@ -208,8 +309,12 @@ def test_numbers_are_those_of_the_records(full, folder):
 
 
 def test_claims(full):
-    table = full.tables()["claims of figures and text"]
+    table = full.tables()["HRCF: claims"]
     assert table["claim"].tolist() == published("hrcf_text_claims")["claim"].tolist()
+    said = full.tables()["TRM-ML: claims"]
+    assert said["claim"].tolist() == published("trmml_text_claims")["claim"].tolist()
+    assert rows(said, where="Sec. 4.4, Table 6")[OURS].eq("notebook 13 makes it").all()
+    assert rows(said, where="Sec. 4.2")[DIRECTION].eq("not comparable").all()
     best = rows(table, where="Fig. 4(a)", claim="best lambda").iloc[0]
     assert best[OURS].startswith("1 (ZSL mAP") and best[DIRECTION] == "opposite", "0.5 is better than 0.25"
     assert rows(table, where="Fig. 4(a) text").iloc[0][DIRECTION] == "open", "not held against every other value"
@@ -256,14 +361,15 @@ def test_other_methods_of_table_1_are_those_of_the_record(main):
         variant = {"CLIP-BiAM": "BiAM"}.get(method, method)
         part = rows(runs, variant=variant, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
         expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
-        assert rows(table, row=method, task="GZSL")[head].item() == expected, method
-    assert rows(table, row="BiAM")[head].str.startswith("not comparable: on VGG-19 and GloVe").all()
+        mark = " †" if variant in ("BiAM", "OVML-VLP") else ""
+        assert rows(table, row=method, task="GZSL")[head].item() == expected + mark, method
+    assert rows(table, row="BiAM")[head].eq(tables.OTHERS).all()
     assert rows(table, row="MKT", task="ZSL")[DIRECTION].item() == "+2.0 [+1.0, +3.0]: agrees"
-    assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0]: opposite"
+    assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0] †: opposite"
     assert rows(table, row="LESA (M=10)", task="ZSL")[head].item() == "the record of notebook 05 has no 'LESA (M=10)'"
-    assert main.summary()[OURS].loc["all, mAP"].tolist() == [4, 2, 2, 24], "Tables I and V"
-    lead = rows(main.tables()["claims of figures and text"], where="Sec. IV-B")
-    assert lead[OURS].iloc[0] == "−2.0 [−3.0, −1.0] (OVML-VLP; 3 methods measured)"
+    assert main.summary("HRCF")[OURS].loc["all, mAP"].tolist() == [4, 2, 2, 18, 8], "Tables I and V"
+    lead = rows(main.tables()["HRCF: claims"], where="Sec. IV-B")
+    assert lead[OURS].iloc[0] == "−2.0 [−3.0, −1.0] † (OVML-VLP; 3 methods measured)"
     assert lead[DIRECTION].tolist() == ["opposite", "opposite", "not measured"]
 
 
@@ -276,7 +382,7 @@ def test_hrcf_of_table_1_is_that_of_the_run_it_is_compared_in(main, full):
 
 
 def test_claims_of_figure_3(main):
-    table = main.tables()["claims of figures and text"]
+    table = main.tables()["HRCF: claims"]
     table = table[table["where"] == "Fig. 3"]
     assert table[OURS].tolist() == [
         "2 of 4 (sign test: p = 1.000)",
@@ -315,7 +421,7 @@ def test_losses_are_held_against_the_papers_bound(loss, expected):
 
 
 def test_frozen_blocks_of_both_methods(main, full, tmp_path):
-    blocks = lambda r: rows(r.tables()["claims of figures and text"], where="Sec. IV-F").iloc[0]
+    blocks = lambda r: rows(r.tables()["HRCF: claims"], where="Sec. IV-F").iloc[0]
     assert blocks(main)[OURS].endswith("11 of 12 are frozen; MKT trains 2, 10 of 12 are frozen")
     assert blocks(main)[DIRECTION] == "agrees"
     assert blocks(full)[OURS].endswith("(MKT: notebook 05)") and blocks(full)[DIRECTION] == "agrees"
@@ -361,8 +467,8 @@ def test_a_record_without_its_tables_of_labels_and_costs_says_so(tmp_path):
     made.write_main(tmp_path, without=("per label", "costs", "parameters"))
     found = report.Report(tmp_path).tables()
     lacks = "the record of notebook 05 has no '{}'".format
-    assert rows(found["claims of figures and text"], where="Fig. 3")[OURS].eq(lacks("per label")).all()
-    assert rows(found["claims of figures and text"], where="Fig. 3")[DIRECTION].eq("not measured").all()
+    assert rows(found["HRCF: claims"], where="Fig. 3")[OURS].eq(lacks("per label")).all()
+    assert rows(found["HRCF: claims"], where="Fig. 3")[DIRECTION].eq("not measured").all()
     assert found["costs on the mini VLP"].iloc[0, 1] == lacks("costs")
     assert rows(found["Table VI"], method="MKT").iloc[0, 2] == lacks("parameters")
 
