@@ -25,6 +25,7 @@ from hrcf_lib.methods.missing_labels.asl import ASL
 from hrcf_lib.methods.missing_labels.base import Partial
 from hrcf_lib.methods.missing_labels.coop import CoOp
 from hrcf_lib.methods.missing_labels.dual_coop import DualCoOp
+from hrcf_lib.methods.missing_labels.semantic_aware import SemanticAware
 from hrcf_lib.methods.missing_labels.trm_ml import TRMML
 from hrcf_lib.methods.mkt import MKT
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
@@ -42,7 +43,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "coop": CoOp,
     "dual_coop": DualCoOp,
     "asl": ASL,
-    "semantic_aware": SemanticAwareFirst,
+    "semantic_aware": SemanticAware,
     "trm_ml": TRMML,
 }
 FIRST = {  # the form of a method that was here first, by its ``settings``; what was saved without them is of that form

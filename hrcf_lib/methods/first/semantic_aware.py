@@ -41,7 +41,7 @@ from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
 from hrcf_lib.methods.blocks import fixed_prompts, patches
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -218,16 +218,3 @@ class SemanticAwareFirst(Partial):
     def _cosines(self, regions: Tensor, t: Tensor, x: Tensor) -> Tensor:
         f = self.decoupling(regions, x)  # (B, K, D)
         return (F.normalize(f, dim=-1) * t).sum(dim=-1)  # (B, K)
-
-
-def softmax_logits(s: Tensor) -> Tensor:
-    r"""Logits (B, K) of Eq. 9, whose p is a softmax: $\log p_k / (1 - p_k) = s_k - \log \sum_{c \neq k} \exp s_c$.
-
-    Raises ``ValueError`` for a single label, whose probability is 1 whatever the picture shows.
-    """
-    if s.shape[1] < 2:
-        raise ValueError("prediction = 'softmax' compares labels with each other: ask for two or more")
-    best = s.argmax(dim=1, keepdim=True)  # (B, 1), whose p may be 1 up to rounding
-    p = s.softmax(dim=1).scatter(1, best, 0.0)  # at most 1/2
-    others = s.logsumexp(dim=1, keepdim=True) + torch.log1p(-p)  # (B, K)
-    return s - others.scatter(1, best, s.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True))

@@ -221,3 +221,16 @@ def first_scores(model, data, number: int = FITTED, batch: int = 64) -> tuple[Te
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Of all pairs: (..., J, D), (K, D) -> (..., J, K)."""
     return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+
+
+def softmax_logits(s: Tensor) -> Tensor:
+    r"""Logits (B, K) of a softmax over labels: $\log p_k / (1 - p_k) = s_k - \log \sum_{c \neq k} \exp s_c$.
+
+    Raises ``ValueError`` for a single label, whose probability is 1 whatever the picture shows.
+    """
+    if s.shape[1] < 2:
+        raise ValueError("prediction = 'softmax' compares labels with each other: ask for two or more")
+    best = s.argmax(dim=1, keepdim=True)  # (B, 1), whose p may be 1 up to rounding
+    p = s.softmax(dim=1).scatter(1, best, 0.0)  # at most 1/2
+    others = s.logsumexp(dim=1, keepdim=True) + torch.log1p(-p)  # (B, K)
+    return s - others.scatter(1, best, s.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True))
