@@ -18,7 +18,8 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     .. math:: L_i = \sum_{p: y_{ip} = 1} \; \sum_{n: y_{in} = -1} \max(0,\; 1 + s_{in} - s_{ip})
 
     ``"violations"``  mean over the B images of :math:`L_i / V_i`, with :math:`V_i` the number of pairs whose hinge is
-                      above 0, a constant for the gradient. This is what the public code of BiAM and MKT computes.
+                      above 0, a constant for the gradient. This is what the public code of BiAM and MKT computes; it
+                      differs from Eq. 15, which sums over images and pairs.
     ``"pairs"``       mean over the B images of :math:`L_i` divided by the number of all pairs of the image, violated or
                       not. The same as "violations" where no margin is ever met, as with scores of norm 1.
     ``"sum"``         :math:`\sum_i L_i`: Eq. 15 to the letter, divided by nothing, not even by the number of images.
@@ -110,7 +111,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, reduction: str = "mean")
 
     .. math:: L = \lVert e_g - e_p \rVert_1
 
-    ``"mean"``  mean absolute difference over all B D entries, as in MKT's code.
+    ``"mean"``  mean absolute difference over all B D entries, as in MKT's code; it differs from Eq. 5 by a factor D.
     ``"sum"``   the norm to the letter, summed over D, then the mean over the B images: D times ``"mean"``.
 
     Args:

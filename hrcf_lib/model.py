@@ -53,7 +53,7 @@ class HRCF(Method):
         self.head = nn.Linear(self.vlp.C, self.vlp.D, bias=False)  # MH, shared by the global token and the regions
         with torch.no_grad():
             self.head.weight.copy_(visual.proj.T)
-        self.prompt = PromptLearner(self.vlp, config.prompt, config.prompt_vectors)
+        self.prompt = PromptLearner(self.vlp, config.prompt, config.prompt_vectors, config.tuning_template)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         r"""Trunk tokens (B, 1 + N^2, C) -> global embedding e_g (B, D) and regions (B, J, D). Eqs. 1-4, 6-8."""
@@ -70,9 +70,10 @@ class HRCF(Method):
         r"""(B, D), (B, J, D), (K, D) -> (B, K) by HSA; RSS is applied in evaluation mode only, if the config has it.
 
         The scores rank the labels of a picture against each other; with ``config.normalize_fusion`` they are in -1..1.
+        In evaluation mode lambda and the form of Eq. 14 are those of test time (``scores.mixing``).
         """
-        select = self.config.rss and not self.training
-        return scores.score(e_g, regions, label_embeddings, self.config, select)
+        at_test = not self.training
+        return scores.score(e_g, regions, label_embeddings, self.config, self.config.rss and at_test, at_test)
 
     @property
     def region_sides(self) -> list[int]:
@@ -83,8 +84,9 @@ class HRCF(Method):
         """As ``Method.score_alone``, in closed form (``scores.score_alone``) where the scores are those of HSA."""
         if type(self).score_embeddings is not HRCF.score_embeddings:
             return super().score_alone(e_g, regions, reference, label_embeddings)
-        select = self.config.rss and not self.training
-        return scores.score_alone(e_g, regions, reference, label_embeddings, self.config, select)
+        at_test = not self.training
+        select = self.config.rss and at_test
+        return scores.score_alone(e_g, regions, reference, label_embeddings, self.config, select, at_test)
 
     def lr_scale(self, side: str, name: str) -> float:
         """The ViT block learns at ``layer_decay``, the convolutions of the merges at ``merge_lr``; prompts that learn

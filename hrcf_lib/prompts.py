@@ -1,22 +1,25 @@
-r"""Hybrid prompt learning, HPL (Sec. III-D, Eqs. 18-19): from label names to label embeddings.
+r"""Hybrid prompt learning, HPL (Sec. III-E, Eqs. 18-19): from label names to label embeddings.
 
 $$P_k = [v_1, \ldots, v_M, \text{there is a}, name_k, \text{.}], \qquad t_k = \mathrm{TextTower}(P_k)$$
 
 The M vectors are learnt and shared by all labels; the template stays as it is, which is what keeps unseen labels in
-place. Table III compares four kinds:
+place. Table III compares four kinds; one of them, "learnable", has two readings:
 
 ``fixed``      "A photo for multi-label classification, there is a {name}.", nothing learnt
-``learnable``  the M vectors and the template's own four tokens are learnt: (M + 4) x C numbers
+``learnable``  P_l and P_m are learnt, as the text says: the M vectors and the template's own four tokens, (M + 4) x C
+``coop``       CoOp's plain prompt [v_1 .. v_M {name}], without a template: M x C, the 0.004 M that the table prints
 ``hybrid``     the M vectors are learnt, the template is fixed: M x C numbers (the paper's choice)
-``tuning``     MKT's: "There is a {name} in the scene"; the token table is learnt, except the rows that spell names
+``tuning``     as in MKT: the token table is learnt, except the rows that spell names
 
-The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,096 and 25,296,896.
+The counts are for a text tower of width 512 and its 49,408 tokens: 0, 6,144, 4,096, 4,096 and 25,296,896. ``tuning``
+has MKT's template by default, "There is a {name} in the scene". The paper does not say which it had: with
+``template="hrcf"`` it is that of ``fixed``, so that tuning alone differs.
 
 The text tower is causal and all prompts begin alike, so the keys and values of [SOS, v_1 .. v_M, there is a] are
 computed once, and every name runs through the tower with its own few tokens only (``encode_after``). Names of one
 length run together, ``chunks.NAMES`` at a time, without padding. Embeddings and gradients are those of whole sentences.
 
-Source: Sec. III-D and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
+Source: Secs. III-E and IV-D2 of HRCF (Ma et al., IEEE TMM 2025); ``tuning`` follows MKT's public code.
 """
 
 from itertools import groupby
@@ -32,7 +35,8 @@ from hrcf_lib.vlp import VLP, check_length
 START = "A photo for multi-label classification,"  # exactly 8 tokens: where the M vectors start from
 TEMPLATE = ("there is a", ".")
 TUNING_TEMPLATE = ("There is a", "in the scene")
-KINDS = ("fixed", "learnable", "hybrid", "tuning")
+KINDS = ("fixed", "learnable", "coop", "hybrid", "tuning")
+VECTORS = ("learnable", "coop", "hybrid")  # kinds that learn v_1 .. v_M
 
 
 class PromptLearner(nn.Module):
@@ -40,30 +44,39 @@ class PromptLearner(nn.Module):
 
     Args:
         vlp: the frozen text tower (not kept: it is passed to ``forward``).
-        kind: ``fixed``, ``learnable``, ``hybrid`` or ``tuning``.
+        kind: ``fixed``, ``learnable``, ``coop``, ``hybrid`` or ``tuning``.
         M: number of prompt vectors. They start from the token embeddings of ``START``, cut off or repeated to length.
             The kinds ``fixed`` and ``tuning`` have none and ignore it.
+        template: of the kind ``tuning`` alone: ``mkt`` or ``hrcf``.
 
     Raises:
-        ValueError: unknown kind, M below 1, or a text tower that never saw the words of ``START`` or the template.
+        ValueError: unknown kind or template, M below 1, or a text tower that never saw the words of ``START`` or
+            the template.
     """
 
-    def __init__(self, vlp: VLP, kind: str = "hybrid", M: int = 8):
+    def __init__(self, vlp: VLP, kind: str = "hybrid", M: int = 8, template: str = "mkt"):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"prompt {kind!r}: choose one of {', '.join(KINDS)}")
+        if template not in ("mkt", "hrcf"):
+            raise ValueError(f"template {template!r} of the prompt 'tuning': choose 'mkt' or 'hrcf'")
         if M < 1:
             raise ValueError(f"{M} prompt vectors: choose at least 1, or the kind 'fixed'")
         self.kind = kind
         table = vlp.model.token_embedding.weight.detach()
-        ids = [] if kind == "tuning" else vlp.token_ids(START)
-        if kind in ("learnable", "hybrid"):
+        start, words = START, TEMPLATE
+        if kind == "tuning" and template == "mkt":
+            start, words = "", TUNING_TEMPLATE
+        elif kind == "coop":
+            words = ("", "")
+        ids = vlp.token_ids(start)
+        if kind in VECTORS:
             ids = [ids[m % len(ids)] for m in range(M)]
-        before, after = (vlp.token_ids(part) for part in (TUNING_TEMPLATE if kind == "tuning" else TEMPLATE))
+        before, after = map(vlp.token_ids, words)
         self.n_before, self.n_after = len(before), len(after)
         self.register_buffer("start_ids", torch.tensor(ids, dtype=torch.long), persistent=False)
-        self.register_buffer("template_ids", torch.tensor(before + after), persistent=False)
-        if kind in ("learnable", "hybrid"):
+        self.register_buffer("template_ids", torch.tensor(before + after, dtype=torch.long), persistent=False)
+        if kind in VECTORS:
             self.vectors = nn.Parameter(table[ids].clone())  # (M, C)  v_1 .. v_M of Eq. 18
         if kind == "learnable":
             self.template = nn.Parameter(table[before + after].clone())  # (4, C)
@@ -73,7 +86,7 @@ class PromptLearner(nn.Module):
     def forward(self, vlp: VLP, names) -> Tensor:
         r"""Embeddings t_k of ``names``: -> (K, D), not of unit length (Eq. 19).
 
-        A name is spelt by itself, as Eq. 18 has it: where it ends in punctuation, "crane (bird)", the full stop of the
+        A name is spelt by itself, as Eq. 19 has it: where it ends in punctuation, "crane (bird)", the full stop of the
         template stays a token of its own, while a tokenizer that reads the whole sentence makes one token of ").".
 
         Raises ``ValueError`` for an empty list, empty or duplicate names, a name too long for the text tower, or a name
@@ -86,11 +99,11 @@ class PromptLearner(nn.Module):
         template = self.template if hasattr(self, "template") else learnt[self.template_ids]  # (n_before + n_after, C)
         before, after = template.split([self.n_before, self.n_after])
         start, end = learnt[[tokenizer.sot_token_id]], learnt[[tokenizer.eot_token_id]]  # (1, C)
-        head, tail = torch.cat([start, prefix, before]), torch.cat([after, end])  # (P, C), (T, C)  Eq. 18
+        head, tail = torch.cat([start, prefix, before]), torch.cat([after, end])  # (P, C), (T, C)  Eqs. 18-19
         spelt = [vlp.token_ids(name) for name in names]
         for name, ids in zip(names, spelt):
             check_length(name, len(head) + len(ids) + len(tail), vlp.context_length)
-        return encode_names(vlp.model, spelt, tail, keys_and_values(vlp.model, head))  # (K, D)  Eq. 19
+        return encode_names(vlp.model, spelt, tail, keys_and_values(vlp.model, head))  # (K, D)  t_k of P = [P_l, P_m]
 
 
 def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Tensor | None = None) -> Tensor:

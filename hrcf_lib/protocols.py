@@ -31,6 +31,7 @@ class Protocol:
     map_annotated: tuple[str, ...] = ()  # tasks whose mAP leaves out labels that no kept image annotates (-1 or +1)
     f1_annotated: tuple[str, ...] = ()  # tasks whose top K is chosen among those labels only
     weighted: bool = False  # also the mean of AP weighted by the positives of each label
+    beside: str = ""  # another protocol, whose mAP is given too
 
     def __post_init__(self):
         offered = {"images": ("all", "positive"), "average": ("label", "pooled"), "unknown": ("excluded", "negative")}
@@ -57,6 +58,11 @@ PROTOCOLS = {
             "per_class_unknown_negative",
             "all images and labels; AP of each label over all images, unknown counted as absent",
             unknown="negative",
+        ),
+        Protocol(
+            "per_class_and_pooled",
+            "as per_class; 'mAP biam_open_images' is that of BiAM's Open Images code, pooled over labels",
+            beside="biam_open_images",
         ),
         Protocol(
             "biam_open_images",
@@ -146,7 +152,8 @@ def measure(
     Returns:
         ``P@k, R@k, F1@k`` for each k; ``mAP``: the mean over the protocol's labels, one without positives (pooled:
         with an empty pool) counts 0; ``mAP skip``: over those with a positive, NaN if there is none; where the
-        protocol has it, ``mAP weighted`` :math:`= \sum_k n_k AP_k / \sum_k n_k` with n_k positives of label k;
+        protocol has it, ``mAP weighted`` :math:`= \sum_k n_k AP_k / \sum_k n_k` with n_k positives of label k, and the
+        mAP of the protocol ``beside`` under its name, NaN where that keeps no image;
         ``images`` and ``labels`` counted in mAP.
 
     Cost: nothing of size (N, K) beside the input, except for a pooled AP the known entries in the scores' own type;
@@ -170,6 +177,9 @@ def measure(
     row["mAP skip"] = metrics.mean_over_labels(ap.where(n_k > 0, torch.nan), "skip")
     if protocol.weighted:
         row["mAP weighted"] = (n_k @ ap.double().nan_to_num(0.0) / n_k.sum()).item()
+    if protocol.beside:
+        some = bool((labels == 1).any())  # without a positive it keeps no image
+        row[f"mAP {protocol.beside}"] = measure(scores, labels, (), protocol.beside, task)["mAP"] if some else torch.nan
     return row | {"images": len(use.images), "labels": len(use.map_labels)}
 
 

@@ -1,14 +1,19 @@
-r"""Hierarchical clue gathering, HCG (Sec. III-B, Eqs. 1-4 and 6-8): ViT tokens -> regions at three scales.
+r"""Hierarchical clue gathering, HCG (Sec. III-C, Eqs. 1-4 and 6-8): ViT tokens -> regions at three scales.
 
 $$H^0 = \mathrm{reshape}(R_1, \ldots, R_{N^2}), \qquad
   H^l = \mathrm{LN}_l\big(\mathrm{Conv}_2(\mathrm{ReLU}(\mathrm{Conv}_1(H^{l-1}))) + \mathrm{Bilinear}(H^{l-1})\big)$$
 
 Both convolutions are 3 x 3, stride 1, without padding, so each merge takes 4 off the side: 14 -> 10 -> 6 -> 2, which
-makes J = 10^2 + 6^2 + 2^2 = 140 regions. The convolutions are shared by the merges; each level has a layer norm of its
-own over (C, h, w), which fixes the size of the input picture. With CLIP's ViT-B/16 that is the paper's count of
-trainable parameters, 18.3 M; the start at zero is ours. B pictures, N side of the patch grid, C width of the ViT.
+makes J = 10^2 + 6^2 + 2^2 = 140 regions. A region of level l sees [P (4 l + 1)]^2 pixels of patches of side P (Sec.
+III-C): 80, 144 and 208 of 224 with ViT-B/16, 40, 72 and 104 of 112 with the mini VLP.
 
-Source: Sec. III-B of HRCF (Ma et al., IEEE TMM 2025), which has no public code.
+Printed: two convolutions and a layer norm for the merge. Which of them the three merges share is not printed. Here the
+convolutions are shared; each level has a layer norm of its own over (C, h, w), which fixes the size of the input
+picture. With CLIP's ViT-B/16 that gives 18,316,032 trainable parameters, the paper's 18.3 M. The count rules out
+convolutions of each merge's own (39.6 M), not every other reading: without bias in the convolutions it is 18,314,496.
+The start at zero is ours. B pictures, N side of the patch grid, C width of the ViT.
+
+Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025), which has no public code.
 """
 
 import torch

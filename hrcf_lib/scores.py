@@ -1,4 +1,4 @@
-r"""Hierarchical score aggregation, HSA (Sec. III-C, Eqs. 9-14 and 16-17), and the top-k mean pooling that it replaces.
+r"""Hierarchical score aggregation, HSA (Sec. III-D, Eqs. 9-14 and 16-17), and the top-k mean pooling that it replaces.
 
 Pure functions. B images, J regions, K labels, D embedding width. Embeddings are at the VLP's own scale, not of unit
 length. The softmax of Eq. 12, the ranking of Eq. 17 and the norms of Eq. 14 run over *the labels that are passed in*:
@@ -6,7 +6,8 @@ scores of one label set are not columns of the scores of another.
 
 Functions of embeddings raise ``ValueError`` if the label embeddings are not (K, D) with the D of the others.
 
-Source: Sec. III-C of HRCF (Ma et al., IEEE TMM 2025); top-k pooling and the norms of the fusion are MKT's code.
+Source: Sec. III-D of HRCF (Ma et al., IEEE TMM 2025). Top-k pooling is what RSA replaces, with MKT's k. The norms of
+the fusion are MKT's code and differ from Eq. 14, which has none: ``fuse`` has both forms.
 """
 
 from collections.abc import Iterator
@@ -156,12 +157,12 @@ def _exactly(x: Tensor):
 
 
 def relevance(regions: Tensor, label_embeddings: Tensor) -> Tensor:
-    r"""Eq. 16: what a region says to all labels together, $r_j = \sum_k e_j \cdot t_k = e_j \cdot \sum_k t_k$.
+    r"""The sums that Eq. 17 ranks, of the scores $S^j$ of Eq. 16: $r_j = \sum_k e_j \cdot t_k = e_j \cdot \sum_k t_k$.
 
-    (B, J, D), (K, D) -> (B, J), any real number.
+    What a region says to all labels together: (B, J, D), (K, D) -> (B, J), any real number.
     """
     _same_width(regions, label_embeddings)
-    return regions @ label_embeddings.sum(dim=0)  # (B, J)  Eq. 16, one dot product a region
+    return regions @ label_embeddings.sum(dim=0)  # (B, J)  sum of Eq. 17, one dot product a region
 
 
 def select_regions(regions: Tensor, label_embeddings: Tensor, keep: int) -> Tensor:
@@ -188,11 +189,13 @@ def take_best(regions: Tensor, values: Tensor, keep: int) -> Tensor:
 
 
 def fuse(s_global: Tensor, s_region: Tensor, lam: float, normalize: bool = True) -> Tensor:
-    r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, each first divided by its norm over labels.
+    r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, of two (B, K) -> (B, K).
 
-    Two (B, K) -> (B, K); with ``normalize`` (L2, as in MKT) every entry is in -1..1, and scores that are all zero stay
-    zero. Without it the sum over 140 regions swamps the global score. Raises ``ValueError`` for ``lam`` outside 0..1 or
-    for shapes that differ.
+    ``normalize=False`` is Eq. 14 as printed. There the sum over 140 regions weighs more than the global score, whatever
+    lambda says. ``normalize=True`` differs from Eq. 14: each score is first divided by its L2 norm over the labels, as
+    MKT's code does. Then every entry is in -1..1, scores that are all zero stay zero, and how sure a picture is
+    compared with other pictures is lost, which mAP feels. Raises ``ValueError`` for ``lam`` outside 0..1 or for shapes
+    that differ.
     """
     if s_global.shape != s_region.shape:
         raise ValueError(
@@ -211,10 +214,23 @@ def regions_to_keep(config, J: int) -> int:
     return min(max(round(config.keep * J / REGIONS), 1), J)
 
 
-def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool) -> Tensor:
+def mixing(config, at_test: bool) -> tuple[float, bool]:
+    r"""lambda of Eq. 14, and whether each score is divided by its norm first: in training, or at test time."""
+    lam, normalize = config.lam, config.normalize_fusion
+    if at_test and config.lam_at_test is not None:
+        lam = config.lam_at_test
+    if at_test and config.normalize_at_test is not None:
+        normalize = config.normalize_at_test
+    return lam, normalize
+
+
+def score(
+    e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool, at_test: bool = False
+) -> Tensor:
     r"""The whole of HSA under the switches of ``config``: (B, D), (B, J, D), (K, D) -> (B, K).
 
-    ``select`` applies RSS first (test time only, Sec. III-C); ``regions_to_keep`` says how many stay.
+    ``select`` applies RSS first (test time only, Sec. III-D); ``regions_to_keep`` says how many stay. ``at_test`` is
+    for ``mixing``.
     """
     if select:
         regions = select_regions(regions, label_embeddings, regions_to_keep(config, regions.shape[1]))
@@ -222,11 +238,17 @@ def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select
         s_region = aggregate(regions, label_embeddings)
     else:
         s_region = pool(regions, label_embeddings, config.topk)
-    return fuse(global_scores(e_g, label_embeddings), s_region, config.lam, config.normalize_fusion)
+    return fuse(global_scores(e_g, label_embeddings), s_region, *mixing(config, at_test))
 
 
 def score_alone(
-    e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor, config, select: bool
+    e_g: Tensor,
+    regions: Tensor,
+    reference: Tensor,
+    label_embeddings: Tensor,
+    config,
+    select: bool,
+    at_test: bool = False,
 ) -> Tensor:
     r"""HSA of each label $k$ alone beside the reference labels $R$: $S_k$ of $R \cup \{k\}$.
 
@@ -238,16 +260,17 @@ def score_alone(
       S^{region}_r = \sum_j s_{jr}\, \frac{e^{s_{jr}}}{Z_j}\, \sigma(\log Z_j - s_{jk}) \;\; (r \in R)$$
 
     The second is needed for the norm alone; for all K labels at once it is one matrix product per picture, so that
-    nothing is scored label by label. ``config`` and ``select`` as for ``score``. None of the K labels may be among
-    ``reference``.
+    nothing is scored label by label. ``config``, ``select`` and ``at_test`` as for ``score``. None of the K labels may
+    be among ``reference``.
     """
     n = chunks.fitting(chunks.PAIRS, len(e_g) * max(len(reference), regions.shape[1]))  # labels at a time
-    parts = [_score_beside(e_g, regions, reference, part, config, select) for part in label_embeddings.split(n)]
+    parts = label_embeddings.split(n)
+    parts = [_score_beside(e_g, regions, reference, part, config, select, at_test) for part in parts]
     return torch.cat(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 
 
 def _score_beside(
-    e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor, config, select: bool
+    e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor, config, select: bool, at_test: bool
 ) -> Tensor:
     """HSA of each label alone beside ``reference``: (B, D), (B, J, D), (R, D), (K, D) -> (B, K)."""
     s_r = region_scores(regions, reference)  # (B, J, R)
@@ -260,17 +283,18 @@ def _score_beside(
     else:
         of_k, of_r = _pooled_beside(s_r, s_k, kept, config)
     g_r, g_k = global_scores(e_g, reference), global_scores(e_g, label_embeddings)  # (B, R), (B, K)
-    if config.normalize_fusion:
+    lam, normalize = mixing(config, at_test)
+    if normalize:
         of_k = of_k / (of_k.square() + of_r.square().sum(dim=1)).sqrt().clamp(min=1e-12)
         g_k = g_k / (g_k.square() + g_r.square().sum(dim=1, keepdim=True)).sqrt().clamp(min=1e-12)
-    return config.lam * of_k + (1 - config.lam) * g_k  # (B, K)  Eq. 14
+    return lam * of_k + (1 - lam) * g_k  # (B, K)  Eq. 14
 
 
 def _kept_beside(regions: Tensor, reference: Tensor, s_k: Tensor, config) -> Tensor:
     """1 where RSS keeps region j when label k is scored beside the reference: (B, J, K)."""
     J = regions.shape[1]
     keep = regions_to_keep(config, J)
-    relevant = relevance(regions, reference)[:, :, None] + s_k  # (B, J, K)  Eq. 16 over R and k
+    relevant = relevance(regions, reference)[:, :, None] + s_k  # (B, J, K)  sum of Eq. 17 over R and k
     best = relevant.sort(dim=1, descending=True, stable=True).indices[:, :keep]  # (B, keep, K), ties to the lower
     return torch.zeros_like(s_k).scatter_(1, best, 1.0)
 

@@ -1,4 +1,4 @@
-r"""Alternate training (Sec. III-E, Eqs. 20-21): in each of a list of phases one side learns, the other is fixed.
+r"""Alternate training (Sec. III-F, Eqs. 20-21): in each of a list of phases one side learns, the other is fixed.
 
 $$\text{image side:}\quad \min\; L_{rank}(S, y) + \alpha\, L_{kd}(e_g, e_p) \qquad
   \text{prompts:}\quad \min\; L_{rank}(S, y)$$

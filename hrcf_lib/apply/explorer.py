@@ -27,7 +27,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.method import Method
-from hrcf_lib.scores import REGIONS, regions_to_keep
+from hrcf_lib.scores import REGIONS, mixing, regions_to_keep
 
 try:
     import ipywidgets as w
@@ -65,7 +65,7 @@ class Session:
     def __init__(self, model: Method | str | Path | None = None):
         self.model = load_model(model)
         config = self.model.config
-        self.lam = config.lam
+        self.lam = mixing(config, at_test=True)[0]
         self.keep = config.keep if config.rss and self.model.has_selection else REGIONS
         self.scorer = self.e_g = self.regions = self._maps = None
 
@@ -76,7 +76,7 @@ class Session:
     @torch.no_grad()
     def see(self, image) -> None:
         """Take a picture: a path or a PIL image. Raises what ``read_image`` raises, and the last picture stays."""
-        pixels = read_image(image, self.model.vlp.side)[None]  # (1, 3, side, side)
+        pixels = read_image(image, self.model.vlp.side, self.model.config.resize)[None]  # (1, 3, side, side)
         self.e_g, self.regions = self.model.embed(pixels)
         self._maps = None
 
@@ -88,7 +88,7 @@ class Session:
 
     def config(self, lam: float | None = None, keep: int | None = None) -> Config:
         """The model's config with another lambda, or another number of regions kept (of 140)."""
-        changes = {} if lam in (None, self.lam) else {"lam": lam}
+        changes = {} if lam in (None, self.lam) else {"lam": lam, "lam_at_test": None}
         changes |= {} if keep in (None, self.keep) else {"keep": keep, "rss": True}
         return self.model.config.replace(**changes)
 
@@ -251,7 +251,9 @@ class Explorer:
         """Embed a picture, and show it as large as the page has it."""
         title, image, truth = sample
         self.session.see(image)
-        self._shown = title, picture_uri(read_image(image, max(self.session.model.vlp.side, 2 * SIDE))), truth
+        model = self.session.model
+        shown = read_image(image, max(model.vlp.side, 2 * SIDE), model.config.resize)
+        self._shown = title, picture_uri(shown), truth
 
     def _choose(self) -> None:
         sample = self._own if self.picture.value is None else self.samples[self.picture.value]

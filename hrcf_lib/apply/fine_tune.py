@@ -93,7 +93,7 @@ def tune(
     if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
         raise ValueError(f"passes = {passes!r}: give a whole number from 1, or leave it out")
     out, model = Path(out), _copy_of(start)
-    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad)
+    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad, resize=model.config.resize)
     y = label_matrix(dataset)[:, dataset.labels.columns("seen")]  # (n, K)
     there = (y == 1).any(dim=0)  # (K,)
     if not there.any():
@@ -189,7 +189,8 @@ def _config(model: Method, n: int, passes: int | None, seed: int) -> Config:
     each = passes or max(PASSES, math.ceil(STEPS / math.ceil(n / batch)))
     sides = dict.fromkeys(phase.trains for phase in model.config.phases)  # each once
     phases = tuple((side, each, batch) for side in sides if not learns_text(model, side))
-    data = set(names_where(of=DATA)) - {"vlp", "vlp_weights", "side"} | {"train_size", "val_size", "test_size"}
+    of_model = {"vlp", "vlp_weights", "side", "resize"}  # how it looks at a picture, whatever the data
+    data = set(names_where(of=DATA)) - of_model | {"train_size", "val_size", "test_size"}
     own = {name: DEFAULTS[name] for name in data} | {"dataset": "folder"}
     return model.config.replace(phases=phases or model.config.phases, seed=seed, **own)
 

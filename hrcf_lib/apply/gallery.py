@@ -51,7 +51,12 @@ class Gallery:
 
 
 def gallery(
-    found: pd.DataFrame, images=None, size: int = 200, limit: int = 60, truth: dict[str, Iterable[str]] | None = None
+    found: pd.DataFrame,
+    images=None,
+    size: int = 200,
+    limit: int = 60,
+    truth: dict[str, Iterable[str]] | None = None,
+    resize: str = "crop",
 ) -> Gallery:
     r"""The frame that ``classify`` returned, or rows of it, as pictures with bars.
 
@@ -60,10 +65,11 @@ def gallery(
             threshold and a tick for yes; otherwise the score, and the highest score of the gallery has the longest
             bar. A column map adds where each label was seen.
         images: what ``classify`` was given, if pictures without a file are among them; files are read again.
-        size: of a thumbnail in pixels, at most 512. It shows the centre square, which is what the model looks at.
+        size: of a thumbnail in pixels, at most 512. It shows what the model looks at.
         limit: the largest number of pictures to show; a line says how many more there are.
         truth: image as in ``found`` -> names of what is in it, where that is known: it stands under the picture, and
             labels that are in it are green.
+        resize: of the model's config (``read_image``), if it is another than the default, the centre square.
 
     Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, or a picture that is not there.
     """
@@ -76,7 +82,9 @@ def gallery(
     highest = max(float(found["score"].max()), 1e-12)
     groups = dict(list(found.groupby("image", sort=False)))
     truth = {image: list(known) for image, known in (truth or {}).items()}
-    cards = [_card(groups[name], sources.get(name, name), size, highest, truth.get(name)) for name in names[:limit]]
+    cards = [
+        _card(groups[name], sources.get(name, name), size, highest, truth.get(name), resize) for name in names[:limit]
+    ]
     key = f"hrcf-{secrets.token_hex(4)}"
     rest = f"<p>{limit} of {len(names)} pictures; gallery(..., limit={len(names)}) shows more.</p>"
     rest = rest if len(names) > limit else ""
@@ -84,14 +92,14 @@ def gallery(
     return Gallery(f'{style}<div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
 
 
-def _card(rows: pd.DataFrame, source, size: int, highest: float, truth: list[str] | None) -> str:
+def _card(rows: pd.DataFrame, source, size: int, highest: float, truth: list[str] | None, resize: str) -> str:
     """One picture as HTML; ``truth`` are the names of what is in it, or None where that is not known."""
     name = str(rows["image"].iloc[0])
     if isinstance(source, str) and not Path(source).expanduser().is_file():
         raise ValueError(f"{name!r} is not a file: give gallery(found, images) the pictures that classify was given")
     short, labels = Path(name).name, rows.to_dict("records")
     alt = escape(f"{short}: {', '.join(_words(values) for values in labels[:3])}")
-    image = f'<img src="{picture_uri(read_image(source, size))}" alt="{alt}">'
+    image = f'<img src="{picture_uri(read_image(source, size, resize))}" alt="{alt}">'
     caption = f'<figcaption title="{escape(name)}">{escape(short)}</figcaption>'
     none = '<p class="none">none of these</p>' if "answer" in rows and (rows["answer"] == "no").all() else ""
     known = "" if truth is None else f'<p class="truth">in it: {escape(", ".join(truth) or "none of these")}</p>'

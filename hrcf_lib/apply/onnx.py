@@ -9,8 +9,8 @@ it. Softmax, region selection and norms run over the labels, so another list of 
 ``images``  (B, 3, side, side), any B: RGB, float32 in 0..1 (or uint8 in 0..255), not normalised: that is in the file
 ``scores``  (B, K) float32, in the order of the labels, comparable within a picture
 
-With onnxruntime alone, on a square picture (``data.images.read_image`` resizes the shorter side, bicubic, and cuts out
-the centre):
+With onnxruntime alone, on a square picture (others are made square as ``resize`` of the file's metadata says; see
+``data.images.read_image``):
 
 >>> session = onnxruntime.InferenceSession("classifier.onnx")  # doctest: +SKIP
 >>> about = session.get_modelmeta().custom_metadata_map  # doctest: +SKIP
@@ -38,6 +38,11 @@ from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 
 TOLERANCE = 1e-4  # largest difference of scores in -1..1; of larger scores this share of the largest
+RESIZED = {  # what a caller has to do with a picture, by ``config.resize``
+    "crop": "shorter side resized (bicubic), centre cut out",
+    "squash": "resized to the square (bicubic)",
+    "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
+}
 LIMIT = 2**31  # bytes that one ONNX file can hold
 
 
@@ -168,7 +173,8 @@ def _metadata(scorer: Scorer, reference: bool, uint8: bool) -> dict[str, str]:
     return {
         "labels": json.dumps(scorer.labels, ensure_ascii=False),
         "side": str(vlp.side),
-        "input": f"{pixels}; shorter side resized (bicubic), centre cut out",
+        "input": f"{pixels}; {RESIZED[scorer.model.config.resize]}",
+        "resize": scorer.model.config.resize,
         "mean": json.dumps(vlp.mean.flatten().tolist()),  # applied inside
         "std": json.dumps(vlp.std.flatten().tolist()),
         "reference": json.dumps(reference),

@@ -102,9 +102,9 @@ def classify(
         a tidy frame: image (its path, or ``picture 0`` and so on for a PIL image without a file), label, score (the
         model's own, comparable within a picture; for HRCF Eq. 14, in -1..1), rank (1 is best, by score). Then, where
         they are known: probability (for a calibrated model, in 0..1, the same whatever other labels are asked for),
-        threshold and answer ("yes" or "no"), map (an array (side, side) in 0..1, float16, of the centre square of the
-        picture that the model looks at). Maps are values of a column, not ``attrs``, because filters, merges and
-        ``concat`` keep columns; drop it before ``to_csv``.
+        threshold and answer ("yes" or "no"), map (an array (side, side) in 0..1, float16, of the part of the picture
+        that the model looks at, by default its centre square: ``resize`` of the config). Maps are values of a column,
+        not ``attrs``, because filters, merges and ``concat`` keep columns; drop it before ``to_csv``.
 
     Raises:
         ValueError: empty, blank or duplicate names (as the text tower reads them: case does not count), a name that
@@ -124,7 +124,7 @@ def classify(
         scorer.check_maps()
     limits = scorer.limits(threshold)  # (K,), or None
     parts = []
-    for numbers, pictures in _batches(items, scorer.model.vlp.side, batch, progress, skip_bad):
+    for numbers, pictures in _batches(items, scorer.model, batch, progress, skip_bad):
         s, p, regions = scorer(pictures)  # (B, K), (B, K) or None, (B, J, D)
         order, ranks = ranked(s)  # (B, K) each
         for b, i in enumerate(numbers):
@@ -194,7 +194,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     y = torch.full((len(items), len(scorer.labels)), -1.0)
     for i, names in enumerate(present):
         y[i, [column[read_alike(name)] for name in names]] = 1
-    s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model.vlp.side, batch, False, False)])
+    s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model, batch, False, False)])
     return calibration.own_thresholds(scorer.curve, s, y, scorer.labels, random)
 
 
@@ -203,15 +203,16 @@ def _scorer(labels, model, device: str | None = None) -> LabelScorer:
     return labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
 
 
-def _batches(items, side: int, batch: int, progress: bool | None, skip_bad: bool):
-    """(numbers of pictures, pictures (B, 3, side, side)); a batch without a readable picture is skipped."""
+def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: bool):
+    """(numbers of pictures, pictures (B, 3, side, side), resized as the model's config says); a batch without a
+    readable picture is skipped."""
     animated, unreadable = [], []
 
     def read(first: int) -> tuple[list[int], list[Tensor]]:
         numbers, pictures = [], []
         for i, item in enumerate(items[first : first + batch], first):
             try:
-                pictures.append(read_image(item, side))
+                pictures.append(read_image(item, model.vlp.side, model.config.resize))
                 numbers.append(i)
                 if _is_animated(item):
                     animated.append(name_of(item, i))

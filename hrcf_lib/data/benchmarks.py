@@ -76,7 +76,8 @@ def open_split(config, split: str, data="data", side: int = 112):
     if config.held_out and split in ("train", "val"):
         table = _divided(config, split, data, side)
     else:
-        table = load(folder(config, data), side=side, split=split, hide_unseen=split == "train")
+        how = {"side": side, "resize": config.resize, "hide_unseen": split == "train"}
+        table = load(folder(config, data), split=split, **how)
     if size is None or size >= len(table):
         return table
     return table.take(np.sort(np.random.default_rng(config.data_seed).permutation(len(table))[:size]))
@@ -85,7 +86,8 @@ def open_split(config, split: str, data="data", side: int = 112):
 def _divided(config, split: str, data, side: int):
     """The part of the official train that is train, or val, with ``held_out``. Raises as ``splits``."""
     splits(config, data)  # refuses a data set that has a val
-    whole = load(folder(config, data), side=side, split="train", hide_unseen=split == "train")
+    how = {"side": side, "resize": config.resize, "hide_unseen": split == "train"}
+    whole = load(folder(config, data), split="train", **how)
     train, val = hide_labels.train_val(len(whole), config.held_out)
     order = hide_labels.official_order(whole, config.dataset)
     part = whole.take(np.sort(order[train if split == "train" else val]))

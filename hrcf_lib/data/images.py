@@ -17,10 +17,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.config import choices
+from hrcf_lib.engine.messages import check_known, list_some
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what a search in a folder finds
 MAX_PIXELS = 100_000_000  # larger pictures are refused: decoded, this many take 300 MB
+RESIZES = choices("resize")  # how a picture becomes square, see ``read_image``
 LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 
@@ -85,29 +87,41 @@ def find_file(root: Path, file: str) -> tuple[str, int] | None:
     return None
 
 
-def read_image(source: str | os.PathLike | Image.Image, side: int) -> Tensor:
-    r"""One picture as uint8 (3, side, side): resized (bicubic) until its shorter side fits, then the centre square.
+def read_image(source: str | os.PathLike | Image.Image, side: int, resize: str = "crop") -> Tensor:
+    r"""One picture as uint8 (3, side, side), resized (bicubic) in one of three ways, ``RESIZES``:
 
-    This is the preprocessing of CLIP, except that a rotation noted in a photograph's EXIF data is applied. Everything
-    is converted to RGB by PIL (grey, CMYK and palette pictures too; transparency is dropped, of animations the first
-    frame is taken). A picture that is ``side`` x ``side`` already keeps its bits.
+    ``crop``    until its shorter side fits, then the centre square: the preprocessing of CLIP, as open_clip has it
+    ``squash``  to the square, whatever its shape: nothing is cut off, and shapes change
+    ``mkt``     as ``crop``, with a shorter side of 8/7 (256 for 224), so that an eighth is cut off all around: MKT's
+
+    A rotation noted in a photograph's EXIF data is applied, which CLIP does not. Everything is converted to RGB by PIL
+    (grey, CMYK and palette pictures too; transparency is dropped, of animations the first frame is taken). A picture
+    that is ``side`` x ``side`` already keeps its bits, but for ``mkt``.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: naming the file: not an image, truncated, more than ``MAX_PIXELS``, or 16-bit and float pixels,
-            which a conversion to 8 bits would clip; or a side below 1.
+            which a conversion to 8 bits would clip; or a side below 1, or an unknown ``resize``.
     """
     if side < 1:
         raise ValueError(f"side = {side}: give a number of pixels from 1 up")
+    check_known([resize], RESIZES, "unknown way to resize")
     image = rgb(source)
+    if resize == "squash":
+        return _tensor(image.resize((side, side), Image.Resampling.BICUBIC))
     w, h = image.size
     if max(w, h) > LONGEST * min(w, h):  # a whole strip, resized, could fill the memory
         w, h = min(w, LONGEST * h), min(h, LONGEST * w)
         image = _centre(image, w, h)
     short = min(w, h)
-    image = image.resize((int(side * w / short), int(side * h / short)), Image.Resampling.BICUBIC)
-    image = _centre(image, side, side)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (3, side, side)
+    fit = int(side * 256 / 224) if resize == "mkt" else side  # pixels of the shorter side
+    image = image.resize((int(fit * w / short), int(fit * h / short)), Image.Resampling.BICUBIC)
+    return _tensor(_centre(image, side, side))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """RGB -> uint8 (3, height, width)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def _centre(image: Image.Image, w: int, h: int) -> Image.Image:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hrcf_lib.data.images import find_file, read_image, rgb
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.data.images import RESIZES, find_file, read_image, rgb
+from hrcf_lib.engine.messages import check_known, list_some
 from hrcf_lib.labels import LabelSpace
 
 
@@ -35,14 +35,16 @@ class ImageFolderTable(Dataset):
     Attributes:
         folder, files: where the pictures are; ``files`` are relative to the folder, in the order of ``labels.csv``.
         labels: the ``LabelSpace``; columns are ``labels.names``.
-        side: of a picture, in pixels.
+        side: of a picture, in pixels; ``resize``: how it gets there (``read_image``).
         skipped: a frame (file, problem) of the pictures that ``skip_bad`` left out.
         ignored: how often each label outside the label space occurs (``strict=False``).
 
     Reading an item raises what ``read_image`` raises.
     """
 
-    def __init__(self, folder, files, columns, labels, background, side, ignored):
+    def __init__(self, folder, files, columns, labels, background, side, ignored, resize="crop"):
+        check_known([resize], RESIZES, "unknown way to resize")
+        self.resize = resize
         self.folder, self.files, self.labels, self.side, self.ignored = folder, files, labels, side, ignored
         self.skipped = pd.DataFrame(columns=["file", "problem"])
         self._columns = columns  # of each picture, the columns of its labels
@@ -53,7 +55,7 @@ class ImageFolderTable(Dataset):
 
     def __getitem__(self, index):
         y = self.label_vector(index)
-        return read_image(self.path(index), self.side), y  # (3, side, side), (K,)
+        return read_image(self.path(index), self.side, self.resize), y  # (3, side, side), (K,)
 
     def original(self, index: int) -> Image.Image:
         """The picture in its own size, upright and RGB, as a PIL image."""
@@ -74,18 +76,26 @@ class ImageFolderTable(Dataset):
     def take(self, indices) -> "ImageFolderTable":
         """Some pictures, in the given order."""
         files, columns = ([values[i] for i in indices] for values in (self.files, self._columns))
-        return ImageFolderTable(self.folder, files, columns, self.labels, self._background, self.side, self.ignored)
+        rest = (self._background, self.side, self.ignored, self.resize)
+        return ImageFolderTable(self.folder, files, columns, self.labels, *rest)
+
+    @property
+    def _size(self) -> str:
+        """Side and, where it is not ``crop``, the way to resize: part of ``fingerprint``."""
+        return f"{self.side}" if self.resize == "crop" else f"{self.side} {self.resize}"
 
     def fingerprint(self) -> str:
-        """A key for caches: label space, side, and every picture's name, size, time of change and labels."""
-        digest = hashlib.sha256(f"{self.labels.hash} {self.side}".encode() + self._background.tobytes())
+        """A key for caches: label space, side, resize, and every picture's name, size, time of change and labels."""
+        digest = hashlib.sha256(f"{self.labels.hash} {self._size}".encode() + self._background.tobytes())
         for file, columns in zip(self.files, self._columns):
             status = (self.folder / file).stat()
             digest.update(f"{file}|{status.st_size}|{status.st_mtime_ns}|{columns}\n".encode())
         return f"ImageFolderTable {len(self)} {digest.hexdigest()[:16]}"
 
 
-def read_folder(folder: Path, labels, side: int, strict: bool, hide_unseen: bool) -> ImageFolderTable:
+def read_folder(
+    folder: Path, labels, side: int, strict: bool, hide_unseen: bool, resize: str = "crop"
+) -> ImageFolderTable:
     """A folder with a ``labels.csv``; does not look at its pictures. ``hrcf_lib.data.load`` describes the arguments."""
     table = read_labels_csv(folder)
     stated = read_label_space_csv(folder)
@@ -104,7 +114,7 @@ def read_folder(folder: Path, labels, side: int, strict: bool, hide_unseen: bool
     background = np.array([-1 if n in annotated - hidden else 0 for n in labels.names], np.float32)
     column = {name: k for k, name in enumerate(labels.names)}
     columns = [sorted(column[n] for n in set(names) - hidden if n in column) for names in table.values()]
-    return ImageFolderTable(folder, list(table), columns, labels, background, side, dict(ignored))
+    return ImageFolderTable(folder, list(table), columns, labels, background, side, dict(ignored), resize)
 
 
 def label_matrix(dataset, rows=None) -> Tensor:

@@ -14,7 +14,15 @@ from hrcf_lib.labels import LabelSpace
 
 
 def load(
-    folder, labels=None, side=112, strict=True, skip_bad=False, hide_unseen=False, split=None, images=None
+    folder,
+    labels=None,
+    side=112,
+    strict=True,
+    skip_bad=False,
+    hide_unseen=False,
+    split=None,
+    images=None,
+    resize="crop",
 ) -> ImageFolderTable:
     r"""Read a folder with a ``labels.csv`` (``labelled_folder``), or one that a ``prepare`` wrote (``table_format``).
 
@@ -28,6 +36,7 @@ def load(
         hide_unseen: unseen labels read 0 (unknown) even where the table names them, as zero-shot *training* demands.
         split: of a prepared table: train, val or test. The default is all rows of all splits; ``.splits`` names them.
         images: of a prepared table: where the pictures are now, if not where ``prepare`` found them.
+        resize: how pictures become square, see ``read_image``.
 
     A prepared table becomes a ``table.CommonTable``, which has the same interface, and ``ids``, ``splits``, ``rows``,
     ``about`` and ``select(split)``. ``prepare`` has looked for its pictures; ``load`` does not look again.
@@ -44,7 +53,7 @@ def load(
     folder = Path(folder).expanduser()
     if (folder / "about.json").is_file():
         labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(labels)
-        dataset = read_prepared(folder, labels, side, hide_unseen, split, images)
+        dataset = read_prepared(folder, labels, side, hide_unseen, split, images, resize)
         _count_ignored(folder, dataset, strict)
     elif split is not None or images is not None:
         raise ValueError(
@@ -52,7 +61,7 @@ def load(
             "split, or make a table with hrcf_lib.data.official.own_folder.prepare"
         )
     else:
-        dataset = read_folder(folder, labels, side, strict, hide_unseen)
+        dataset = read_folder(folder, labels, side, strict, hide_unseen, resize)
         if not skip_bad:
             _refuse_missing(folder, dataset)
     return _without_bad(folder, dataset) if skip_bad and len(dataset) else dataset

@@ -126,8 +126,10 @@ class CommonTable(ImageFolderTable):
 
     left_out = 0
 
-    def __init__(self, folder, ids, files, splits, rows, known, table_labels, labels, side, hide_unseen, about, extras):
-        super().__init__(folder, files, None, labels, None, side, {})
+    def __init__(
+        self, folder, ids, files, splits, rows, known, table_labels, labels, side, hide_unseen, about, extras, resize
+    ):
+        super().__init__(folder, files, None, labels, None, side, {}, resize)
         self.ids, self.splits, self.rows, self.about, self.extras = ids, splits, rows, about, extras
         self.table_labels, self.hide_unseen = table_labels, hide_unseen
         self._known = known  # LabelRows in the columns of the table
@@ -188,14 +190,14 @@ class CommonTable(ImageFolderTable):
         indices = np.asarray(indices, np.int64)
         ids, files = (Strings(pa.chunked_array([s._array.take(pa.array(indices))])) for s in (self.ids, self.files))
         parts = (self.splits[indices], self.rows[indices], self._known.take(indices), self.table_labels)
-        rest = (self.labels, self.side, self.hide_unseen, self.about, self.extras)
+        rest = (self.labels, self.side, self.hide_unseen, self.about, self.extras, self.resize)
         chosen = CommonTable(self.folder, ids, files, *parts, *rest)
         chosen.ignored = self.ignored
         return chosen
 
     def fingerprint(self) -> str:
-        """A key for caches: label space, side, and every picture's name, size, time of change and labels."""
-        settings = f"{self.labels.hash} {self.table_labels.hash} {self.side} {self.hide_unseen}"
+        """A key for caches: label space, side, resize, and every picture's name, size, time of change and labels."""
+        settings = f"{self.labels.hash} {self.table_labels.hash} {self._size} {self.hide_unseen}"
         digest = hashlib.sha256(settings.encode() + self._known.digest())
         for file in self.files:
             status = None if self.folder is None else (self.folder / file).stat()
@@ -204,7 +206,9 @@ class CommonTable(ImageFolderTable):
         return f"CommonTable {len(self)} {digest.hexdigest()[:16]}"
 
 
-def read_prepared(out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, images) -> CommonTable:
+def read_prepared(
+    out, labels: LabelSpace | None, side: int, hide_unseen: bool, split, images, resize: str = "crop"
+) -> CommonTable:
     """A prepared folder as a ``CommonTable``; ``hrcf_lib.data.load`` describes the arguments."""
     out = Path(out).expanduser()
     about = table_format.read_about(out)
@@ -238,4 +242,4 @@ def read_prepared(out, labels: LabelSpace | None, side: int, hide_unseen: bool, 
     splits = np.repeat(np.array(names, object), [c["rows"] for c in counted])
     root = None if root is None else Path(root).expanduser()
     parts = (Strings(table.column("id")), Strings(table.column("file")), splits, rows, known, space)
-    return CommonTable(root, *parts, labels or space, side, hide_unseen, about, extras)
+    return CommonTable(root, *parts, labels or space, side, hide_unseen, about, extras, resize)

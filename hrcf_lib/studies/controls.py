@@ -14,7 +14,7 @@ def uniform_weights(config):
         if config.rss:
             regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
         s_region = regions.sum(dim=1) @ t.T / len(t)  # (B, K) = sum_j s_jk / K
-        return scores.fuse(scores.global_scores(e_g, t), s_region, config.lam, config.normalize_fusion)
+        return scores.fuse(scores.global_scores(e_g, t), s_region, *scores.mixing(config, at_test=True))
 
     return scorer
 
@@ -33,15 +33,15 @@ def random_selection(config, seed: int = 0):
 def _score_best(e_g, regions, t, values, config) -> Tensor:
     """Scores from as many regions as RSS keeps, those of highest ``values`` (B, J)."""
     kept = scores.take_best(regions, values, scores.regions_to_keep(config, regions.shape[1]))
-    return scores.score(e_g, kept, t, config, select=False)
+    return scores.score(e_g, kept, t, config, select=False, at_test=True)
 
 
 def without_rss(config):
     """Control for RSS: all regions are scored, as in training."""
-    return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False)
+    return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=False, at_test=True)
 
 
-RULES = {  # rule by which regions may be selected in place of Eq. 16: (B, J, D), (K, D) -> (B, J), highest first
+RULES = {  # rule to select regions by in place of the sum of Eq. 17: (B, J, D), (K, D) -> (B, J), highest first
     "largest score": lambda e, t: scores.region_scores(e, t).amax(dim=-1),
     "least entropy": lambda e, t: torch.special.entr(scores.region_scores(e, t).softmax(dim=-1)).sum(dim=-1).neg(),
     "norm": lambda e, t: e.norm(dim=-1),
@@ -49,7 +49,7 @@ RULES = {  # rule by which regions may be selected in place of Eq. 16: (B, J, D)
 
 
 def select_by(rule: str):
-    """RSS by a rule of ``RULES`` in place of Eq. 16: a function config -> scorer."""
+    """RSS by a rule of ``RULES`` in place of the sum of Eq. 17: a function config -> scorer."""
     check_known([rule], list(RULES), "no rule of selection")
 
     return lambda config: lambda e_g, regions, t: _score_best(e_g, regions, t, RULES[rule](regions, t), config)

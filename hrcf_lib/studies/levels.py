@@ -90,7 +90,7 @@ def covered(scenes, sides: list[int]) -> Tensor:
 
 
 def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Series:
-    r"""How well Eq. 16 separates things from background: area under the ROC curve of r_j (B, J) for each level.
+    r"""How well the sum of Eq. 17 tells things from background: area under the ROC curve of r_j (B, J) for each level.
 
     0.5 is chance. A region counts as a thing if more than half of its cell is covered, as background if less than a
     tenth is.

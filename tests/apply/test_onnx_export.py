@@ -118,6 +118,7 @@ def test_what_export_returns(exported):
 def test_the_metadata_say_what_a_caller_needs(model, exported):
     about = metadata(exported[0])
     assert json.loads(about["labels"]) == LABELS and about["side"] == "112" and about["scored_among"] == "12"
+    assert about["resize"] == "crop" and "centre cut out" in about["input"]
     assert "float32 in 0..1" in about["input"] and json.loads(about["mean"]) == model.vlp.mean.flatten().tolist()
     assert about["method"] == "hrcf" and about["vlp_hash"] == model.vlp.hash and json.loads(about["reference"])
     assert "vlp_weights" not in json.loads(about["config"]), "a path of this machine"

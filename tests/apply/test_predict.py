@@ -127,6 +127,17 @@ def test_any_size_and_mode(model, tmp_path):
     assert len(classify(tmp_path, ["zebra"], model)) == 2
 
 
+def test_pictures_are_resized_as_the_config_says(model):
+    """A picture of the model's own shape is the same to all but MKT's way, one of another shape is not."""
+    under = {how: model.under(model.config.replace(resize=how)) for how in ("crop", "squash")}
+    of = lambda image: {how: classify(image, ["cat", "dog"], m)["score"].tolist() for how, m in under.items()}
+    side = model.vlp.side
+    wide = np.zeros((side, 2 * side, 3), np.uint8)
+    wide[:, :side] = 255
+    assert (found := of(Image.fromarray(wide)))["crop"] != found["squash"]
+    assert (found := of(Image.fromarray(wide[:, side // 2 :][:, :side])))["crop"] == found["squash"]
+
+
 def test_the_same_again(model, folder):
     assert classify(folder, ["zebra", "moon"], model).equals(classify(folder, ["zebra", "moon"], model))
 

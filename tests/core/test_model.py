@@ -57,7 +57,7 @@ def test_the_image_side_has_the_papers_number_of_parameters(full):
 
 def test_the_prompts_have_the_papers_number_of_parameters(full):
     assert count(full, "prompt") == count(full, *configs.TRAINABLE["prompts"]) == 4_096
-    numbers = {"fixed": 0, "learnable": 6_144, "tuning": 25_296_896}
+    numbers = {"fixed": 0, "learnable": 6_144, "coop": 4_096, "tuning": 25_296_896}
     for kind, number in numbers.items():
         assert sum(p.numel() for p in PromptLearner(full.vlp, kind).parameters()) == number
 

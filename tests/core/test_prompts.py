@@ -95,16 +95,33 @@ def test_tuning_starts_from_its_own_sentence(vlp):
     assert_close(PromptLearner(vlp, "tuning")(vlp, NAMES), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_tuning_may_start_from_the_fixed_prompt(vlp):
+    """So that nothing but what is tuned differs; MKT's template stays the default."""
+    prompt = PromptLearner(vlp, "tuning", template="hrcf")
+    assert torch.equal(prompt(vlp, NAMES), PromptLearner(vlp, "fixed")(vlp, NAMES))
+    prompt(vlp, NAMES).sin().sum().backward()
+    words = {*vlp.tokenizer.encode("A photo for multi-label classification, there is a"), *vlp.tokenizer.encode(".")}
+    learnt = prompt.table.grad.abs().sum(dim=1).nonzero().flatten().tolist()
+    assert set(learnt) == words | {vlp.tokenizer.sot_token_id, vlp.tokenizer.eot_token_id}, "no row that spells a name"
+    with pytest.raises(ValueError, match="template 'clip' of the prompt 'tuning': choose 'mkt' or 'hrcf'"):
+        PromptLearner(vlp, "tuning", template="clip")
+
+
+def test_coop_is_the_start_and_the_name_alone(vlp):
+    expected = vlp.encode_text([f"{START} {name}" for name in NAMES])
+    assert_close(PromptLearner(vlp, "coop")(vlp, NAMES), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_learnt(vlp, kind):
     prompt = PromptLearner(vlp, kind)
     expected = {"fixed": {}, "hybrid": {"vectors": (8, 128)}, "tuning": {"table": (49408, 128)}}
-    expected["learnable"] = {"vectors": (8, 128), "template": (4, 128)}
+    expected |= {"learnable": {"vectors": (8, 128), "template": (4, 128)}, "coop": {"vectors": (8, 128)}}
     assert {name: tuple(p.shape) for name, p in prompt.named_parameters()} == expected[kind]
     assert set(prompt.state_dict()) == set(expected[kind])  # and nothing else is saved
 
 
-@pytest.mark.parametrize("kind", ["hybrid", "learnable"])
+@pytest.mark.parametrize("kind", ["hybrid", "learnable", "coop"])
 def test_every_learnt_vector_gets_a_gradient_and_the_vlp_none(vlp, kind):
     prompt = PromptLearner(vlp, kind)
     prompt(vlp, NAMES).sin().sum().backward()

@@ -12,6 +12,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import hrcf_lib.protocols
+from hrcf_lib import config as configs
 from hrcf_lib import evaluation, metrics
 from hrcf_lib.engine import chunks
 from hrcf_lib.methods import plain_vlp
@@ -88,6 +89,8 @@ def plain_measure(scores, labels, ks, protocol, task):
     row["mAP skip"] = sum(ap[k] for k in positive) / len(positive) if positive else math.nan
     if p.weighted:
         row["mAP weighted"] = sum(n[k] * ap[k] for k in positive) / sum(n.values())
+    if p.beside:
+        row[f"mAP {p.beside}"] = plain_measure(scores, labels, (), p.beside, task)["mAP"]
     return row | {"images": len(images), "labels": len(for_map)}
 
 
@@ -160,7 +163,18 @@ def test_per_class_is_mkts(case):
 
 def test_the_protocols_differ_on_the_golden_case():
     scores, labels = golden_input("gzsl")
-    assert len({round(measure(scores, labels, (), name)["mAP"], 4) for name in PROTOCOLS}) == len(PROTOCOLS)
+    found = {name: round(measure(scores, labels, (), name)["mAP"], 4) for name in PROTOCOLS}
+    assert len(set(found.values())) == len(found) - 1 and found["per_class"] == found["per_class_and_pooled"]
+
+
+def test_pooled_map_stands_beside_that_of_each_label():
+    scores, labels = golden_input("zsl")
+    row = measure(scores, labels, (3,), "per_class_and_pooled", "ZSL")
+    assert row.pop("mAP biam_open_images") == measure(scores, labels, (), BIAM, "ZSL")["mAP"]
+    assert row == measure(scores, labels, (3,), "per_class", "ZSL")
+    none = measure(scores, labels.clamp(max=0), (3,), "per_class_and_pooled", "ZSL")
+    assert math.isnan(none["mAP biam_open_images"]) and none["mAP"] == 0, "BiAM keeps no image without a positive"
+    assert configs.open_images().protocol == "per_class_and_pooled"
 
 
 # scikit-learn --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from hrcf_lib import config, scores
 from hrcf_lib.engine import chunks
+from hrcf_lib.model import HRCF as HRCFModel
 
 HRCF = config.mini()
 
@@ -263,6 +264,33 @@ def test_fusion_mixes_scores_of_norm_one(lam):
     raw = torch.tensor([[3 * (1 - lam), 4 * (1 - lam) + 500 * lam]])
     assert_close(scores.fuse(s_global, s_region, lam, normalize=False), raw)
     assert torch.equal(s_global, torch.tensor([[3.0, 4.0]]))  # the input stays as it is
+
+
+def test_lambda_and_form_of_equation_14_may_differ_at_test_time():
+    model = HRCFModel(HRCF.replace(rss=False), pretrained=False)
+    chosen = model.under(model.config.replace(lam=0.5, lam_at_test=0.9, normalize_at_test=False))
+    plain = model.under(model.config.replace(lam=0.9, normalize_fusion=False))
+    e_g, regions, t = draw()
+    assert_close(chosen.eval().score_embeddings(e_g, regions, t), plain.eval().score_embeddings(e_g, regions, t))
+    alone = [m.score_alone(e_g, regions, t[:4], t[4:]) for m in (chosen, plain)]
+    assert_close(*alone)
+    in_training = scores.score(e_g, regions, t, HRCF.replace(lam=0.5), select=False)
+    assert_close(chosen.train().score_embeddings(e_g, regions, t), in_training)
+    free = config.names_where(weights=False, scores=True)
+    assert {"lam_at_test", "normalize_at_test", "keep"} <= set(free), "weights do not depend on them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lam_at_test": 1.5}, "lam_at_test = 1.5 must be from 0 to 1"),
+        ({"lam_at_test": "all"}, "lam_at_test = 'all' must be a number"),
+        ({"normalize_at_test": 1}, "normalize_at_test = 1 must be True or False"),
+    ],
+)
+def test_settings_of_test_time_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        HRCF.replace(**changes)
 
 
 def test_fusion_leaves_scores_of_zero_at_zero():

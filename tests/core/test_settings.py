@@ -103,7 +103,7 @@ def test_bounds_and_choices_stand_at_the_field():
         variant(kind, 4)
     with pytest.raises(ValueError, match="extra = 2: choose one of 1, 3"):
         variant(with_field(Config, choices=(1, 3)), 2)
-    assert configs.choices("prompt") == ("fixed", "learnable", "hybrid", "tuning")
+    assert configs.choices("prompt") == ("fixed", "learnable", "coop", "hybrid", "tuning")
     with pytest.raises(KeyError, match="colour"):
         names_where(colour="red")
 

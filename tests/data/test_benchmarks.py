@@ -55,7 +55,7 @@ def test_every_data_set_of_a_config_has_a_name():
 
     assert {*PREPARE, "mojiscenes"} == set(config.choices("dataset"))
     assert set(config.choices("protocol")) == set(protocols.PROTOCOLS)
-    assert config.open_images().protocol == "biam_open_images" and config.nus_wide().protocol == "per_class"
+    assert config.open_images().protocol == "per_class_and_pooled" and config.nus_wide().protocol == "per_class"
 
 
 def test_mojiscenes_are_those_of_the_config():

@@ -96,10 +96,13 @@ def test_fingerprint_follows_pictures_labels_and_settings(tmp_path, images):
     first = data.load(out).fingerprint()
     assert first == data.load(out).fingerprint()
     found = {first, data.load(out, side=64).fingerprint(), data.load(out, hide_unseen=True).fingerprint()}
+    squashed = data.load(out, resize="squash")
+    found.add(squashed.fingerprint())
+    assert squashed.take([0]).resize == "squash"
     found.add(data.load(write(tmp_path / "out2", images, rows=[("a", [1], []), *ROWS[1:]])).fingerprint())
     jpeg(images / "a.jpg", seed=9, size=(40, 40))
     found.add(data.load(out).fingerprint())
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 def test_streamed_through_datasets(tmp_path, monkeypatch):

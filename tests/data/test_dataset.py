@@ -50,6 +50,29 @@ def test_read_image_is_clips_resize_and_centre_crop(size):
     assert torch.equal(ours, TF.pil_to_tensor(reference))
 
 
+@pytest.mark.parametrize("size", [(40, 30), (300, 40), (5, 7), (37, 37)])
+def test_the_other_ways_to_resize(size):
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
+    image, side, how = picture(*size), 28, InterpolationMode.BICUBIC
+    squashed = TF.resize(image, (side, side), how)
+    assert torch.equal(read_image(image, side, "squash"), TF.pil_to_tensor(squashed))
+    mkt = TF.center_crop(TF.resize(image, 32, how), side)  # 256 -> 224
+    assert torch.equal(read_image(image, side, "mkt"), TF.pil_to_tensor(mkt))
+    with pytest.raises(ValueError, match="unknown way to resize(?s:.*)'stretch'(?s:.*)squash"):
+        read_image(image, side, "stretch")
+
+
+def test_a_data_set_resizes_as_it_is_told_and_caches_know_it(folder):
+    one, other = data.load(folder, SPACE, side=24), data.load(folder, SPACE, side=24, resize="squash")
+    assert torch.equal(other[1][0], read_image(other.path(1), 24, "squash"))
+    assert torch.equal(other.take([1])[0][0], other[1][0])
+    assert one.fingerprint() == data.load(folder, SPACE, side=24, resize="crop").fingerprint() != other.fingerprint()
+    with pytest.raises(ValueError, match="unknown way to resize"):
+        data.load(folder, SPACE, resize="stretch")
+
+
 def test_a_picture_of_the_right_size_keeps_its_bits(tmp_path):
     image = picture(32, 32)
     image.save(tmp_path / "x.png")

@@ -67,7 +67,7 @@ class Pictures(_FromDisk):
             ``label_vector(i)`` and ``fingerprint()``; for augmentation also ``original(i)``, the PIL image in its own
             size.
         vlp: whose picture size and mean colour (which augmentation fills with) are used.
-        augment: ``"none"``: resized and cut as CLIP does; or a RandAugment string of timm such as
+        augment: ``"none"``: as the data set resizes them; or a RandAugment string of timm such as
             ``"rand-m9-mstd0.5-inc1"``, after a random crop of 8 to 100 % of the area, bicubic, and a flip (as in MKT).
         workers: processes that decode and augment; None: the cores of this machine, divided by its processes.
 
@@ -139,20 +139,31 @@ class StreamedPictures(_FromDisk):
             ``prepare`` found them.
         vlp, augment, workers: as for ``Pictures``.
         buffer: rows to shuffle within.
+        resize: how pictures become square without augmentation, see ``read_image``.
 
     Unseen labels read 0 (unknown), as zero-shot training demands. Raises what ``table_format`` raises for a folder that
     is not a prepared table; ``ValueError`` for one without pictures, and in ``batches`` for a batch that the processes
     cannot divide evenly.
     """
 
-    def __init__(self, out, vlp, augment="none", workers: int | None = 0, split="train", buffer=10_000, images=None):
+    def __init__(
+        self,
+        out,
+        vlp,
+        augment="none",
+        workers: int | None = 0,
+        split="train",
+        buffer=10_000,
+        images=None,
+        resize="crop",
+    ):
         about = table_format.read_about(out)
         table_format.shards(out, split)  # its errors come at once
         root = about["images"] if images is None else images
         if root is None:
             raise ValueError(f"{out} was prepared without pictures; give images=<folder>")
         super().__init__(vlp, augment, workers)
-        self.out, self.split, self.buffer = out, split, buffer
+        self.out, self.split, self.buffer, self.resize = out, split, buffer, resize
         self.space, self.root = table_format.read_label_space(out)[0], os.path.expanduser(str(root))
         self.counts = about["splits"][split]
 
@@ -177,7 +188,7 @@ class StreamedPictures(_FromDisk):
         if self.augments(seed):
             image = augmented(rgb(path), self.transform, seed, row["row"])
         else:
-            image = read_image(path, self.side)
+            image = read_image(path, self.side, self.resize)
         y = torch.zeros(len(self.space.names))
         y[row["negatives"]] = -1
         y[row["positives"]] = 1

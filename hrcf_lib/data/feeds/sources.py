@@ -31,7 +31,8 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
     if config.stream and training and config.dataset != "mojiscenes":
         if hide_labels.hides(config):
             raise ValueError("labels are hidden by row, which a stream does not count: set stream to False")
-        return StreamedPictures(benchmarks.folder(config, data), model.vlp, config.augment, config.workers)
+        where = benchmarks.folder(config, data)
+        return StreamedPictures(where, model.vlp, config.augment, config.workers, resize=config.resize)
     dataset = benchmarks.open_split(config, split, data, model.vlp.side)
     if config.augment == "none":
         drawn = config.dataset == "mojiscenes"  # a scene is drawn faster than a process hands it over
