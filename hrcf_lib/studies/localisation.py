@@ -131,11 +131,12 @@ def measure_maps(
     return pd.concat([pd.DataFrame(part) for part in rows], ignore_index=True)
 
 
-def things(scene, space, names=None) -> tuple[list[str], Tensor]:
+def things(scene, space, names=None, everywhere: bool = False) -> tuple[list[str], Tensor]:
     """Names of what a scene shows and ``space`` has as a label, without the background, and their boxes (k, 4); or
-    those of them that are among ``names``."""
+    those of them that are among ``names``. ``everywhere``: with the background, whose box is the whole picture."""
     names = space.names if names is None else names
-    own = [i for i, name in enumerate(scene.names) if name in names and name not in backgrounds.SCENES]
+    left_out = () if everywhere else backgrounds.SCENES
+    own = [i for i, name in enumerate(scene.names) if name in names and name not in left_out]
     return [scene.names[i] for i in own], torch.from_numpy(scene.boxes)[own]
 
 
