@@ -59,6 +59,12 @@ from hrcf_lib.methods import word_vectors
 from hrcf_lib.methods.blocks import fixed_prompts, patches
 from hrcf_lib.methods.settings import MethodConfig
 
+TABLE_3 = {  # row of the paper's Table 3 -> changes of the config, for ``studies.run_all``
+    "Standard region features": {"region_block": False, "scene_block": False},
+    "RCB alone": {"scene_block": False},
+    "SCB alone": {"region_block": False},
+    "BiAM (RCB + SCB)": {},
+}
 SLOPE = 0.2  # of the leaky ReLU
 DROP_REGION, DROP_SCENE = 0.1, 0.2  # dropout in the region block, and on x_g
 

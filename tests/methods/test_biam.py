@@ -17,6 +17,7 @@ from hrcf_lib import config as configs
 from hrcf_lib import methods, scores
 from hrcf_lib.engine import files
 from hrcf_lib.losses import ranking_loss
+from hrcf_lib.methods import biam
 from hrcf_lib.methods.biam import FORM, BiAM, BiAMConfig, BiAMReleased, BiLevelAttention
 from hrcf_lib.methods.blocks import patches
 from hrcf_lib.studies import runs
@@ -229,12 +230,28 @@ def test_the_network_is_the_equations(own, biases):
     assert bool(own) == biases, "the matrices of Eqs. 1, 2, 4 and 6"
 
 
-def test_a_block_that_is_off_has_no_parameters():
-    names = lambda **own: {name.split(".")[0] for name in model(**own).network.state_dict()}
-    assert names() == {"entry", "region", "scene", "join", "classifiers"}
-    assert names(scene_block=False) == {"entry", "region", "classifiers"}
-    assert names(region_block=False) == {"entry", "scene", "classifiers"}
-    assert names(region_block=False, scene_block=False) == {"entry", "classifiers"}
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ("Standard region features", {"entry", "classifiers"}),
+        ("RCB alone", {"entry", "region", "classifiers"}),
+        ("SCB alone", {"entry", "scene", "classifiers"}),
+        ("BiAM (RCB + SCB)", {"entry", "region", "scene", "join", "classifiers"}),
+    ],
+)
+def test_a_row_of_table_3_has_the_parameters_of_its_blocks_alone(row, parts, features):
+    method = model(**biam.TABLE_3[row])
+    assert {name.split(".")[0] for name in method.network.state_dict()} == parts
+    only(method, "images")
+    trunk, teacher, labels = features.batch(torch.arange(4))
+    e, t = method.image_embeddings(trunk), method.label_embeddings(features.space.seen)
+    method.losses(*e, t, labels[:, : features.space.n_seen], teacher)["ranking"].backward()
+    assert all(p.grad.abs().max() > 0 for p in method.network.parameters()), "what is there learns"
+
+
+def test_rows_of_table_3_are_named_as_published():
+    published = pd.read_csv(PAPERS / "published" / "biam_table3_blocks_nuswide.csv")
+    assert list(biam.TABLE_3) == published["features"].drop_duplicates().tolist()
 
 
 def test_the_scene_reaches_regions_through_its_block_alone():
