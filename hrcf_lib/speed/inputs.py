@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import config as configs
-from hrcf_lib.data.official import checks
+from hrcf_lib.data.official import checks, open_images
 from hrcf_lib.engine import devices
 from hrcf_lib.model import HRCF
 from hrcf_lib.vlp import MINI
@@ -41,8 +41,10 @@ class Sizes:
 
 
 def label_names(K: int) -> list[str]:
-    """The first K seen labels of NUS-WIDE."""
-    return list(checks.label_list("nus_wide_seen925.txt")[:K])
+    """The first K seen labels of NUS-WIDE; more than its 925 are labels of Open Images."""
+    if K <= 925:
+        return list(checks.label_list("nus_wide_seen925.txt")[:K])
+    return list(open_images.label_space()[0].names[:K])
 
 
 def random_normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
