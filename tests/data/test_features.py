@@ -506,10 +506,3 @@ def test_an_abandoned_iterator_leaves_no_thread():
             batches.close()
         del batches
         assert threading.active_count() == before
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_batches_are_in_pinned_memory():
-    f = extract(Tower(), Pictures(), SPACE)
-    for _, inputs, _ in f.batches(BatchOrder(2)):
-        assert all(x.is_pinned() for x in inputs)
