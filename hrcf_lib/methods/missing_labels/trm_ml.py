@@ -61,8 +61,10 @@ from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
-from hrcf_lib.methods.missing_labels.prototypes import WHICH, Prototypes, fill
+from hrcf_lib.methods.missing_labels.prototypes import WHICH, Prototypes, decide, fill
 from hrcf_lib.methods.settings import PartialConfig, is_small
+
+__all__ = ["TRMML", "TRMMLConfig", "contrastive_loss", "decide", "region_features"]
 
 MASKS = ("sigmoid", "softmax")
 BUDGET = (40, 128)  # epochs and pictures a step on every data set of the paper
