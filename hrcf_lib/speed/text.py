@@ -22,7 +22,7 @@ def prompt_prefix(sizes: Sizes) -> dict:
     found.append(_differences(*results))
     row |= {key: max(f[key] for f in found) for key in ("max_abs_diff", "grad_rel_diff")}
     what = f"{len(names)} names, text tower of {vlp.name}, forward and backward, hybrid prompt"
-    return row | {"what": what, "note": "differences: the largest of this and of all four kinds on 8 names"}
+    return row | {"what": what, "note": "differences: the largest of this and of all kinds on 8 names"}
 
 
 def _forms(vlp, kind: str, names: list[str], part: int):

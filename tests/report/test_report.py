@@ -447,6 +447,12 @@ def test_parameters_of_other_methods_with_and_without_what_is_never_used(main, f
     assert mkt.iloc[1] == whole.iloc[1] == "15.2 / 25.3 / 40.5"
     assert biam[ours] == "3.840000 /  / 3.840000" and biam["as printed"] == "yes"
     assert rows(table, method="ZS-SDL")[ours].item() == "the record of notebook 05 has no row 'ZS-SDL'"
+    runs = read_record("05_main_results", main.sources[0].folder)["tables"]["runs"]
+    part = rows(runs, variant="MKT", split="test", task="ZSL")[list(METRICS)]
+    expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
+    head = "{} ({}, ZSL): F1@3 / F1@5 / mAP".format
+    assert mkt[head("ours", MINI)] == expected and mkt[head("the paper", "NUS-WIDE")] == "34.1 / 31.1 / 37.6"
+    assert biam[head("ours", MINI)] == tables.OTHERS, "printed on VGG-19 and GloVe"
     without = full.tables()["Table VI"]
     assert len(without) == 6 and without[ours].tolist()[:5] == ["notebook 05 makes it"] * 5
 
