@@ -139,4 +139,5 @@ def load(folder: str | Path, **changes):
 
 def asks_unseen(config) -> bool:
     """Whether a method is asked for unseen labels: it takes them, and its training labels are complete."""
-    return method(config.method).open_vocabulary and not hide_labels.hides(config)
+    own = getattr(config, "class_specific", False)  # a context of each label's own: of a method else open
+    return method(config.method).open_vocabulary and not own and not hide_labels.hides(config)

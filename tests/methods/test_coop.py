@@ -137,6 +137,34 @@ def test_a_label_does_not_depend_on_the_others(name):
     assert_close(some, whole[:, [2, 0]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["coop", "dual_coop"])
+def test_contexts_of_each_labels_own(name):
+    model = build(name, class_specific=True, categories=NAMES, context_std=0.5)
+    contexts = [model.prompt] if name == "coop" else list(model.prompt.values())
+    assert not model.open_vocabulary and not methods.asks_unseen(model.config)
+    assert all(c.vectors.shape == (4, 4, model.vlp.text_width) for c in contexts)
+    t = model.label_embeddings(NAMES)
+    for i, c in enumerate(contexts):
+        alone = Contexts(model.vlp, 4)
+        with torch.no_grad():
+            alone.vectors.copy_(c.vectors[[2]])
+        own = t[:, i * model.vlp.D : (i + 1) * model.vlp.D]
+        assert_close(own[2], F.normalize(whole_prompt(model, alone, NAMES[2]), dim=-1), rtol=1e-4, atol=1e-5)
+    assert_close(model.label_embeddings([NAMES[3], NAMES[1]]), t[[3, 1]])
+    with pytest.raises(ValueError, match="answers for the 4 labels it was built for, 'boat' is not among them"):
+        model.label_embeddings(["boat"])
+    with pytest.raises(ValueError, match=f"{name} learns something for each label: give the labels' names"):
+        build(name, class_specific=True)
+
+
+def test_the_negative_context_starts_from_words_of_its_own():
+    model = build("dual_coop", negative_words="a photo")
+    ids = model.vlp.token_ids("a photo")
+    assert_close(model.prompt["negative"].vectors[0], model.vlp.model.token_embedding.weight[[*ids, *ids]])
+    with pytest.raises(ValueError, match="was never trained on"):
+        methods.build("dual_coop", synthetic.config(), negative_words="quux")
+
+
 def test_contexts_of_each_label_run_in_chunks_with_the_same_gradients(monkeypatch):
     """Also the tokens of contexts count: a chunk holds 10 tokens here, each label has 1 + 4 + 1 + 2 of them or more."""
     vlp, found = build("coop").vlp, []

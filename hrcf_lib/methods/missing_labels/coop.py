@@ -11,7 +11,8 @@ embeddings are of unit length, and the temperature is fixed. Its prompt ends in 
 **We** take the shared context of 16 with the name at the end, and say yes or no to each label by itself: a sigmoid,
 with a temperature and an offset that are learnt (``base.Likeness``), under the loss of known labels that all methods
 for missing labels here have. Both are fitted to known labels before the context learns (``base.Partial.begin``).
-AdamW for their SGD, as for every method here. Any name can be asked.
+AdamW for their SGD. Any name can be asked. ``class_specific`` gives each label a context of its own, as the paper's
+"class-specific" one and "csp" in Table 4 of the semantic-aware paper; the model then answers for its categories alone.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, cosines
+from hrcf_lib.config import setting
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines
 from hrcf_lib.methods.settings import PartialConfig
 
 
@@ -31,6 +33,7 @@ class CoOpConfig(PartialConfig):
     method = "coop"
     trains = "prompts"
 
+    class_specific: bool = setting(False, before=False)  # a context of each label's own
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from; 0: they start from words
     tau: float = 0.03  # temperature at the start
     level: float = 0.65  # cosine of a probability of 1/2 at the start: beta = level / tau
@@ -47,6 +50,13 @@ def check_tau(config) -> None:
         raise ValueError("tau = 0 must be above 0")
 
 
+def number_of_contexts(config) -> int:
+    """One for all labels, or one for each. Raises ``ValueError`` for the latter without categories."""
+    if config.class_specific:
+        check_categories(config)
+    return len(config.categories) if config.class_specific else 1
+
+
 class CoOp(Partial):
     """What learns are the vectors of the prompt, the temperature and the offset."""
 
@@ -58,7 +68,8 @@ class CoOp(Partial):
     def build(self) -> None:
         """Prompt, temperature and offset."""
         c = self.config
-        self.prompt = Contexts(self.vlp, c.prompt_vectors, std=c.context_std)
+        self.open_vocabulary = not c.class_specific
+        self.prompt = Contexts(self.vlp, c.prompt_vectors, number_of_contexts(c), c.context_std)
         self.likeness = Likeness(c.tau, -c.level / c.tau)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +78,12 @@ class CoOp(Partial):
         return e, e[:, None][:, :0]
 
     def label_embeddings(self, names) -> Tensor:
-        """t_k of any names, of unit length (K, D). Raises ``ValueError`` for names that the text tower cannot take."""
-        return F.normalize(self.prompt(self.vlp, names), dim=-1)
+        """t_k of unit length (K, D), of any names, or of its categories where each has a context of its own.
+
+        Raises ``ValueError`` for other names, and those that the text tower cannot take.
+        """
+        own = self.columns(names) if self.config.class_specific else None
+        return F.normalize(self.prompt(self.vlp, names, own), dim=-1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, D), no regions, (K, D) -> logits (B, K). A label's does not depend on the others."""

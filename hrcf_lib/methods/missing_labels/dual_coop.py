@@ -15,19 +15,24 @@ all labels, drawn with deviation 0.02; exponents 1 and 2; a ResNet-101 (50 epoch
 at each other; gamma as released, and gamma eta as the start of a temperature that is learnt, with an offset beside it
 (``base.Likeness``): both are fitted to the known labels before prompts learn (``base.Partial.begin``). The positive
 prompt starts from words, since of drawn vectors the small text tower of MojiScenes makes little; the negative one is
-drawn, as released: from the same words both would say the same. AdamW, as for every method here. Any name can be asked.
-The softmax over positions is a map of where a label is seen (``maps``).
+drawn, as released: from the same words both would say the same. Drawn, it costs some points before any step, since what
+it says of a label is noise; ``negative_words`` are others to start from. ``class_specific`` gives each label a pair of
+its own, as TRM-ML's Table 5 counts them (1.25 M numbers on COCO). AdamW for their SGD. Any name can be asked, of pairs
+of their own the categories alone. The softmax over positions is a map of where a label is seen (``maps``).
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, cosines
+from hrcf_lib.methods.missing_labels.coop import number_of_contexts
 from hrcf_lib.methods.settings import PartialConfig
 
 
@@ -40,6 +45,8 @@ class DualCoOpConfig(PartialConfig):
 
     context_std: float = 0.0  # deviation of the normal numbers that vectors start from (released: 0.02); 0: from words
     negative_std: float = 0.02  # likewise, of the prompt for "absent"
+    negative_words: str = setting("", before="")  # words that it starts from instead; "": drawn
+    class_specific: bool = setting(False, before=False)  # a pair of each label's own
     sharpness: float = 20.0  # gamma, what cosines are multiplied by in the softmax over positions
     scale: float = 5.0  # eta, what the pooled scores are multiplied by
     prompt_lr: float = 3e-3
@@ -57,8 +64,11 @@ class DualCoOp(Partial):
     def build(self) -> None:
         """Two prompts, drawn one after the other."""
         c = self.config
-        make = lambda std: Contexts(self.vlp, c.prompt_vectors, std=std)
-        self.prompt = nn.ModuleDict({"positive": make(c.context_std), "negative": make(c.negative_std)})
+        self.open_vocabulary = not c.class_specific
+        make = partial(Contexts, self.vlp, c.prompt_vectors, number_of_contexts(c))
+        positive = make(c.context_std)
+        negative = make(0.0, c.negative_words) if c.negative_words else make(c.negative_std)
+        self.prompt = nn.ModuleDict({"positive": positive, "negative": negative})
         self.likeness = Likeness(1 / (c.scale * c.sharpness), 0.0)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,8 +76,10 @@ class DualCoOp(Partial):
         return self.vlp.teacher(trunk), F.normalize(patches(self.vlp, trunk), dim=-1)
 
     def label_embeddings(self, names) -> Tensor:
-        """t+ and t- of any names beside each other, of unit length each (K, 2 D). Raises as CoOp's."""
-        return torch.cat([F.normalize(prompt(self.vlp, names), dim=-1) for prompt in self.prompt.values()], dim=1)
+        """t+ and t- beside each other, of unit length each (K, 2 D). Takes names and raises as CoOp's."""
+        own = self.columns(names) if self.config.class_specific else None
+        pair = [F.normalize(prompt(self.vlp, names, own), dim=-1) for prompt in self.prompt.values()]
+        return torch.cat(pair, dim=1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         r"""(B, D), (B, J, D), (K, 2 D) -> logits (B, K): S+ - S-. A label's does not depend on the others.
