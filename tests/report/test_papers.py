@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hrcf_lib.report import claims, effects, overview
+from hrcf_lib.report import Report, claims, effects, overview
+from hrcf_lib.report.records import MINI
 
 PAPERS = Path(__file__).parents[2] / "papers"
 TABLES = sorted((PAPERS / "published").glob("*.csv"))
@@ -303,6 +304,14 @@ def test_effects_and_claims_name_notebooks_and_answers_that_exist():
 
 
 # --- pages
+
+
+def test_counts_of_the_readme_are_those_of_the_records(monkeypatch):
+    monkeypatch.delenv("HRCF_SIZE", raising=False)
+    counts = Report().summary()[f"ours ({MINI})"]
+    kept = [name for name in counts.index if name != "all"]
+    stated = {row[0].removesuffix(" †"): list(map(int, row[1:])) for row in markdown_rows(README, "paper")}
+    assert stated == {name: counts.loc[name].tolist() for name in kept}
 
 
 def test_readme_describes_every_table_and_column():
