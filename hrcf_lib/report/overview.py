@@ -97,7 +97,10 @@ def _number(entry: dict, records: Records) -> tuple[str, str]:
     if row not in frame.index:
         return f"not measured yet: the record of notebook {notebook[:2]} has no row {row!r}", "not measured"
     millions = float(frame.loc[row, "all_M" if "all_M" in frame else "all"])
-    return f"{millions:.6f}M", "as printed" if printed(1e6 * millions, entry["printed"]) else "not as printed"
+    same = "as printed" if printed(1e6 * millions, entry["printed"]) else "not as printed"
+    if printed(1e6 * millions * 1e6 / 2**20, entry["printed"]):
+        same = "as printed, where M is 2^20"
+    return f"{millions:.6f}M", same
 
 
 def counted(directions) -> str:

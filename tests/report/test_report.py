@@ -265,7 +265,8 @@ def test_rows_of_the_overview(main):
 
 
 @pytest.mark.parametrize(
-    ("millions", "direction"), [(6.8012, "as printed"), (6.9, "not as printed"), (None, "not measured")]
+    ("millions", "direction"),
+    [(6.8012, "as printed"), (6.9, "not as printed"), (7.1303, "as printed, where M is 2^20"), (None, "not measured")],
 )
 def test_parameters_are_compared_as_numbers(tmp_path, millions, direction):
     counted = pd.DataFrame(
