@@ -18,6 +18,8 @@ COMPARE = {  # how ours is held against an item: what its cell of directions say
     "nothing": "nothing to measure",
 }
 
+LAST = {"not measured": 1, "not comparable": 2}  # directions whose effects come last
+
 
 def index(paper: str) -> list[dict]:
     """The items of a paper, in its order: ``item``, ``shows``, ``files`` and so on.
@@ -31,18 +33,15 @@ def index(paper: str) -> list[dict]:
 def overview(paper: str, sources: list[Records]) -> pd.DataFrame:
     """One row of text per table and figure of a paper.
 
-    The paper's and ours are the first difference of the item, or its first claim that we measure; the direction
-    counts all of them.
+    The paper's and ours are the first difference of the item, or its first claim; measured ones come first. The
+    direction counts all of them.
     """
     said, rows = claims.claims(sources, paper), []
     for entry in index(paper):
         planned = [effect for effect in effects.planned(paper) if effects.belongs(effect.item, entry["item"])]
-        planned.sort(key=lambda effect: bool(effect.not_comparable))
-        own = (
-            said[said["where"].str.contains(rf"{entry['item']}\b", regex=True)]
-            if entry["compare"] == "direction"
-            else None
-        )
+        planned.sort(key=lambda effect: LAST.get(effects.measure(effect, sources[0])["direction"], 0))
+        mentioned = said["where"].str.contains(rf"{entry['item']}\b", regex=True)
+        own = said[mentioned] if entry["compare"] == "direction" else None
         cells = {"of the paper": entry["item"], "shows": entry["shows"]}
         cells["the paper (data in brackets)"] = _printed(entry, planned, own)
         for records in sources:

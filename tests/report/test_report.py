@@ -247,8 +247,8 @@ def test_an_unknown_paper_is_an_error():
 def test_rows_of_the_overview(main):
     frame = main.tables()["HRCF: tables and figures"].set_index("of the paper")
     first = frame.loc["Table I"]
-    assert first["the paper (data in brackets)"] == "HRCF against CLIP-BiAM, ZSL mAP: +16.3 (NUS-WIDE); 53 more", (
-        "those that compare come first"
+    assert first["the paper (data in brackets)"] == "HRCF against OVML-VLP, ZSL mAP: +3.2 (NUS-WIDE); 53 more", (
+        "those that are measured come first"
     )
     assert first[DIRECTION].endswith("24 not comparable")
     assert (
