@@ -248,7 +248,7 @@ def test_prompts_of_every_kind_are_those_of_whole_sentences(vlp, kind):
     prompt = PromptLearner(vlp, kind)
     t = prompt(vlp, NAMES)
     assert_close(t, plain.label_embeddings(prompt, vlp, NAMES), rtol=1e-4, atol=1e-5)
-    counts = {"fixed": 0, "learnable": 12 * 48, "hybrid": 8 * 48, "tuning": 49408 * 48}
+    counts = {"fixed": 0, "learnable": 12 * 48, "hybrid": 8 * 48, "coop": 8 * 48, "tuning": 49408 * 48}
     assert sum(p.numel() for p in prompt.parameters()) == counts[kind] and t.shape == (4, 32)
 
 
