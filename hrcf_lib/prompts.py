@@ -150,12 +150,15 @@ def encode_after(model, past: list[tuple[Tensor, Tensor]], tokens: Tensor) -> Te
 
     The last token of each row is its end. Equal to ``encode_tokens`` of the whole texts, up to rounding.
     """
-    x, _ = _walk(model, tokens, past)
+    x, _ = _walk(model, tokens, past, ends=not past)
     return model.ln_final(x[:, -1]) @ model.text_projection  # (n, D)
 
 
-def _walk(model, x: Tensor, past) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Tokens (n, S, C) through the text tower's blocks, behind the P tokens of ``past``: outputs, keys and values."""
+def _walk(model, x: Tensor, past, ends: bool = False) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Tokens (n, S, C) through the text tower's blocks, behind the P tokens of ``past``: outputs, keys and values.
+
+    With ``ends`` the last block computes the output of each row's last token alone, (n, 1, C): no other is needed.
+    """
     n, S, _ = x.shape
     P = past[0][0].shape[2] if past else 0
     x = x + model.positional_embedding[P : P + S]
@@ -168,7 +171,9 @@ def _walk(model, x: Tensor, past) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         if past:
             k, v = (torch.cat([old.expand(n, -1, -1, -1), new], dim=2) for old, new in zip(past[l], (k, v)))
         present.append((k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (n, heads, S, C / heads)
-        x = x + block.ls_1(attn.out_proj(seen.transpose(1, 2).flatten(2)))  # (n, S, C)
+        if ends and l + 1 == len(model.transformer.resblocks):
+            x, q, mask = x[:, -1:], q[:, :, -1:], mask[-1:]  # (n, 1, C), (n, heads, 1, C / heads), (1, S)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (n, heads, S or 1, C / heads)
+        x = x + block.ls_1(attn.out_proj(seen.transpose(1, 2).flatten(2)))  # (n, S or 1, C)
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     return x, present
