@@ -17,6 +17,7 @@ from hrcf_lib.methods.missing_labels import trm_ml
 from hrcf_lib.methods.missing_labels.prototypes import ABSENT, PRESENT, TEXT, VISUAL, Prototypes, decide, fill
 from hrcf_lib.studies import missing_labels
 from hrcf_lib.training import train
+from hrcf_lib.vlp import encode_tokens
 
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]
 SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
@@ -149,11 +150,27 @@ def test_prompts_of_each_category_or_shared_drawn_or_from_words():
     words = build(context_std=0.0, negative="words")
     a, b = (words.context[name].vectors for name in ("positive", "negative"))
     assert torch.equal(a[0], a[1]) and torch.equal(b[0], b[1]) and not torch.equal(a, b)
-    alone = build(negative="none")
-    e_g, f, t, _ = inputs(alone)
-    assert list(alone.context) == ["positive"] and (t[:, 128:256] == 0).all()
-    s = alone.score_embeddings(e_g, f, t) / alone.likeness.log_scale.exp()
-    assert_close(s, torch.cosine_similarity(alone.regions(f, t), t[:, :128], dim=-1), rtol=1e-4, atol=1e-5)
+    for start in ("none", "weighed"):  # no negative prompt, and one whose weight starts at 0
+        model = build(negative=start)
+        e_g, f, t, _ = inputs(model)
+        s = model.score_embeddings(e_g, f, t) / model.likeness.log_scale.exp()
+        assert_close(s, torch.cosine_similarity(model.regions(f, t), t[:, :128], dim=-1), rtol=1e-4, atol=1e-5)
+        assert len(model.context) == (1 if start == "none" else 2) and (t[:, 128:256] == 0).all()
+    model.negative_weight.fill_(0.5)
+    assert_close(model.label_embeddings(NAMES)[:, 128:256].norm(dim=1), torch.full((5,), 0.5))
+
+
+@torch.no_grad()
+def test_texts_are_those_of_whole_sentences():
+    model = build()
+    vlp, t = model.vlp, model.label_embeddings(NAMES)
+    table, ids = vlp.model.token_embedding.weight, vlp.token_ids
+    start, end = ([table[i]] for i in (vlp.tokenizer.sot_token_id, vlp.tokenizer.eot_token_id))
+    for k, name in enumerate(NAMES):
+        for context, own in zip(model.context.values(), t[k].chunk(3)):
+            row = torch.stack([*start, *context.vectors[k], *table[ids(name)], *table[ids(".")], *end])
+            whole = encode_tokens(vlp.model, row[None], torch.tensor([len(row) - 1]))[0]
+            assert_close(own, whole / whole.norm(), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -313,6 +330,7 @@ def test_evaluation_teaches_nothing_and_a_change_of_what_is_known_shows():
         ({"matching": "mean", "beta": 0.0, "gamma": 0.0, "pseudo_labels": False}, "mlp."),  # baseline of Table 3
         ({"matching": "pixel"}, "queries"),
         ({"negative": "none"}, "context.negative"),
+        ({"negative": "weighed"}, "nothing"),
         ({"offset": True}, "nothing"),
     ],
 )

@@ -33,8 +33,11 @@ eighth of the steps, 5 epochs of 40; contrast at temperature 0.07, unit length b
 memory's vectors of other categories among the negatives; means over pictures. Pseudo-labels of a step are made with the
 thresholds of the steps before. Text thresholds move in the first stage already, by the text as it is then.
 
-**Named settings of ours**: ``offset``, ``fit``, ``attention_start = "text"``, ``context_std = 0``, ``negative``,
-``margin``; what ``small`` holds was chosen on val for presets of 375 or 750 steps (``papers/trm_ml.md``).
+**Named settings of ours**: ``offset``, ``fit``, ``attention_start = "text"``, ``context_std = 0``, ``margin``, and
+``negative``: a pair of prompts compares two texts that both name the category, which on MojiScenes costs half or more
+of what the positive one alone knows before any step. "weighed" is $\sigma(z^+ - w z^-)$ with a learnt w that starts at
+0, "none" is $\sigma(z^+)$, "words" begins with "A photo without any". What ``small`` holds was chosen on val for
+presets of 375 or 750 steps (``papers/trm_ml.md``).
 
 **Tables.** 3, part by part: ``matching="mean", beta=0, gamma=0, pseudo_labels=False`` is the baseline (dual prompts
 without DualCoOp's attention); CARL is ``matching="region"``, KD ``beta``, MMCP ``pseudo_labels``, MMCL ``gamma``.
@@ -82,7 +85,7 @@ class TRMMLConfig(PartialConfig):
     # Text (Sec. 3.1); ``prompt_vectors`` is L
     prompts: str = setting("class", choices=("class", "shared"))  # shared: one pair for all categories
     context_std: float = 0.02  # deviation of the normal numbers that positive contexts start from; 0: from words (ours)
-    negative: str = setting("drawn", choices=("drawn", "words", "none"))  # start of the negative ones; none: p = s(z+)
+    negative: str = setting("drawn", choices=("drawn", "words", "weighed", "none"))  # start of the negative contexts
     tau: float = 0.05  # temperature at the start; one for all
     offset: bool = False  # learn an offset of z+ - z-, too (ours)
     fit: bool = False  # begin with tau, and offset, at which the loss of known labels is least (ours)
@@ -144,7 +147,7 @@ class TRMML(Partial):
     title, Config = "TRM-ML", TRMMLConfig
     about = "TRM-ML: text and regions matched for each category, with pseudo-labels."
     map_kind = "attention"
-    text_prefixes, open_vocabulary = ("context.", "queries"), False
+    text_prefixes, open_vocabulary = ("context.", "negative_weight", "queries"), False
 
     def build(self) -> None:
         """Contexts, then what matching and losses need; and prototypes that know nothing yet."""
@@ -153,12 +156,14 @@ class TRMML(Partial):
         number = K if c.prompts == "class" else 1
         self.context = nn.ModuleDict({"positive": Contexts(self.vlp, c.prompt_vectors, number, c.context_std)})
         if c.negative != "none":
-            std = c.context_std or 0.02
-            drawn = {"std": std} if c.negative == "drawn" else {"words": NEGATIVE}
-            self.context["negative"] = Contexts(self.vlp, c.prompt_vectors, number, **drawn)
+            start = {"words": NEGATIVE} if c.negative == "words" else {"std": c.context_std or DRAWN}
+            self.context["negative"] = Contexts(self.vlp, c.prompt_vectors, number, **start)
         self.likeness = Likeness(c.tau, 0.0, learnt=c.offset)
         self.prototypes = Prototypes(K, c.memory, D, c.ema)
         images, text = ["likeness." if c.offset else "likeness.log_scale"], ["context."]
+        if c.negative == "weighed":
+            self.negative_weight = nn.Parameter(torch.zeros(()))
+            text += ["negative_weight"]
         if c.matching == "region":
             self.queries = nn.Parameter(self._first_queries())  # (K, D)
             self.attention = RegionAttention(D)
@@ -200,13 +205,17 @@ class TRMML(Partial):
     def label_embeddings(self, names) -> Tensor:
         """(K, 3 D): g+ and g- of unit length, and queries (0 with another matching, as is g- without one).
 
+        With ``negative`` "weighed" g- is as long as its weight.
+
         Raises ``ValueError`` for names that are none of its categories.
         """
         k = self.columns(names)
         own = k if self.config.prompts == "class" else None
         g = [F.normalize(context(self.vlp, names, own), dim=1) for context in self.context.values()]  # (K, D) each
-        if len(g) == 1:
+        if self.config.negative == "none":
             g += [torch.zeros_like(g[0])]
+        elif self.config.negative == "weighed":
+            g[1] = self.negative_weight * g[1]
         return torch.cat([*g, self.queries[k] if self.config.matching == "region" else torch.zeros_like(g[0])], dim=1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
@@ -403,7 +412,8 @@ class TRMML(Partial):
             self.train(training)
 
 
-NEGATIVE = "A photo without any"  # words that a negative prompt may start from (ours)
+NEGATIVE = "A photo without any"  # words that negative contexts may start from (ours)
+DRAWN = 0.02  # deviation of the normal numbers that they are drawn with beside positive ones from words
 
 
 class RegionAttention(nn.Module):
