@@ -58,6 +58,8 @@ class OVMLVLPConfig(MethodConfig):
     """[P] is printed in the paper, [R] a reading of it, [S] a point on which it is silent: ours."""
 
     method = "ovml_vlp"
+    small = {"lr": 6e-3, "lam": 0.75, "contrastive": 0.01}  # chosen on val; 190 steps of mini_short are few for 2e-4
+
     settings: str = setting("paper", choices=("paper",), before="first")
 
     template: str = "{}"  # [R] a label is a word or a phrase, its class name
@@ -125,8 +127,12 @@ class ImageTextAttention(nn.Module):
         o = functional.scaled_dot_product_attention(q, k, v)  # (B, H, K, d)
         return self.out(o.transpose(1, 2).flatten(2))  # (B, K, D)  Eq. 2
 
+    @torch.no_grad()
     def masks(self, regions: Tensor, t: Tensor) -> Tensor:
-        r"""Where each head looks for each label (Fig. 3): (B, J, C), (K, D) -> (B, H, K, J), of sum 1 over J."""
+        r"""Where each head looks for each label (Fig. 3): (B, J, C), (K, D) -> (B, H, K, J), of sum 1 over J.
+
+        To be looked at: without gradient.
+        """
         q, k = self._split(self.query(t)[None]), self._split(self.key(regions))  # (1, H, K, d), (B, H, J, d)
         return (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(dim=-1)  # (B, H, K, J)  Eq. 2
 

@@ -19,7 +19,7 @@ ROWS = {  # of Table III, as it prints them -> method, and what it changes
     "CLIP-ML": ("pre_clip", {"similarity": "cosine"}),  # Eq. 1
     "CLIP, fine-tuned": ("clip_ft", {}),
     "attention": ("ovml_vlp", {"contrastive": 0.0}),
-    "attention, L_con": ("ovml_vlp", {}),
+    "attention, L_con": ("ovml_vlp", {"contrastive": 1.0}),
 }
 
 
