@@ -4,6 +4,7 @@ import math
 
 import pytest
 import synthetic
+import tiny_resnet
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -418,13 +419,29 @@ def test_an_identity_that_is_not_square():
         SemanticDecoupling(12, 7, 5, 6, 3, "map", identity=True)
 
 
-def test_a_resnet_gives_its_raw_map():
-    """7 x 7 positions of 224 px cannot be halved; of 448 px they are 14 x 14, averaged to 7 x 7."""
-    base = synthetic.config(vlp="RN50", vlp_weights=None)
+def test_a_resnet_gives_its_raw_map(monkeypatch):
+    """Of 128 px: 4 x 4 positions and 256 channels, averaged to 2 x 2. The 3 x 3 of 96 px cannot be halved."""
+    tiny_resnet.enter(monkeypatch)
+    make = lambda side, **changes: methods.build(
+        "semantic_aware",
+        synthetic.config(vlp=tiny_resnet.NAME, side=side),
+        pretrained=False,
+        categories=SEEN,
+        **changes,
+    )
+    model = make(128)
+    tokens = trunk(model, 2)
+    e, regions = model.image_embeddings(tokens)
+    assert regions.shape == (2, 4, model.vlp.C) and e.shape == (2, model.vlp.D)
+    assert_close(regions[:, 3], tokens[:, 1:].unflatten(1, (4, 4))[:, 2:, 2:].mean(dim=(1, 2)))
+    assert model.score_embeddings(e, regions, model.label_embeddings(SEEN)).shape == (2, 5)
     with pytest.raises(
-        ValueError, match="pool = 2 of a map of 7 x 7 would leave positions out.*or side to another size"
+        ValueError, match="pool = 2 of a map of 3 x 3 would leave positions out.*or side to another size"
     ):
-        methods.build("semantic_aware", base, pretrained=False, categories=SEEN)
+        make(96)
+    with pytest.raises(ValueError, match="start = 'identity' of a map of width 256 and text of width 32: take space"):
+        make(128, reading="map", start="identity")
+    assert make(128, reading="map", start="identity", space="joint").image_embeddings(tokens)[1].shape == (2, 4, 32)
 
 
 # Maps -----------------------------------------------------------------------------------------------------------------
