@@ -49,6 +49,33 @@ def methods(base: Config, categories, single: bool = False, forms: str = "paper"
     return found
 
 
+def parts(forms: str = "paper") -> dict[str, dict[str, dict]]:
+    r"""Title of a method -> name of a variant without a part, or with another -> the changes that make it.
+
+    TRM-ML: Tables 3 (its parts one by one, up to the whole) and 6 (one kind of prototype; the paper has both without
+    MMCL). Semantic-aware: Table 4 and Figs. 4, 7 and 8. ``forms`` as for ``methods``.
+
+    >>> parts()["TRM-ML"]["CARL"]
+    {'beta': 0.0, 'gamma': 0.0, 'pseudo_labels': False}
+    """
+    check_known([forms], ["paper", "first"], "unknown forms")
+    losses = {"BCE": {"loss": "cross_entropy"}} | {f"γ− = {g:g}": {"gamma_negative": g} for g in (1.0, 4.0)}
+    if forms == "first":
+        trm = {"image": {"matching": "image"}, "pixel": {"matching": "pixel"}, "no distillation": {"beta": 0.0}}
+        trm |= {"no contrast": {"gamma": 0.0}, "no pseudo-labels": {"pseudo_labels": False}}
+        trm |= {f"{kind} prototypes": {"prototypes": kind} for kind in ("visual", "text")}
+        aware = {"w/csp": {"decoupling": False}, "w/sd": {"category_prompts": False}}
+        return {"TRM-ML": trm, "Semantic-aware": aware | {"softmax": {"prediction": "softmax"}} | losses}
+    without = {"beta": 0.0, "gamma": 0.0, "pseudo_labels": False}
+    trm = {"baseline": without | {"matching": "mean"}, "CARL": without, "CARL, KD": without | {"beta": 0.05}}
+    trm |= {"without MMCP": {"pseudo_labels": False}, "without MMCL": {"gamma": 0.0}}
+    trm |= {f"{kind} prototypes, without MMCL": {"prototypes": kind, "gamma": 0.0} for kind in ("visual", "text")}
+    aware = {"w/csp": {"decoupling": "none"}, "w/sd": {"category_prompts": False}}
+    aware |= {"semantic attention": {"decoupling": "semantic_attention"}, "softmax": {"prediction": "softmax"}}
+    aware |= losses | {f"γ+ = {g:g}": {"gamma_positive": g} for g in (0.0, 2.0, 4.0)}
+    return {"TRM-ML": trm, "Semantic-aware": aware}
+
+
 def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:
     """Variants "name @ p" for ``studies.run_all``: each config of a method at each share p.
 

@@ -1,6 +1,7 @@
 """Tables and figures over the share of known labels."""
 
 import doctest
+import json
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,14 @@ def test_methods_of_the_comparison_by_title():
     }
     with pytest.raises(ValueError, match="unknown forms 'frist'; did you mean 'first'"):
         quality.methods(base, names, forms="frist")
+
+
+@pytest.mark.parametrize("forms", ["paper", "first"])
+def test_each_part_is_taken_out_by_settings_that_the_method_has(forms):
+    whole = quality.methods(configs.mini(), ["owl", "bus"], forms=forms)
+    for title, own in quality.parts(forms).items():
+        made = {name: whole[title].replace(**changes) for name, changes in own.items()}
+        assert len({json.dumps(c.to_dict()) for c in [*made.values(), whole[title]]}) == len(made) + 1
 
 
 def test_differences_are_of_tasks_that_both_methods_were_asked():
