@@ -94,6 +94,7 @@ def test_accumulated_parts_are_one_batch(table):
     assert_same_run("features", synthetic.weights(parts), history, whole, expected)
 
 
+@pytest.mark.slow
 def test_every_picture_is_scored_exactly_once(two, table):
     """1, 7 and 7 pictures on two processes: both get the table of one."""
     model = synthetic.model().eval()

@@ -63,6 +63,12 @@ def fitted():
     return synthetic.Fitted(build, features)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Folder of the frozen features of the mini preset at smoke size, which several studies share."""
+    return tmp_path_factory.mktemp("features")
+
+
 # The list of methods --------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +301,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(fitted, name):
     columns = [c for c in history.columns if c not in ("seconds", "waited")]
     pd.testing.assert_frame_equal(rerun[columns], history[columns])
     other = build(name, seed=1)
-    train(other, features())
+    train(other, features(), stop_after=1)
     assert not synthetic.same(synthetic.weights(other), synthetic.weights(model))
 
 
@@ -341,7 +347,7 @@ def test_features_that_leave_the_vit_elsewhere_are_refused():
 @pytest.mark.parametrize("name", LEARNING)
 def test_training_lowers_the_loss(name):
     """On 10 pictures that can be learnt by heart."""
-    model = build(name, phases=(("images", 30, 5),) if name != "hrcf" else (("hcg", 30, 5),), lr=3e-3)
+    model = build(name, phases=(("images" if name != "hrcf" else "hcg", 12, 5),), lr=3e-3)
     history = train(model, features())
     weights = model.weights("images")
     loss = sum(weight * history[part] for part, weight in weights.items())
@@ -369,7 +375,7 @@ def test_pictures_without_a_positive_take_no_part(name):
         trunk = data.trunk[:].clone()
         trunk[::3] = value
         model = build(name)
-        train(model, dataclasses.replace(data, trunk=trunk))
+        train(model, dataclasses.replace(data, trunk=trunk), stop_after=7)  # of the image side 6, of the prompts 1
         found.append(synthetic.weights(model))
     assert synthetic.same(*found)
 
@@ -420,13 +426,13 @@ def test_a_folder_of_nothing_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypatch):
+def test_studies_train_methods_side_by_side_and_search_on_val(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.preset("mini")
     variants = {
         kind.title: methods.configure(name, base) for name in ("pre_clip", "mkt") for kind in [methods.method(name)]
     }
-    feats = studies.shelf(base, cache=tmp_path / "features")
+    feats = studies.shelf(base, cache=cache)
     outcomes = studies.run_all(base, {"HRCF": {}} | variants, [0], feats, tmp_path / "runs", resamples=5)
     assert set(outcomes) == {("HRCF", 0), ("Pre-CLIP", 0), ("MKT", 0)}
     assert outcomes["MKT", 0].folder.name.startswith("mini-mkt-")
@@ -453,10 +459,10 @@ def test_studies_train_methods_side_by_side_and_search_on_val(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_where_one_value_diverges(tmp_path, monkeypatch):
+def test_a_search_goes_on_where_one_value_diverges(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.preset("mini")
-    feats, mkt = studies.shelf(base, cache=tmp_path / "features"), methods.configure("mkt", base)
+    feats, mkt = studies.shelf(base, cache=cache), methods.configure("mkt", base)
     with pytest.warns(UserWarning, match=r"lr = 1e\+30 is left out of the search: .*diverged"):
         best, frame = studies.search(mkt, {"lr": [1e30, 1e-3]}, feats, tmp_path / "search")
     assert best == {"lr": 1e-3} and frame["mean"].isna().tolist() == [True, False]
@@ -509,10 +515,10 @@ def test_a_methods_own_config_goes_through_files_and_names_its_folder(tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_setting_of_the_label_side_is_scored_with_its_own_label_embeddings(tmp_path, monkeypatch):
+def test_a_setting_of_the_label_side_is_scored_with_its_own_label_embeddings(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = methods.configure("pre_clip", configs.preset("mini"))
-    feats, runs = studies.shelf(base, cache=tmp_path / "features"), tmp_path / "runs"
+    feats, runs = studies.shelf(base, cache=cache), tmp_path / "runs"
     settings = {"": {}, "ensemble": {"prompt_set": "ensemble"}, "cosine": {"similarity": "cosine"}}
     studies.run(base, feats, runs, settings, resamples=5)
     data = feats(base)["test"]
@@ -543,10 +549,10 @@ def test_features_of_another_depth_are_another_cache(tmp_path):
 
 
 @pytest.mark.slow
-def test_scored_gives_what_evaluation_measures(tmp_path, monkeypatch):
+def test_scored_gives_what_evaluation_measures(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("HRCF_SIZE", "smoke")
     base = configs.preset("mini").replace(phases=(("hcg", 1, 16),))
-    feats = studies.shelf(base, cache=tmp_path / "features")
+    feats = studies.shelf(base, cache=cache)
     config = methods.configure("mkt", base)
     table = studies.run(config, feats, tmp_path / "runs", resamples=5).table.set_index(["split", "task"])
     found = studies.scored(config, feats, tmp_path / "runs")
