@@ -10,6 +10,7 @@ still has a process of its own, which begins as ``python -m ipykernel_launcher``
 import multiprocessing
 import os
 import sys
+import threading
 
 from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.provisioning import local_provisioner
@@ -23,10 +24,17 @@ def kernel(words: list[str], env: dict[str, str], cwd: str | None, leads) -> Non
     """What a forked process does; ``words`` are those behind ``ipykernel_launcher``."""
     os.setsid()  # a signal to its group reaches no other process
     leads.set()
+    threading.Thread(target=end_with_pytest, daemon=True).start()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd or ".")
     IPKernelApp.launch_instance(words)
+
+
+def end_with_pytest() -> None:
+    """A kernel outlives no pytest that was killed. (Its own watch is on the process that it was forked from.)"""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 class Forked:
