@@ -26,6 +26,10 @@ NONE = "no direction"  # the paper's difference is within the rounding of what i
 ROUNDING = 0.1  # two numbers with one decimal differ by less than this more than they seem to
 COLUMNS = ["variant", "setting", "against", "against_setting", "split", "task", "metric", "difference", "low", "high"]
 KEYS = ["item", "label", "task", "metric"]
+BEFORE = {  # variants by the names that they had in records of the earlier forms
+    "TRM-ML: without MMCP": "TRM-ML: no pseudo-labels",
+    "TRM-ML: without MMCL": "TRM-ML: no contrast",
+}
 SHOWN = ("mAP", "F1@3", "F1@5")  # metrics that effects are counted by
 EARLIER = "†"  # behind a number of an earlier form of a method
 
@@ -149,8 +153,10 @@ def stored(effect: Effect, records: Records) -> tuple[float, float, float, str]:
     frame = records.table(effect.notebook, "differences", COLUMNS)
     frame = frame[(frame["split"] == "test") & (frame["task"] == effect.task) & (frame["metric"] == effect.metric)]
     frame = frame.set_index(["variant", "setting", "against", "against_setting"])[["difference", "low", "high"]]
-    for pair, sign in (((*effect.ours, *effect.other), 1), ((*effect.other, *effect.ours), -1)):
-        if pair in frame.index:
+    ours, other = ((BEFORE.get(variant, variant), setting) for variant, setting in (effect.ours, effect.other))
+    now, then = (effect.ours, effect.other), (ours, other)
+    for (one, two), sign in ((now, 1), (now[::-1], -1), (then, 1), (then[::-1], -1)):
+        if (pair := (*one, *two)) in frame.index:
             difference, low, high = sign * frame.loc[[pair]].iloc[0].astype(float)
             return difference, min(low, high), max(low, high), "95 % bootstrap"
     pair = " against ".join(" ".join(filter(None, run)) for run in (effect.ours, effect.other))

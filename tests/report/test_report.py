@@ -216,6 +216,15 @@ def test_numbers_of_another_form_of_a_method_are_marked(tmp_path, forms, marked)
     assert ours["TRM-ML"].endswith("†") == marked and not ours["DualCoOp"].endswith("†")
 
 
+def test_a_record_of_the_earlier_forms_names_variants_as_it_did(tmp_path):
+    difference = dict(zip(effects.COLUMNS, ("TRM-ML: no pseudo-labels", "", "TRM-ML", "", "test", "seen", "mAP", -2.0)))
+    kept = {"differences": pd.DataFrame([difference | {"low": -3.0, "high": -1.0}])}
+    write_record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
+    effect = next(e for e in effects.planned("TRM-ML") if e.against_variant == "TRM-ML: without MMCP")
+    found = effects.measure(effect, Records(tmp_path))
+    assert [found[key] for key in ("difference", "low", "high", "direction")] == [2.0, 1.0, 3.0, "agrees"]
+
+
 def test_an_effect_that_does_not_compare_has_no_direction(main):
     """Ours may be there all the same."""
     effect = effects.Effect(
