@@ -52,8 +52,9 @@ def methods(base: Config, categories, single: bool = False, forms: str = "paper"
 def parts(forms: str = "paper") -> dict[str, dict[str, dict]]:
     r"""Title of a method -> name of a variant without a part, or with another -> the changes that make it.
 
-    TRM-ML: Tables 3 (its parts one by one, up to the whole) and 6 (one kind of prototype; the paper has both without
-    MMCL). Semantic-aware: Table 4 and Figs. 4, 7 and 8. ``forms`` as for ``methods``.
+    TRM-ML: Tables 3 (its parts one by one, up to the whole), Sec. 3.6 (pixels and whole pictures) and 6 (one kind of
+    prototype; the paper has both without MMCL). Semantic-aware: Table 4 and Figs. 4, 7 and 8. ``forms`` as for
+    ``methods``.
 
     >>> parts()["TRM-ML"]["CARL"]
     {'beta': 0.0, 'gamma': 0.0, 'pseudo_labels': False}
@@ -68,11 +69,13 @@ def parts(forms: str = "paper") -> dict[str, dict[str, dict]]:
         return {"TRM-ML": trm, "Semantic-aware": aware | {"softmax": {"prediction": "softmax"}} | losses}
     without = {"beta": 0.0, "gamma": 0.0, "pseudo_labels": False}
     trm = {"baseline": without | {"matching": "mean"}, "CARL": without, "CARL, KD": without | {"beta": 0.05}}
+    trm |= {kind: {"matching": kind} for kind in ("pixel", "image")}
     trm |= {"without MMCP": {"pseudo_labels": False}, "without MMCL": {"gamma": 0.0}}
     trm |= {f"{kind} prototypes, without MMCL": {"prototypes": kind, "gamma": 0.0} for kind in ("visual", "text")}
     aware = {"w/csp": {"decoupling": "none"}, "w/sd": {"category_prompts": False}}
     aware |= {"semantic attention": {"decoupling": "semantic_attention"}, "softmax": {"prediction": "softmax"}}
-    aware |= losses | {f"γ+ = {g:g}": {"gamma_positive": g} for g in (0.0, 2.0, 4.0)}
+    aware |= losses | {"γ− = 0": {"gamma_negative": 0.0}}
+    aware |= {f"γ+ = {g:g}": {"gamma_positive": g} for g in (0.0, 2.0, 4.0)}
     return {"TRM-ML": trm, "Semantic-aware": aware}
 
 
