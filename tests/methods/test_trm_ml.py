@@ -1,5 +1,6 @@
 """TRM-ML: each equation against a plain slow form, its parameters as printed, and what evolves in training."""
 
+import dataclasses
 import math
 
 import pytest
@@ -24,9 +25,13 @@ SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
 LABELS = torch.tensor([[1, 0, -1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, -1], [-1, -1, 0, 1, 0]]).float()
 
 
+PRINTED = {f.name: f.default for f in dataclasses.fields(trm_ml.TRMMLConfig) if f.name in trm_ml.TRMMLConfig.small}
+
+
 def build(**changes):
-    ready = {"phases": (("both", 3, 4),), "categories": NAMES, "mlp_ratio": 2, "first_stage": 0.0} | changes
-    return methods.build("trm_ml", synthetic.config(), pretrained=False, **ready)
+    """With the paper's values, not those of the mini VLP."""
+    ready = {"phases": (("both", 3, 4),), "categories": NAMES, "mlp_ratio": 2, "first_stage": 0.0}
+    return methods.build("trm_ml", synthetic.config(), pretrained=False, **PRINTED | ready | changes)
 
 
 def features(n=10, seed=0, hidden=0.5):
@@ -558,6 +563,7 @@ def test_schedule_and_budget_are_the_papers_where_no_other_is_asked_for():
 
 
 def test_what_mini_has_of_its_own_gives_way_to_what_is_said():
+    assert [PRINTED[n] for n in ("context_std", "prompt_vectors", "lr", "mask")] == [0.02, 16, 5e-4, "sigmoid"]
     own = methods.configure("trm_ml", configs.mini_short(), categories=NAMES)
     for name, value in own.small.items():
         assert getattr(own, name) == value

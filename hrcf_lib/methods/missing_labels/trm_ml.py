@@ -78,7 +78,11 @@ class TRMMLConfig(PartialConfig):
     """The paper's values where it has them; the module says which those are."""
 
     method = "trm_ml"
-    small = {}  # in presets of 375 and 750 steps
+    small = {  # for the mini VLP and 375 or 750 steps
+        **{"context_std": 0.0, "negative": "weighed", "fit": True, "offset": True, "prompt_vectors": 4},
+        **{"attention_start": "text", "mask": "softmax", "sharpness": 10.0, "mlp_ratio": 2},
+        **{"memory": 32, "ema": 0.9, "first_stage": 0.34, "lr": 3e-3, "prompt_lr": 1e-3},
+    }
 
     settings: str = setting("paper", choices=("paper",), before="first")
 
