@@ -79,9 +79,9 @@ class TRMMLConfig(PartialConfig):
 
     method = "trm_ml"
     small = {  # for the mini VLP and 375 or 750 steps
-        **{"context_std": 0.0, "negative": "weighed", "fit": True, "offset": True, "prompt_vectors": 4},
+        **{"context_std": 0.0, "negative": "none", "fit": True, "offset": True, "prompt_vectors": 4},
         **{"attention_start": "text", "mask": "softmax", "sharpness": 10.0, "mlp_ratio": 2},
-        **{"memory": 32, "ema": 0.9, "first_stage": 0.34, "margin": 0.5, "lr": 3e-3, "prompt_lr": 1e-3},
+        **{"ema": 0.9, "first_stage": 0.34, "margin": 0.5, "lr": 1e-3, "prompt_lr": 1e-3},
     }
 
     settings: str = setting("paper", choices=("paper",), before="first")
