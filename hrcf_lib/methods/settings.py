@@ -21,9 +21,9 @@ class MethodConfig(Config):
         r"""The method's own defaults in the experiment of ``config``, such as a preset.
 
         Settings of data, masks and run come from ``config``, and so does every field that differs from its preset:
-        what a user changed stays changed. In presets of the mini VLP ``small`` holds. ``budget`` turns its phases into
-        the method's. Raises ``ValueError`` for an unknown name in ``changes``, a value out of range, or a config of
-        another method.
+        what a user changed stays changed. In presets of the mini VLP, and with that VLP, ``small`` holds. ``budget``
+        turns its phases into the method's. Raises ``ValueError`` for an unknown name in ``changes``, a value out of
+        range, or a config of another method.
         """
         if isinstance(config, cls):
             return config.replace(**changes)
@@ -33,7 +33,7 @@ class MethodConfig(Config):
             )
         own = (
             {n: getattr(config, n) for n in configs.names_where(of=(configs.DATA, configs.MASK, configs.RUN))}
-            | (cls.small if is_small(config) else {})
+            | (cls.small if is_small(config) and "vlp" not in config.changes() else {})
             | config.changes()
             | {"phases": cls.budget(config)}
         )

@@ -21,6 +21,7 @@ from hrcf_lib.training import train
 SEEN = synthetic.SPACE.seen
 ROWS = [("none", False), ("none", True), ("bilinear", False), ("bilinear", True), ("semantic_attention", True)]
 PAPER = {"reading": "fused", "start": "random", "optimizer": "sgd", "fit": False, "context_std": 0.02}
+PAPER |= {"lr": 2e-3, "prompt_lr": 2e-3, "weight_decay": 5e-4}
 
 
 def build(**changes):
@@ -240,6 +241,8 @@ def test_the_papers_values_are_the_defaults_at_full_size():
     mini = methods.configure("semantic_aware", configs.mini())
     assert sum(p.epochs for p in mini.phases) == sum(p.epochs for p in configs.mini().phases)
     assert mini.changes() == {}
+    other = methods.configure("semantic_aware", configs.mini().replace(vlp="RN50"))
+    assert (other.rank, other.reading) == (1024, "fused"), "values of the mini VLP are of no other"
     assert {n: getattr(mini, n) for n in type(mini).small} == type(mini).small
 
 
@@ -422,12 +425,9 @@ def test_an_identity_that_is_not_square():
 def test_a_resnet_gives_its_raw_map(monkeypatch):
     """Of 128 px: 4 x 4 positions and 256 channels, averaged to 2 x 2. The 3 x 3 of 96 px cannot be halved."""
     tiny_resnet.enter(monkeypatch)
+    base = lambda side: synthetic.config(vlp=tiny_resnet.NAME, side=side)
     make = lambda side, **changes: methods.build(
-        "semantic_aware",
-        synthetic.config(vlp=tiny_resnet.NAME, side=side),
-        pretrained=False,
-        categories=SEEN,
-        **changes,
+        "semantic_aware", base(side), pretrained=False, categories=SEEN, rank=8, **changes
     )
     model = make(128)
     tokens = trunk(model, 2)

@@ -58,7 +58,11 @@ class SemanticAwareConfig(PartialConfig):
     """The paper's values: [P] printed, [R] a reading, [S] silent. ``small`` is for the mini VLP, chosen on val."""
 
     method = "semantic_aware"
-    small = {"rank": 128, "width": 128}
+    small = {  # for the mini VLP and 375 or 750 steps; R and O are half the channels of the map, as in the paper
+        **{"rank": 64, "width": 64, "reading": "map", "start": "identity", "fit": True, "context_std": 0.0},
+        **{"optimizer": "adamw", "lr": 1e-3, "prompt_lr": 1e-4, "weight_decay": 0.05},
+    }
+
     settings: str = setting("paper", choices=("paper",), before="first")  # "first": ``methods.first``, before the text
 
     decoupling: str = setting("bilinear", choices=("bilinear", "semantic_attention", "none"))  # none: e_p for all
@@ -67,9 +71,7 @@ class SemanticAwareConfig(PartialConfig):
     rank: int = setting(1024, low=1)  # R, columns of U and V [S]
     width: int = setting(1024, low=1)  # O, columns of P, inputs of F_att [P]
     start: str = setting("random", choices=("random", "identity"))  # of W [P]; identity: of a square one (ours)
-    space: str = setting(
-        "auto", choices=("auto", "raw", "joint")
-    )  # of the map; auto: raw of a ResNet [P], joint of a ViT
+    space: str = setting("auto", choices=("auto", "raw", "joint"))  # of the map; auto: raw [P], of a ViT joint
     pool: int = setting(2, low=1)  # side and stride of the average over positions [P]; 1: none
     prediction: str = setting("sigmoid", choices=("sigmoid", "softmax"))  # softmax: the letter of Eq. 9
     offset: bool = True  # beta of the sigmoid, learnt (ours)
