@@ -29,7 +29,9 @@ def test_random_selection_keeps_as_many_regions_at_random(monkeypatch):
     config = synthetic.config(lam=1.0)
     marks = torch.arange(140.0).expand(6, 140).unsqueeze(-1)  # a region is its number
     seen = []
-    monkeypatch.setattr(scores, "score", lambda e_g, regions, t, config, select: seen.append((regions, select)))
+    monkeypatch.setattr(
+        scores, "score", lambda e_g, regions, t, config, select, at_test: seen.append((regions, select))
+    )
     scorer = random_selection(config)
     scorer(None, marks, None)
     kept, select = seen[0]
@@ -50,7 +52,7 @@ def test_random_selection_is_fair():
     marks = torch.eye(140).expand(400, 140, 140)
     counts = torch.zeros(140)
 
-    def count(e_g, regions, t, config, select):
+    def count(e_g, regions, t, config, select, at_test):
         counts.add_(regions.sum(dim=(0, 1)))
 
     real, scores.score = scores.score, count
@@ -85,7 +87,7 @@ def test_rules_of_selection_keep_what_they_say():
     seen = []
     scorer = controls.select_by("largest score")(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "score", lambda e, kept, t, config, select: seen.append((kept, select)))
+        patch.setattr(scores, "score", lambda e, kept, t, config, select, at_test: seen.append((kept, select)))
         scorer(None, regions, t)
     assert torch.equal(seen[0][0], regions[:, [0, 3]]) and seen[0][1] is False, "in order, and RSS chooses no further"
     with pytest.raises(ValueError, match="no rule of selection 'largest'; did you mean 'largest score'"):
