@@ -256,6 +256,11 @@ def values_before(kind: type[Config] = Config) -> dict:
     return {name: value for name, value in about.items() if value is not dataclasses.MISSING}
 
 
+def fields_as_before(config: Config) -> set[str]:
+    """Names of its younger fields at which it does what was done before them: older configs, which lack them, agree."""
+    return {name for name, value in values_before(type(config)).items() if getattr(config, name) == value}
+
+
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
     """The inverse of ``Config.to_dict``; retired fields are ignored, and younger ones mean what was done before them.
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.apply.vocabulary import read_alike
-from hrcf_lib.config import names_where, values_before
+from hrcf_lib.config import fields_as_before, names_where
 from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
@@ -272,11 +272,8 @@ def summary(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict:
 
 def fingerprint(model) -> str:
     """16 hex digits of what scores depend on beside the VLP: trained weights, reference labels, settings."""
-    names, before = sorted(names_where(type(model.config), scores=True)), values_before(type(model.config))
-    settings = {name: getattr(model.config, name) for name in names}
-    settings = {
-        n: value for n, value in settings.items() if value is not None and (n not in before or value != before[n])
-    }
+    names = sorted(set(names_where(type(model.config), scores=True)) - fields_as_before(model.config))
+    settings = {name: value for name in names if (value := getattr(model.config, name)) is not None}
     digest = hashlib.sha256(json.dumps([model.config.method, settings, model.reference_labels]).encode())
     for name, x in sorted(model.trainable_state().items()):
         digest.update(name.encode() + x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

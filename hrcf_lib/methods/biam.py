@@ -56,7 +56,7 @@ from hrcf_lib.config import setting
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.method import Method, finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.settings import MethodConfig
 
 TABLE_3 = {  # row of the paper's Table 3 -> changes of the config, for ``studies.run_all``
@@ -168,12 +168,7 @@ class BiAM(Method):
     def label_embeddings(self, names) -> Tensor:
         """(K, D), or (K, width) with ``glove``: a_k, of unit length, never trained. Raises as ``fixed_prompts`` and
         ``word_vectors.read_vectors``."""
-        c = self.config
-        if c.glove:
-            a = word_vectors.read_vectors(c.glove, names, c.glove_missing).to(self.vlp.mean.device)
-        else:
-            a = fixed_prompts(self.vlp, names, c.template)
-        return F.normalize(a, dim=-1)
+        return F.normalize(word_vectors.of_names(self.vlp, names, self.config), dim=-1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, D), which is not used, (B, J, d_f), (K, ·) -> (B, K), any real number.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.labels import check_names
+from hrcf_lib.methods.blocks import fixed_prompts
 
 _read: dict[tuple, dict] = {}  # file as it is on disk -> word -> its numbers, or None for a word that it lacks
 
@@ -62,6 +63,17 @@ def read_vectors(path: str | Path, names, missing: str = "error") -> Tensor:
         raise ValueError("\n  ".join(["labels without word vectors:", *faults[:5], *more]) + f"\n{fix}.")
     means = [torch.tensor([known[word] for word in own if known[word]]).mean(dim=0) for own in parts.values()]
     return torch.stack(means)  # (K, width)
+
+
+def of_names(vlp, names, config) -> Tensor:
+    """Vectors of names that are never trained: of the file ``config.glove``, else of ``config.template`` by the VLP.
+
+    (K, width of the file) or (K, D), not of unit length, on the VLP's device. Raises as ``read_vectors`` and
+    ``fixed_prompts``.
+    """
+    if config.glove:
+        return read_vectors(config.glove, names, config.glove_missing).to(vlp.mean.device)
+    return fixed_prompts(vlp, names, config.template)
 
 
 def width(path: str | Path) -> int:

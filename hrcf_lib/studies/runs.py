@@ -199,9 +199,8 @@ def _on_val(config: Config, feats, folder, settings) -> list[dict]:
 def run_name(config: Config) -> str:
     """Folder of a run: the preset, what differs from it, the seed, and a hash of the whole config."""
     values = config.to_dict() | configs.RETIRED
-    for name, before in configs.values_before(type(config)).items():  # left out: older runs keep their names
-        if values[name] == before:
-            del values[name]
+    for name in configs.fields_as_before(config):  # left out: older runs keep their names
+        del values[name]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     kind = "" if config.method == "hrcf" else config.method
     words = [f"{name}-{value}" for name, value in config.changes().items() if name not in ("seed", "categories")]

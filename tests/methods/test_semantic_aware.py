@@ -13,6 +13,7 @@ from hrcf_lib import config as configs
 from hrcf_lib import methods
 from hrcf_lib.apply import region_maps
 from hrcf_lib.engine import chunks
+from hrcf_lib.methods import word_vectors
 from hrcf_lib.methods.missing_labels import semantic_aware
 from hrcf_lib.methods.missing_labels.base import softmax_logits
 from hrcf_lib.methods.missing_labels.semantic_aware import SemanticAttention, SemanticDecoupling, attention
@@ -163,8 +164,8 @@ def test_the_map_is_averaged_two_by_two():
 
 def test_words_are_as_the_vlp_gives_them_and_are_read_once(monkeypatch):
     model, asked = build(), []
-    plain = semantic_aware.fixed_prompts
-    monkeypatch.setattr(semantic_aware, "fixed_prompts", lambda *a: asked.append(a[1]) or plain(*a))
+    plain = word_vectors.fixed_prompts
+    monkeypatch.setattr(word_vectors, "fixed_prompts", lambda *a: asked.append(a[1]) or plain(*a))
     for names in (SEEN, SEEN, SEEN[:2]):
         x = model.label_embeddings(names)[:, model.vlp.D :]
         assert_close(x, model.vlp.encode_text([f"a photo of a {name}." for name in names]))

@@ -40,7 +40,7 @@ from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
@@ -162,12 +162,7 @@ class SemanticAwareFirst(Partial):
 
     def words(self, names) -> Tensor:
         """x_k of unit length, never trained: (K, D), or (K, width of the file) with ``glove``."""
-        c = self.config
-        if c.glove:
-            x = word_vectors.read_vectors(c.glove, names, c.glove_missing).to(self.vlp.mean.device)
-        else:
-            x = fixed_prompts(self.vlp, names, c.template)
-        return F.normalize(x, dim=-1)
+        return F.normalize(word_vectors.of_names(self.vlp, names, self.config), dim=-1)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor, asked=None) -> Tensor:
         r"""(B, D), (B, J, D), (K, ·) -> logits (B, K); with ``asked`` (B, K) bool of these pairs, others are -beta.

@@ -47,7 +47,6 @@ from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig, is_small
@@ -349,11 +348,7 @@ class SemanticAware(Partial):
         c = self.config
         key = (tuple(names), c.glove, c.glove_missing, c.template, self.vlp.mean.device)
         if getattr(self, "_words", (None,))[0] != key:
-            if c.glove:
-                x = word_vectors.read_vectors(c.glove, names, c.glove_missing).to(self.vlp.mean.device)
-            else:
-                x = fixed_prompts(self.vlp, names, c.template)
-            self._words = key, x
+            self._words = key, word_vectors.of_names(self.vlp, names, c)
         return self._words[1]
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor, asked=None) -> Tensor:
