@@ -56,7 +56,6 @@ from hrcf_lib.config import setting
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.method import Method, finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.settings import MethodConfig
 
 TABLE_3 = {  # row of the paper's Table 3 -> changes of the config, for ``studies.run_all``
@@ -159,7 +158,7 @@ class BiAM(Method):
 
         d_f is D with both blocks, otherwise ``channels``.
         """
-        e_p, x_r = self.vlp.teacher(trunk), patches(self.vlp, trunk)  # (B, D), (B, N*N, D)
+        e_p, x_r = self.vlp.teacher(trunk), self.vlp.dense(trunk)  # (B, D), (B, N*N, D)
         x_r = x_r.transpose(1, 2).unflatten(2, (self.vlp.N, self.vlp.N))  # (B, D, N, N)
         if self.config.map_side is not None:
             x_r = F.adaptive_avg_pool2d(x_r, self.config.map_side)  # (B, D, map_side, map_side)

@@ -1,4 +1,4 @@
-"""Parts that several methods share: trained last blocks, dense features, and fixed prompts."""
+"""Parts that several methods share: trained last blocks, and fixed prompts."""
 
 import copy
 
@@ -34,11 +34,6 @@ class LastBlocks(Method):
         """``layer_decay`` to the number of steps down from norm and projection: the last block is one below them."""
         words = name.split(".")
         return self.config.layer_decay ** (self.trained_blocks - int(words[1])) if words[0] == "block" else 1.0
-
-
-def patches(vlp, trunk: Tensor) -> Tensor:
-    """The VLP's dense features, in the space of e_p: tokens (B, 1 + N^2, C) after the last block -> (B, N^2, D)."""
-    return vlp.dense(trunk)  # (B, N*N, D)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Base classes of the methods' configs: all methods share the experiment, each has settings of its own."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hrcf_lib import config as configs
 from hrcf_lib.config import Config, Phase, setting
@@ -11,7 +12,10 @@ from hrcf_lib.labels import check_names
 class MethodConfig(Config):
     """A config with the fields that methods add; HRCF's fields that a method does not use have no effect on it."""
 
-    small = {}  # values of the method's own in the presets of the mini VLP, chosen on val; no field
+    # No fields:
+    small = {}  # values of the method's own in the presets of the mini VLP, chosen on val
+    trains = "images"  # what all epochs train, one of ``config.SIDES``
+    schedule: ClassVar[tuple[int, int] | None] = None  # epochs and pictures a step of its paper, where it prints them
 
     template: str = "a photo of a {}."  # prompt of a method that learns none
     blocks: int = 0  # last blocks of the ViT that are trained
@@ -41,8 +45,14 @@ class MethodConfig(Config):
 
     @classmethod
     def budget(cls, config: Config) -> tuple[Phase, ...]:
-        """As many passes over the pictures as all phases of ``config`` together, on its first batch size."""
-        return (Phase("images", sum(p.epochs for p in config.phases), config.phases[0].batch),)
+        """The paper's ``schedule`` in presets of full size.
+
+        Without one, in presets of the mini VLP, and where phases were changed: as many passes over the pictures as all
+        phases of ``config`` together, on its first batch size.
+        """
+        if cls.schedule and not is_small(config) and "phases" not in config.changes():
+            return (Phase(cls.trains, *cls.schedule),)
+        return (Phase(cls.trains, sum(p.epochs for p in config.phases), config.phases[0].batch),)
 
     def changes(self) -> dict:
         """The fields in which it differs from what ``of`` makes of its preset."""
@@ -67,7 +77,7 @@ def two_stages(config: Config) -> tuple[Phase, ...]:
 class PartialConfig(MethodConfig):
     """Names of the labels, and how known and unknown ones are learnt from."""
 
-    trains = "both"  # what all epochs train, one of ``config.SIDES``; no field
+    trains = "both"
 
     categories: tuple[str, ...] = ()  # names of the labels it scores, those of training
     loss: str = setting("asymmetric", choices=("asymmetric", "cross_entropy"))  # the latter binary, of known labels
@@ -85,8 +95,3 @@ class PartialConfig(MethodConfig):
         super().__post_init__()
         if self.shift >= 1:
             raise ValueError(f"shift = {self.shift!r} must be below 1")
-
-    @classmethod
-    def budget(cls, config: Config) -> tuple[Phase, ...]:
-        """As many passes over the pictures as all phases of ``config`` together, on its first batch size."""
-        return (Phase(cls.trains, sum(p.epochs for p in config.phases), config.phases[0].batch),)

@@ -19,7 +19,6 @@ from hrcf_lib.engine import files
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.methods import biam
 from hrcf_lib.methods.biam import FORM, BiAM, BiAMConfig, BiAMReleased, BiLevelAttention
-from hrcf_lib.methods.blocks import patches
 from hrcf_lib.studies import runs
 from hrcf_lib.training import only, train
 
@@ -339,7 +338,7 @@ def test_bad_values_are_refused(changes, match):
 
 def test_features_are_the_vlps_own(trained, features):
     method, trunk = trained[0], features.batch(torch.arange(3))[0]
-    dense = patches(method.vlp, torch.cat([trunk[:, :1], trunk], dim=1))  # the class token once more, as a patch
+    dense = method.vlp.dense(torch.cat([trunk[:, :1], trunk], dim=1))  # the class token once more, as a patch
     assert_close(dense[:, 0], method.vlp.teacher(trunk))
     e_p, e_f = method.image_embeddings(trunk)
     assert_close(e_p, method.vlp.teacher(trunk))
@@ -352,7 +351,7 @@ def test_a_position_stays_where_it_is(features):
     method.network.entry.register_forward_pre_hook(lambda _, x: seen.update(x=x[0]))
     trunk = features.batch(torch.arange(2))[0]
     method.image_embeddings(trunk)
-    assert_close(seen["x"][:, :, 3, 5], patches(method.vlp, trunk)[:, 3 * 14 + 5])
+    assert_close(seen["x"][:, :, 3, 5], method.vlp.dense(trunk)[:, 3 * 14 + 5])
 
 
 def test_scores_follow_the_labels_wherever_they_stand(trained, embedded):
@@ -410,7 +409,7 @@ def test_a_coarser_map_is_an_average_of_positions(side, features):
     trunk = features.batch(torch.arange(2))[0]
     with torch.no_grad():
         _, e_f = method.image_embeddings(trunk)
-    dense = patches(method.vlp, trunk).unflatten(1, (14, 14))  # (B, N, N, D)
+    dense = method.vlp.dense(trunk).unflatten(1, (14, 14))  # (B, N, N, D)
     cuts = [(i * 14 // side, -((i + 1) * -14 // side)) for i in range(side)]  # rows from, to: they may overlap
     rows = [[dense[:, a:b, c:d].mean(dim=(1, 2)) for c, d in cuts] for a, b in cuts]
     by_hand = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)  # (B, D, side, side)

@@ -9,7 +9,6 @@ from torch.testing import assert_close
 from hrcf_lib import methods, prompts
 from hrcf_lib.apply import region_maps
 from hrcf_lib.engine import chunks
-from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts
 from hrcf_lib.prompts import encode_after
 from hrcf_lib.training import train
@@ -72,7 +71,7 @@ def slow_dual(model, tokens, name):
     """Logits (B,) and softmax over positions (B, J), picture by picture, with the softmax over the pair written out."""
     c, found = model.config, []
     positive, negative = (whole_prompt(model, model.prompt[side], name) for side in ("positive", "negative"))
-    for f in patches(model.vlp, tokens):  # (J, D)
+    for f in model.vlp.dense(tokens):  # (J, D)
         s = [c.sharpness * F.cosine_similarity(f, t[None]) for t in (positive, negative)]  # (J,)
         a = s[0].exp() / s[0].exp().sum()
         S = torch.stack([c.scale * (a * own).sum() for own in s])

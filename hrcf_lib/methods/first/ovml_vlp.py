@@ -31,7 +31,7 @@ from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import Method, finite
-from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.losses import log_sum_ranking_loss, supervised_contrastive_loss
 from hrcf_lib.methods.settings import MethodConfig
 
@@ -117,7 +117,7 @@ class OVMLVLPFirst(Method):
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D) and the feature map F (B, N^2, D)."""
-        return self.vlp.teacher(trunk), patches(self.vlp, trunk)
+        return self.vlp.teacher(trunk), self.vlp.dense(trunk)
 
     def label_embeddings(self, names) -> Tensor:
         """(K, D) of the template, never trained. Raises ``ValueError`` for names that it cannot take."""

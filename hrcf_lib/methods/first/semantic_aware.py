@@ -40,7 +40,6 @@ from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
@@ -148,7 +147,7 @@ class SemanticAwareFirst(Partial):
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p of unit length (B, D), and f_j (B, N^2, D) or none."""
         e = F.normalize(self.vlp.teacher(trunk), dim=-1)  # (B, D)
-        return e, patches(self.vlp, trunk) if self.config.decoupling else e[:, None][:, :0]
+        return e, self.vlp.dense(trunk) if self.config.decoupling else e[:, None][:, :0]
 
     def label_embeddings(self, names) -> Tensor:
         r"""t_k of unit length, and beside it x_k where a map is decoupled: (K, D) or (K, D + words).

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
-from hrcf_lib.methods.blocks import fixed_prompts, patches
+from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.first.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.methods.settings import PartialConfig
@@ -124,7 +124,7 @@ class TRMMLFirst(Partial):
         With matching "image" e_p is the one region.
         """
         e = F.normalize(self.vlp.teacher(trunk), dim=-1)  # (B, D)
-        return e, e[:, None] if self.config.matching == "image" else F.normalize(patches(self.vlp, trunk), dim=-1)
+        return e, e[:, None] if self.config.matching == "image" else F.normalize(self.vlp.dense(trunk), dim=-1)
 
     def label_embeddings(self, names) -> Tensor:
         """(K, 2 D): texts t_c of unit length, and what looks for regions: queries, or with other matchings the texts.

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
-from hrcf_lib.methods.blocks import patches
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, cosines
 from hrcf_lib.methods.missing_labels.coop import number_of_contexts
 from hrcf_lib.methods.settings import PartialConfig
@@ -73,7 +72,7 @@ class DualCoOp(Partial):
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), which is not used, and f_j (B, N^2, D)."""
-        return self.vlp.teacher(trunk), F.normalize(patches(self.vlp, trunk), dim=-1)
+        return self.vlp.teacher(trunk), F.normalize(self.vlp.dense(trunk), dim=-1)
 
     def label_embeddings(self, names) -> Tensor:
         """t+ and t- beside each other, of unit length each (K, 2 D). Takes names and raises as CoOp's."""

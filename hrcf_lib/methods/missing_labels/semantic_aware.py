@@ -42,14 +42,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrcf_lib.config import Config, Phase, setting
+from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
 from hrcf_lib.methods.missing_labels.coop import check_tau
-from hrcf_lib.methods.settings import PartialConfig, is_small
+from hrcf_lib.methods.settings import PartialConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class SemanticAwareConfig(PartialConfig):
     """The paper's values: [P] printed, [R] a reading, [S] silent. ``small`` is for the mini VLP, chosen on val."""
 
     method = "semantic_aware"
+    schedule = (100, 64)  # [P]
     small = {  # for the mini VLP and 375 or 750 steps; R and O are half the channels of the map, as in the paper
         **{"rank": 64, "width": 64, "reading": "map", "start": "identity", "fit": True, "context_std": 0.0},
         **{"optimizer": "adamw", "lr": 3e-3, "prompt_lr": 1e-4, "weight_decay": 0.05},
@@ -92,13 +93,6 @@ class SemanticAwareConfig(PartialConfig):
         check_tau(self)
         if self.start == "identity" and self.reading != "map":
             raise ValueError("start = 'identity' is of a map in the text's space: it needs reading = 'map'")
-
-    @classmethod
-    def budget(cls, config: Config) -> tuple[Phase, ...]:
-        """100 epochs on batches of 64 [P] in a preset of full size; in ``mini``, or with phases of one's own, those."""
-        if is_small(config) or "phases" in config.changes():
-            return super().budget(config)
-        return (Phase(cls.trains, 100, 64),)
 
 
 def attention(features: Tensor, words: Tensor, U: Tensor, V: Tensor, P: Tensor, b: Tensor, w: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrcf_lib.config import PRESETS, Config, Phase, setting
+from hrcf_lib.config import setting
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
@@ -65,12 +65,11 @@ from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.methods.missing_labels.prototypes import WHICH, Prototypes, decide, fill
-from hrcf_lib.methods.settings import PartialConfig, is_small
+from hrcf_lib.methods.settings import PartialConfig
 
 __all__ = ["TRMML", "TRMMLConfig", "contrastive_loss", "decide", "region_features"]
 
 MASKS = ("sigmoid", "softmax")
-BUDGET = (40, 128)  # epochs and pictures a step on every data set of the paper
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class TRMMLConfig(PartialConfig):
     """The paper's values where it has them; the module says which those are."""
 
     method = "trm_ml"
+    schedule = (40, 128)  # on every data set of the paper
     small = {  # for the mini VLP and 375 or 750 steps
         **{"context_std": 0.0, "negative": "none", "fit": True, "offset": True, "prompt_vectors": 4},
         **{"attention_start": "text", "mask": "softmax", "sharpness": 10.0, "mlp_ratio": 2},
@@ -135,14 +135,6 @@ class TRMMLConfig(PartialConfig):
                 raise ValueError(f"{name} = 0 must be above 0")
         if self.ema >= 1:
             raise ValueError(f"ema = {self.ema!r} must be below 1: a threshold would never move")
-
-    @classmethod
-    def budget(cls, config: Config) -> tuple[Phase, ...]:
-        """The paper's 40 epochs of 128 pictures a step; where phases were changed, and in ``mini``, as there."""
-        full = config.name in PRESETS and config.phases == PRESETS[config.name]().phases
-        if full and not is_small(config):
-            return (Phase(cls.trains, *BUDGET),)
-        return super().budget(config)
 
 
 class TRMML(Partial):
