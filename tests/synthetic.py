@@ -1,9 +1,13 @@
 """A small HRCF with random weights and random frozen features: training without data or weights."""
 
+import os
+import signal
+
 import numpy as np
 import torch
 
 from hrcf_lib import config as configs
+from hrcf_lib import training
 from hrcf_lib.data.feeds.features import FrozenFeatures
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
@@ -50,6 +54,20 @@ def features(n: int = 10, seed: int = 0, space: LabelSpace = SPACE) -> FrozenFea
     labels = torch.from_numpy(np.where(rng.uniform(size=(n, len(space.names))) < 0.3, 1.0, -1.0)).float()
     labels[torch.arange(n), torch.arange(n) % space.n_seen] = 1
     return FrozenFeatures(trunk, teacher, labels, space)
+
+
+def die_at_step(number: int) -> None:
+    """From now on training kills its own process as it begins the step of that number."""
+    step, count = training._step, 0
+
+    def step_or_die(*arguments):
+        nonlocal count
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments)
+
+    training._step = step_or_die
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -1,8 +1,6 @@
 """What the tests of scale-out run on two processes."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import processes
@@ -10,7 +8,7 @@ import synthetic
 import torch
 from accelerate import notebook_launcher
 
-from hrcf_lib import methods, training
+from hrcf_lib import methods
 from hrcf_lib.config import Config
 from hrcf_lib.data import load
 from hrcf_lib.data.feeds.features import FrozenFeatures
@@ -83,16 +81,7 @@ def main(table: str, out: Path) -> None:
 
 def killed(table: str, out: Path) -> None:
     """Die at step 7, in the middle of the prompts' epoch, after the checkpoint of step 6."""
-    step, count = training._step, 0
-
-    def step_or_die(*arguments):
-        nonlocal count
-        count += 1
-        if count == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(*arguments)
-
-    training._step = step_or_die
+    synthetic.die_at_step(8)
     run("features", table, out / "killed", save_every=2)
 
 

@@ -45,9 +45,9 @@ from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import write_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.methods import registry
-from hrcf_lib.speed import cost, table
+from hrcf_lib.speed import cost, images, table
 from hrcf_lib.speed.compare import seconds
-from hrcf_lib.speed.inputs import Sizes, label_names, random_images, random_labels, random_normal
+from hrcf_lib.speed.inputs import Sizes, label_names, random_images, random_normal
 from hrcf_lib.studies import records
 
 SHARES = {
@@ -253,10 +253,10 @@ def _scorer(model, t: Tensor, plain: bool = False) -> Callable[[Tensor], Tensor]
 
 
 def _per_picture(form: Callable, B: int, side: int) -> dict:
-    images = random_images(B, side)
-    form(images)  # warm up
+    pictures = random_images(B, side)
+    form(pictures)  # warm up
     _reset_memory()
-    times = [seconds(lambda: form(images)) / B for _ in range(REPEATS)]
+    times = [seconds(lambda: form(pictures)) / B for _ in range(REPEATS)]
     return {"ms": 1e3 * statistics.median(times), "spread": 1e3 * (max(times) - min(times))} | _memory()
 
 
@@ -296,32 +296,15 @@ def train(stage: Stage) -> None:
 
 def _step(model, side: str, B: int, names, stored: bool) -> dict:
     """Median seconds of an update, from random pictures or from their stored features."""
-    training.only(model, side)
-    model.train()
-    images, labels = random_images(B, model.vlp.side), random_labels(B, len(names))
-    t = random_normal(len(names), model.vlp.D, scale=0.05) if side == "hcg" else None
-    objective, optimizer = training.Objective(model, side, names, t), torch.optim.AdamW(model.groups(side), lr=0.0)
-
-    @torch.no_grad()
-    def frozen() -> tuple[Tensor, Tensor]:
-        with model.autocast():
-            trunk = model.vlp.trunk(images)
-            e_p = model.vlp.teacher(trunk)
-        return trunk.float(), e_p.float()
-
+    frozen, update = images.step(model, side, B, names)
     kept = frozen()
-
-    def update() -> None:
-        optimizer.zero_grad()
-        objective(*(kept if stored else frozen()), labels, B)[0].backward()
-        optimizer.step()
-
-    update()
+    run = lambda: update(*(kept if stored else frozen()))
+    run()
     _reset_memory()
-    times = [seconds(update) for _ in range(REPEATS)]
+    times = [seconds(run) for _ in range(REPEATS)]
     middle = statistics.median(times)
     row = {"step_s": middle, "spread": max(times) - min(times), "pictures_per_s": B / middle} | _memory()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     return row
 
 

@@ -23,17 +23,22 @@ def shared_trunk(sizes: Sizes) -> dict:
     return _image_step(sizes, cached=False)
 
 
-def _image_step(sizes: Sizes, cached: bool) -> dict:
-    model, B, K = sizes.model(), sizes.B, sizes.K
-    vlp, names = model.vlp, label_names(K)
-    training.only(model, "hcg")
+def step(model, side: str, B: int, names):
+    """Two calls that make up a step of training on random pictures, at a rate of 0.
+
+    ``frozen(twice=False)`` -> trunk tokens and e_p, whose trunk is computed once more for the teacher if ``twice``;
+    ``update(trunk, e_p)`` -> the loss, after the backward pass and the optimizer.
+    """
+    vlp = model.vlp
+    training.only(model, side)
     model.train()
-    images, labels, t = random_images(B, vlp.side), random_labels(B, K), random_normal(K, vlp.D, scale=0.05)
-    objective = training.Objective(model, "hcg", names, t)
-    optimizer = torch.optim.AdamW(model.groups("hcg"), lr=0.0)
+    images, labels = random_images(B, vlp.side), random_labels(B, len(names))
+    t = random_normal(len(names), vlp.D, scale=0.05) if side == "hcg" else None
+    objective = training.Objective(model, side, names, t)
+    optimizer = torch.optim.AdamW(model.groups(side), lr=0.0)
 
     @torch.no_grad()
-    def frozen(twice: bool) -> tuple[Tensor, Tensor]:
+    def frozen(twice: bool = False) -> tuple[Tensor, Tensor]:
         with model.autocast():
             trunk = vlp.trunk(images)
             e_p = vlp.teacher(vlp.trunk(images) if twice else trunk)
@@ -46,6 +51,13 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
         optimizer.step()
         return loss.detach()
 
+    return frozen, update
+
+
+def _image_step(sizes: Sizes, cached: bool) -> dict:
+    model, B, K = sizes.model(), sizes.B, sizes.K
+    names = label_names(K)
+    frozen, update = step(model, "hcg", B, names)
     full = lambda: update(*frozen(twice=True))
     stored = frozen(twice=False)
     ours = (lambda: update(*stored)) if cached else (lambda: update(*frozen(twice=False)))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import synthetic
 import torch
 from accelerate import PartialState
 
-from hrcf_lib import training
 from hrcf_lib.engine.devices import process
 from hrcf_lib.training import train
 
@@ -30,16 +28,7 @@ def half(folder: Path) -> None:
 
 def killed(folder: Path) -> None:
     """Die at the eighth step, after the checkpoint of the sixth."""
-    step, count = training._step, 0
-
-    def step_or_die(*arguments):
-        nonlocal count
-        count += 1
-        if count == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(*arguments)
-
-    training._step = step_or_die
+    synthetic.die_at_step(8)
     whole(folder)
 
 
