@@ -1,6 +1,6 @@
 r"""Pseudo-labels from category prototypes: a memory of what present labels look like decides about unknown ones.
 
-memory of regions -> ``Memory.prototypes`` -> ``estimate`` -> ``thresholds`` -> ``pseudo_labels`` -> ``fill``
+memory of regions -> ``Memory.prototypes`` -> ``estimate`` -> ``thresholds`` -> ``pseudo_labels`` -> ``prototypes.fill``
 
 The functions are pure; all that changes while training lies in the buffers of ``Memory``, so a checkpoint holds it. B
 pictures, K labels, M places of a label in the memory, D embedding width; v_c is the region of label c in a picture, t_c
@@ -127,12 +127,3 @@ def pseudo_labels(e: Tensor, high: Tensor, low: Tensor) -> Tensor:
     tensor([[ 1.,  0., -1.]])
     """
     return (e > high).float() - ((e <= low) & (e <= high)).float()
-
-
-def fill(labels: Tensor, pseudo: Tensor) -> Tensor:
-    """Pseudo-labels where the label is unknown; what is known stays. Both (B, K).
-
-    >>> fill(torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[-1.0, 1.0, 1.0]]))
-    tensor([[ 1.,  1., -1.]])
-    """
-    return labels.where(labels != 0, pseudo.to(labels.dtype))

@@ -38,9 +38,8 @@ from torch import Tensor, nn
 
 from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
-from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
+from hrcf_lib.methods.missing_labels.base import AskedPairs, Contexts, Likeness, check_categories, cosines
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -113,7 +112,7 @@ def _scaled(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1) * math.sqrt(x.shape[-1])
 
 
-class SemanticAwareFirst(Partial):
+class SemanticAwareFirst(AskedPairs):
     """What learns is the fusion, and the vectors of each category's prompt with temperature and offset."""
 
     title, Config = "Semantic-aware", SemanticAwareFirstConfig
@@ -171,17 +170,6 @@ class SemanticAwareFirst(Partial):
         t, x = label_embeddings.tensor_split([self.vlp.D], dim=1)  # (K, D), (K, words) or (K, 0)
         s = self.likeness(self._own(regions, t, x, asked) if self.config.decoupling else cosines(e_g, t))  # (B, K)
         return self.spread(s)
-
-    def spread(self, s: Tensor) -> Tensor:
-        """Logits of independent labels (B, K), or with a softmax of those of Eq. 9."""
-        return s if self.config.prediction == "sigmoid" else softmax_logits(s)
-
-    def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """As in every method here; pairs that no loss uses are not computed."""
-        c = self.config
-        asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
-        s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)
-        return {"classification": self.classification(self.probabilities(s), labels)}
 
     def maps(self, regions: Tensor, t: Tensor) -> Tensor:
         r"""Where it looks for each label: (B, J, D), label embeddings (K, D + words) -> a (B, K, J), of sum 1 over J.

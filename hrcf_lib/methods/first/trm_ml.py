@@ -46,8 +46,9 @@ from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts
-from hrcf_lib.methods.first.pseudo_labels import WHICH, Memory, estimate, fill, pseudo_labels
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
+from hrcf_lib.methods.first.pseudo_labels import WHICH, Memory, estimate, pseudo_labels
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, PseudoLabelled, check_categories
+from hrcf_lib.methods.missing_labels.prototypes import fill
 from hrcf_lib.methods.settings import PartialConfig
 
 
@@ -89,7 +90,7 @@ class TRMMLFirstConfig(PartialConfig):
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be below 1")
 
 
-class TRMMLFirst(Partial):
+class TRMMLFirst(PseudoLabelled):
     """What learns are queries, attention and MLP, the context of all texts, temperature and offset."""
 
     title, Config = "TRM-ML", TRMMLFirstConfig
@@ -176,11 +177,6 @@ class TRMMLFirst(Partial):
             self.memory.update(e, labels)  # Eqs. 11-12
         return parts
 
-    @torch.no_grad()
-    def estimates(self, regions: Tensor, t: Tensor) -> Tensor:
-        """How sure prototypes are of each label, (B, J, D), (K, 2 D) of all its categories -> (B, K) in [0, 1]."""
-        return self._matches(regions, t, torch.zeros(len(regions), len(t), dtype=torch.bool, device=t.device))[2]
-
     def filled(self, e: Tensor, labels: Tensor) -> Tensor:
         """Labels (B, K) with pseudo-labels in the place of unknown ones, by ``estimates`` (B, K)."""
         if not self.config.pseudo_labels:
@@ -191,12 +187,6 @@ class TRMMLFirst(Partial):
         """Names of the categories that the memory holds nothing of: their prototype is their text embedding."""
         names = self.reference_labels or self.config.categories
         return tuple(name for name, seen in zip(names, self.memory.seen.tolist(), strict=True) if not seen)
-
-    def usable(self, labels: Tensor) -> Tensor:
-        """All pictures, unless unknown labels teach nothing: then as in ``Partial``."""
-        if self.config.pseudo_labels or self.weights("both")["distillation"]:
-            return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        return super().usable(labels)
 
     def weights(self, side: str) -> dict[str, float]:
         """The weights of Eq. 15."""

@@ -45,9 +45,8 @@ from torch import Tensor, nn
 from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import learning_rate
-from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories, cosines, softmax_logits
+from hrcf_lib.methods.missing_labels.base import AskedPairs, Contexts, Likeness, check_categories, cosines
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -244,7 +243,7 @@ class SemanticAttention(nn.Module):
         return (F.normalize(self(f, x), dim=-1) * F.normalize(t, dim=-1)).sum(dim=-1)  # (B, n)
 
 
-class SemanticAware(Partial):
+class SemanticAware(AskedPairs):
     """What learns is the decoupling, and the vectors of each category's prompt with temperature and offset."""
 
     title, Config = "Semantic-aware", SemanticAwareConfig
@@ -354,17 +353,6 @@ class SemanticAware(Partial):
         none = self.config.decoupling == "none"
         cos = cosines(e_g, t) if none else self.decoupling.cosines(regions, t, x, asked)  # (B, K)
         return self.spread(self.likeness(cos))  # Eq. 9
-
-    def spread(self, s: Tensor) -> Tensor:
-        """Logits of independent labels (B, K), or with a softmax of those of Eq. 9."""
-        return s if self.config.prediction == "sigmoid" else softmax_logits(s)
-
-    def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Eqs. 10 and 11; pairs that no loss uses are not computed."""
-        c = self.config
-        asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
-        s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)
-        return {"classification": self.classification(self.probabilities(s), labels)}
 
     def maps(self, regions: Tensor, t: Tensor) -> Tensor:
         r"""Where it looks for each label: (B, J, F), label embeddings (K, D + W) -> (B, K, J).

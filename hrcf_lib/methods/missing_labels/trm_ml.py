@@ -63,7 +63,7 @@ from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, PseudoLabelled, check_categories
 from hrcf_lib.methods.missing_labels.prototypes import WHICH, Prototypes, decide, fill
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -137,7 +137,7 @@ class TRMMLConfig(PartialConfig):
             raise ValueError(f"ema = {self.ema!r} must be below 1: a threshold would never move")
 
 
-class TRMML(Partial):
+class TRMML(PseudoLabelled):
     """What learns are contexts and queries, the attention and its MLP, the MLP of the contrast, and tau."""
 
     title, Config = "TRM-ML", TRMMLConfig
@@ -267,11 +267,6 @@ class TRMML(Partial):
             self.prototypes.update(s, labels, c.unknown == "negative")  # Eqs. 9 and 11
         return parts
 
-    @torch.no_grad()
-    def estimates(self, regions: Tensor, t: Tensor) -> Tensor:
-        """Similarities with visual and text prototypes (Eq. 8): (B, J, D), (K, 3 D) of all categories -> (2, B, K)."""
-        return self._matches(regions, t, torch.zeros(len(regions), len(t), dtype=torch.bool, device=t.device))[2]
-
     def filled(self, s: Tensor, labels: Tensor) -> Tensor:
         """Labels (B, K) with pseudo-labels in the place of unknown ones, by ``estimates`` (2, B, K): Eqs. 10 and 12."""
         if not self.config.pseudo_labels:
@@ -305,12 +300,6 @@ class TRMML(Partial):
         self.load_state_dict(state, strict=False)
         if fixed:
             self.trainable = {side: tuple(n for n in names if n not in parts) for side, names in self.trainable.items()}
-
-    def usable(self, labels: Tensor) -> Tensor:
-        """All pictures, unless unknown labels teach nothing: then as in ``Partial``."""
-        if self.config.pseudo_labels or self.weights("both")["distillation"]:
-            return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        return super().usable(labels)
 
     def weights(self, side: str) -> dict[str, float]:
         """The weights of Eq. 15; alpha is within the classification loss."""

@@ -11,7 +11,8 @@ from hrcf_lib import methods
 from hrcf_lib.apply import region_maps
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
 from hrcf_lib.engine import chunks
-from hrcf_lib.methods.first.semantic_aware import SemanticDecoupling, softmax_logits
+from hrcf_lib.methods.first.semantic_aware import SemanticDecoupling
+from hrcf_lib.methods.missing_labels.base import softmax_logits
 from hrcf_lib.studies import localisation
 from hrcf_lib.training import train
 

@@ -13,6 +13,7 @@ from hrcf_lib.engine import chunks
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.methods.first import pseudo_labels, trm_ml
 from hrcf_lib.methods.first.pseudo_labels import OTHER, PRESENT, Memory
+from hrcf_lib.methods.missing_labels.prototypes import fill
 from hrcf_lib.studies import missing_labels
 from hrcf_lib.training import train
 
@@ -305,7 +306,7 @@ def test_pseudo_labels_never_overwrite_known_ones():
     g = torch.Generator().manual_seed(0)
     e, high, low = torch.rand(50, 5, generator=g), torch.full((5,), 0.7), torch.full((5,), 0.4)
     labels = torch.randint(-1, 2, (50, 5), generator=g)
-    y = pseudo_labels.fill(labels, pseudo_labels.pseudo_labels(e, high, low))
+    y = fill(labels, pseudo_labels.pseudo_labels(e, high, low))
     for i in range(50):
         for k in range(5):
             expected = 1 if e[i, k] > 0.7 else -1 if e[i, k] <= 0.4 else 0
