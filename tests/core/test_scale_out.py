@@ -81,7 +81,7 @@ def test_ranks_drop_different_numbers_of_pictures():
     kept = (features.labels[:, : features.space.n_seen] == 1).any(dim=1)
     for side, epoch in (("hcg", 0), ("hcg", 1), ("prompts", 0), ("hcg", 2)):
         for rank in range(2):
-            order = two_processes.training.BatchOrder(4, two_processes.training._seed(0, side, epoch), 0, rank, 2)
+            order = training.BatchOrder(4, training._seed(0, side, epoch), 0, rank, 2)
             shares.append([int(kept[rows].sum()) for rows in order.rows(11)])
     first, second = np.array(shares[::2]), np.array(shares[1::2])
     assert (first != second).sum() >= 4 and ((first == 0) ^ (second == 0)).any()
