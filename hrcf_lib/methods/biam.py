@@ -144,7 +144,7 @@ class BiAM(Method):
             raise ValueError(
                 f"topk = {c.topk} of {side**2} regions ({side} x {side}): choose from 1 to {side**2}, or a larger map"
             )
-        label_width = word_vectors.width(c.glove) if c.glove else D
+        label_width = word_vectors.label_width(self.vlp, c)
         form = {name: getattr(c, name) for name in FORM}
         self.network = BiLevelAttention(D, D, c.channels, c.heads, label_width, D, c.bn_momentum, **form)
 
@@ -166,8 +166,8 @@ class BiAM(Method):
 
     def label_embeddings(self, names) -> Tensor:
         """(K, D), or (K, width) with ``glove``: a_k, of unit length, never trained. Raises as ``fixed_prompts`` and
-        ``word_vectors.read_vectors``."""
-        return F.normalize(word_vectors.of_names(self.vlp, names, self.config), dim=-1)
+        ``word_vectors.unit_vectors``."""
+        return word_vectors.unit_vectors(self.vlp, names, self.config)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, D), which is not used, (B, J, d_f), (K, ·) -> (B, K), any real number.

@@ -22,9 +22,6 @@ def pairwise_logistic(scores: Tensor, labels: Tensor) -> Tensor:
     others Eq. 6 divides by 0, so they are left out, just as training leaves them out of its batches. An image whose
     labels are all present adds 0 and counts.
 
-    A batch holds at most ``chunks.CACHE`` pairs at a time; where there are more, each part is computed again for the
-    backward pass. The parts are sums of the same terms: equal up to rounding.
-
     Args:
         scores: (B, K), finite. Half precision is computed in float32.
         labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
@@ -43,26 +40,56 @@ def pairwise_logistic(scores: Tensor, labels: Tensor) -> Tensor:
     tensor(1.3863)
     """
     check_scores(scores, labels, finite=True)
+    present = labels == 1  # (B, K)
+    counted = present.any(dim=1).sum()
+    return pairwise_logistic_per_image(scores, present, labels == -1).sum() / counted.clamp(min=1)  # Eq. 7
+
+
+def pairwise_logistic_per_image(scores: Tensor, present: Tensor, absent: Tensor) -> Tensor:
+    r"""The sum over all pairs of an image, divided by the number of its present labels: one number an image.
+
+    .. math:: L_i = \frac{1}{|P_i|} \sum_{p \in P_i} \; \sum_{n \in N_i} \log (1 + e^{s_{in} - s_{ip}})
+
+    At most ``chunks.CACHE`` pairs are there at a time, and where there are more, each part is computed again for the
+    backward pass. Parts hold the first 8 present labels of each image, then those up to 16, 32 and so on of the images
+    that have so many: one image of many present labels costs its own pairs. The parts are sums of the same terms: equal
+    up to rounding.
+
+    Args:
+        scores: (B, K), finite; not checked. Half precision is computed in float32.
+        present, absent: (B, K), bool: P_i and N_i. No label is in both.
+
+    Returns:
+        (B,), >= 0, of the scores' type but at least float32; 0 for an image without a present or an absent label.
+
+    >>> scores, present = torch.tensor([[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]), torch.tensor([[True, False, False]] * 2)
+    >>> pairwise_logistic_per_image(scores, present, ~present)  # 2 log 2
+    tensor([1.3863, 1.3863])
+    """
     s = scores.to(torch.promote_types(scores.dtype, torch.float32))  # (B, K)
-    absent, number = labels == -1, (labels == 1).sum(dim=1)  # (B, K), (B,)  |P_i|
-    most = int(number.max()) if len(number) else 0  # P
-    if not most:
-        return s.sum() * 0
-    order = (labels == 1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, P) present first
+    number, falling = present.sum(dim=1).sort(descending=True, stable=True)  # (B,), (B,)  |P_i|
+    s, absent, there = s[falling], absent[falling], present[falling].to(torch.uint8)  # (B, K) most present labels first
+    counts, K = number.tolist(), s.shape[1]
+    most = counts[0] if counts else 0  # P
+    order = there.argsort(dim=1, descending=True, stable=True)[:, :most]  # (B, P) labels, present first
     s_present = s.gather(1, order)  # (B, P), of which only the first |P_i| are of present labels
     weight = (torch.arange(most, device=s.device) < number[:, None]) / number.clamp(min=1)[:, None].to(s.dtype)
-    part = chunks.fitting(chunks.CACHE, s.numel())  # present labels of each image at a time
-    again = part < most and torch.is_grad_enabled()
-    pairs = zip(s_present.split(part, dim=1), weight.split(part, dim=1), strict=True)
-    total = sum(chunks.recomputed(_pair_by_pair, s, absent, own, w, again=again) for own, w in pairs)  # Eq. 6
-    return total / (number > 0).sum()  # Eq. 7
+    again = sum(counts) * K > chunks.CACHE and torch.is_grad_enabled()
+    total, first = (s * 0).sum(dim=1), 0  # (B,)
+    while first < most:
+        n = sum(count > first for count in counts)  # images that have as many
+        last = min(most, max(8, 2 * first), first + chunks.fitting(chunks.CACHE, n * K))
+        pairs = s[:n], absent[:n], s_present[:n, first:last], weight[:n, first:last]
+        cost = chunks.recomputed(_pair_by_pair, *pairs, again=again)  # (n,)
+        total, first = torch.cat([total[:n] + cost, total[n:]]), last  # (B,)
+    return total[falling.argsort()]
 
 
 def _pair_by_pair(s: Tensor, absent: Tensor, s_present: Tensor, weight: Tensor) -> Tensor:
-    """(B, K), (B, K), some present labels (B, p) and their weights -> the sum over their pairs."""
-    c = s[:, None] - s_present[:, :, None]  # (B, p, K)  Eq. 5
-    cost = F.softplus(c).masked_fill(~absent[:, None], 0.0).sum(dim=2)  # (B, p)
-    return (weight * cost).sum()
+    """(n, K), (n, K), some present labels (n, p) of each image and their weights -> (n,), sums over their pairs."""
+    c = s[:, None] - s_present[:, :, None]  # (n, p, K)
+    cost = F.softplus(c).masked_fill(~absent[:, None], 0.0).sum(dim=2)  # (n, p)
+    return (weight * cost).sum(dim=1)
 
 
 def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:

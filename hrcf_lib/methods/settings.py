@@ -60,6 +60,17 @@ class MethodConfig(Config):
         return {name: value for name, value in self.to_dict().items() if name not in preset or value != preset[name]}
 
 
+@dataclass(frozen=True)
+class WordVectorConfig(MethodConfig):
+    """What names the labels of a method with word vectors: the VLP's texts, or a file (``word_vectors.of_names``).
+
+    BiAM's and semantic-aware's configs have these fields, too, further down: names of saved runs follow their order.
+    """
+
+    glove: str | None = None  # path of a GloVe text file; None: text embeddings of the template
+    glove_missing: str = setting("error", choices=("error", "skip"))  # skip: words that the file lacks are left out
+
+
 def is_small(config: Config) -> bool:
     """Whether a config started from a preset of the mini VLP."""
     return config.name in ("mini", "mini_short")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hrcf_lib.labels import check_names
 from hrcf_lib.methods.blocks import fixed_prompts
@@ -74,6 +75,22 @@ def of_names(vlp, names, config) -> Tensor:
     if config.glove:
         return read_vectors(config.glove, names, config.glove_missing).to(vlp.mean.device)
     return fixed_prompts(vlp, names, config.template)
+
+
+def unit_vectors(vlp, names, config) -> Tensor:
+    """``of_names`` brought to length 1. Raises as it does, and ``ValueError`` naming labels whose vector is 0."""
+    names = check_names(names)
+    vectors = of_names(vlp, names, config)  # (K, width)
+    if (zero := ~vectors.any(dim=1)).any():
+        odd = ", ".join(repr(names[k]) for k in zero.nonzero()[:5, 0].tolist())
+        source = config.glove or f"the texts of {vlp.name}"
+        raise ValueError(f"word vectors of {odd} are 0 throughout in {source}: name such labels by other words")
+    return F.normalize(vectors, dim=1)
+
+
+def label_width(vlp, config) -> int:
+    """Width of what ``of_names`` returns: that of the file ``config.glove``, else the VLP's D. Raises as ``width``."""
+    return width(config.glove) if config.glove else vlp.D
 
 
 def width(path: str | Path) -> int:

@@ -74,12 +74,28 @@ def test_pairwise_logistic_in_parts_is_the_whole(at_a_time, monkeypatch):
     value, grad = value_and_grad(pairwise_logistic, scores, labels)
     monkeypatch.setattr(chunks, "CACHE", scores.numel() * at_a_time)
     sizes, plain = [], hrcf_lib.methods.losses._pair_by_pair
-    look = lambda s, absent, own, w: sizes.append(own.shape[1]) or plain(s, absent, own, w)
+    look = lambda s, absent, own, w: sizes.append(own.numel() * s.shape[1]) or plain(s, absent, own, w)
     monkeypatch.setattr(hrcf_lib.methods.losses, "_pair_by_pair", look)
     part, part_grad = value_and_grad(pairwise_logistic, scores, labels)
     torch.testing.assert_close(part, value)
     torch.testing.assert_close(part_grad, grad)
-    assert max(sizes) == at_a_time < int((labels == 1).sum(dim=1).max())
+    assert max(sizes) <= chunks.CACHE < int((labels == 1).sum(dim=1).max()) * scores.numel() and len(sizes) > 3
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_an_image_of_many_present_labels_costs_its_own_pairs(gradient, monkeypatch):
+    """One of 128 images has 300 of 400 labels: not 300 rows of pairs for each of the others, which have 3."""
+    g = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(128, 400, generator=g, requires_grad=gradient), -torch.ones(128, 400)
+    labels[:, :3], labels[5, :300] = 1, 1
+    monkeypatch.setattr(chunks, "CACHE", 128 * 400 * 4)
+    sizes, plain = [], hrcf_lib.methods.losses._pair_by_pair
+    look = lambda s, absent, own, w: sizes.append(own.numel() * s.shape[1]) or plain(s, absent, own, w)
+    monkeypatch.setattr(hrcf_lib.methods.losses, "_pair_by_pair", look)
+    loss = pairwise_logistic(scores, labels)
+    assert max(sizes) <= chunks.CACHE and sum(sizes) <= 2 * (300 + 128 * 8) * 400
+    each = [F.softplus(s[y < 0] - s[y > 0][:, None]).sum() / (y > 0).sum() for s, y in zip(scores, labels, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(each).mean())
 
 
 def test_pairwise_logistic_is_bounded_at_the_size_of_the_paper():

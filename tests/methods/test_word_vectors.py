@@ -1,6 +1,7 @@
 """Word vectors from a text file: names of several words, odd lines, and errors that say what to fix."""
 
 import doctest
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,3 +122,15 @@ def test_a_file_is_read_again_for_new_words_only(glove, monkeypatch):
     assert len(opened) == 2 * once
     glove("bear 4 4", "polar 5 5")  # another file in its place
     assert_close(read_vectors(path, ["bear"]), torch.tensor([[4.0, 4]]))
+
+
+def test_vectors_of_length_one_and_of_length_zero(glove):
+    vlp = SimpleNamespace(mean=torch.zeros(1), name="any", D=7)
+    config = lambda path: SimpleNamespace(glove=path and str(path), glove_missing="error")
+    path = glove("polar 3 4", "bear 0 0", "sea -3 -4", "lion 0 2")
+    vectors = word_vectors.unit_vectors(vlp, ["polar", "lion", "sea lion"], config(path))
+    assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert_close(vectors[0], torch.tensor([0.6, 0.8]))
+    with pytest.raises(ValueError, match="word vectors of 'bear', 'polar sea' are 0 throughout in .*glove.txt: name"):
+        word_vectors.unit_vectors(vlp, ["lion", "bear", "polar sea"], config(path))
+    assert word_vectors.label_width(vlp, config(path)) == 2 and word_vectors.label_width(vlp, config(None)) == 7

@@ -134,7 +134,7 @@ class SemanticAwareFirst(AskedPairs):
         image = ("decoupling.",) if c.decoupling else ()
         self.trainable = {"images": image, "prompts": text, "both": image + text}
         if c.decoupling:
-            self.decoupling = SemanticDecoupling(D, word_vectors.width(c.glove) if c.glove else D, c.width, c.sharpness)
+            self.decoupling = SemanticDecoupling(D, word_vectors.label_width(self.vlp, c), c.width, c.sharpness)
             if c.glove and c.categories:
                 self.words(c.categories)  # reports words that the file lacks before features are computed
 
@@ -160,7 +160,7 @@ class SemanticAwareFirst(AskedPairs):
 
     def words(self, names) -> Tensor:
         """x_k of unit length, never trained: (K, D), or (K, width of the file) with ``glove``."""
-        return F.normalize(word_vectors.of_names(self.vlp, names, self.config), dim=-1)
+        return word_vectors.unit_vectors(self.vlp, names, self.config)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor, asked=None) -> Tensor:
         r"""(B, D), (B, J, D), (K, ·) -> logits (B, K); with ``asked`` (B, K) bool of these pairs, others are -beta.

@@ -280,7 +280,7 @@ class SemanticAware(AskedPairs):
             self.decoupling = SemanticAttention(width, c.width, D)
             self.classifier = nn.Linear(width, len(c.categories), bias=False)
             return
-        words = word_vectors.width(c.glove) if c.glove else D
+        words = word_vectors.label_width(self.vlp, c)
         self.decoupling = SemanticDecoupling(width, words, c.rank, c.width, D, c.reading, c.start == "identity")
         if c.glove and c.categories:
             self.words(c.categories)  # reports words that the file lacks before features are computed
