@@ -28,6 +28,7 @@ from hrcf_lib.methods.missing_labels.dual_coop import DualCoOp
 from hrcf_lib.methods.missing_labels.semantic_aware import SemanticAware
 from hrcf_lib.methods.missing_labels.trm_ml import TRMML
 from hrcf_lib.methods.mkt import MKT
+from hrcf_lib.methods.ml2p_encoder import ML2PEncoder
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
 from hrcf_lib.model import HRCF
@@ -40,6 +41,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "mkt": MKT,
     "ovml_vlp": OVMLVLP,
     "biam": BiAM,
+    "ml2p_encoder": ML2PEncoder,
     "coop": CoOp,
     "dual_coop": DualCoOp,
     "asl": ASL,
