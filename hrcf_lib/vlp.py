@@ -35,6 +35,7 @@ from open_clip.model import resize_pos_embed
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from hrcf_lib.engine import clip_weights
 from hrcf_lib.engine.files import load_into, read_tensors, write_tensors
 from hrcf_lib.engine.messages import did_you_mean
 
@@ -270,14 +271,15 @@ def create_mini(side: int | None = None) -> VLP:
 def load(name: str, weights: str | None = None, pretrained: bool = True, side: int | None = None) -> VLP:
     r"""A frozen VLP by open_clip model name.
 
-    A tag brings its own activation and picture statistics. A checkpoint on disk does not say which activation it was
-    trained with: for OpenAI's weights choose the model name that ends in ``-quickgelu``.
+    A tag brings its own activation and picture statistics. Of files, OpenAI's own archives (``ViT-B-16.pt``) say which
+    activation they were trained with, and so does the ``config.json`` beside Hugging Face's weights. Others do not: for
+    OpenAI's weights in another form choose the model name that ends in ``-quickgelu``.
 
     Args:
         name: ``"hrcf-mini"``, or any CLIP of open_clip whose image tower is a plain ViT or CLIP's own ResNet, such as
             ``"ViT-B-16"`` or ``"RN50"``.
-        weights: open_clip tag such as ``"openai"``, or the path of a checkpoint (``.safetensors``, or PyTorch's own
-            format if it holds tensors only); for the mini ``None`` is what ships.
+        weights: open_clip tag such as ``"openai"``, or the path of a checkpoint: open_clip's, OpenAI's or Hugging
+            Face's (``engine.clip_weights``), or of a folder that holds one; for the mini ``None`` is what ships.
         pretrained: ``False`` gives random weights and needs no network.
         side: pixels of a picture, a multiple of the patch or of 32 for a ResNet; ``None`` is the model's own. Position
             vectors of weights for another side are interpolated (bicubic, as open_clip does for its ViTs).
@@ -300,17 +302,28 @@ def load(name: str, weights: str | None = None, pretrained: bool = True, side: i
         raise ValueError(f"{name} without vlp_weights: give a tag ({tags or 'none known'}) or the path of a checkpoint")
     path = find_weights(name, weights) if pretrained else None  # its errors come before the model is built
     tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
-    how = {"pretrained": None, "force_quick_gelu": tag.get("quick_gelu", False), "force_image_size": side}
+    found = clip_weights.read(path) if path else None
+    quick = bool(tag.get("quick_gelu") if tag else found and found.quick_gelu)
+    how = {"pretrained": None, "force_quick_gelu": quick, "force_image_size": side}
     model = _quietly(open_clip.create_model, name, **how)
     mean, std = tag.get("mean", open_clip.OPENAI_DATASET_MEAN), tag.get("std", open_clip.OPENAI_DATASET_STD)
     vlp = kind(name, model, _tokenizer(name), mean, std)
-    if path:
-        sizes = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside its weights
-        state = {n: v for n, v in read_tensors(path).items() if n not in sizes}
-        load_into(model, state if side is None else interpolated(state, vlp), path)
-        if not tag and "openai" in str(path).lower() and not vlp.quick_gelu:
-            warnings.warn(f"{path}: OpenAI trained with QuickGELU, {name} has GELU; use {name}-quickgelu", stacklevel=2)
+    if found:
+        load_into(model, found.state if side is None else interpolated(found.state, vlp), path)
+        if not tag:
+            _check_activation(vlp, found, path)
     return vlp.freeze()
+
+
+def _check_activation(vlp: VLP, found: clip_weights.Weights, path: Path) -> None:
+    """Warn of a file whose weights were, or may have been, trained with another activation than the model has."""
+    if found.quick_gelu is False and vlp.quick_gelu:
+        plain = vlp.name.removesuffix("-quickgelu")
+        warnings.warn(f"{path}: trained with GELU, {vlp.name} has QuickGELU; use {plain}", stacklevel=3)
+    elif found.maybe_openai and found.quick_gelu is None and not vlp.quick_gelu:
+        warnings.warn(
+            f"{path}: OpenAI trained with QuickGELU, {vlp.name} has GELU; use {vlp.name}-quickgelu", stacklevel=3
+        )
 
 
 def is_vit(name: str) -> bool:
@@ -415,16 +428,22 @@ def _quietly(function, *args, **kwargs):
 def find_weights(name: str, weights: str) -> Path:
     r"""The file that holds ``weights`` of the open_clip model ``name``: a path on this machine, or a tag of open_clip.
 
-    A tag is looked up in the cache of the Hugging Face hub first; only what is not there is downloaded.
+    A tag is looked up in the cache of the Hugging Face hub first; only what is not there is downloaded. Of a folder it
+    is the first of ``IN_A_FOLDER`` that is there.
 
     Raises:
-        FileNotFoundError: ``weights`` is neither a tag of this model nor a file.
+        FileNotFoundError: ``weights`` is neither a tag of this model nor a file, nor a folder with one.
         OSError: the tag's file is not in the cache and cannot be downloaded; says what to fetch and where to put it.
     """
     tag = open_clip.get_pretrained_cfg(name, str(weights))
     if not tag:
-        if Path(weights).is_file():
-            return Path(weights)
+        path = Path(weights).expanduser()
+        if inside := [path / file for file in IN_A_FOLDER if (path / file).is_file()]:
+            return inside[0]
+        if path.is_file():
+            return path
+        if path.is_dir():
+            raise FileNotFoundError(f"weights {str(weights)!r}: the folder has none of {', '.join(IN_A_FOLDER)}")
         known = open_clip.list_pretrained_tags_by_model(name)
         hint = did_you_mean(weights, known, f"tags: {', '.join(known) or 'none'}")
         raise FileNotFoundError(f"weights {str(weights)!r}: no such file, and no tag of open_clip's {name}; {hint}")
@@ -450,6 +469,7 @@ def find_weights(name: str, weights: str) -> Path:
 
 
 HUB_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]  # where a tag of open_clip names no file
+IN_A_FOLDER = [*HUB_FILES, "model.safetensors", "pytorch_model.bin"]  # the last two: Hugging Face's
 
 
 def online(seconds: float = 5.0) -> bool:

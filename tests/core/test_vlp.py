@@ -3,6 +3,7 @@
 import logging
 import warnings
 
+import clip_files
 import golden_clip
 import huggingface_hub
 import open_clip
@@ -273,7 +274,7 @@ def test_a_download_that_breaks_is_an_os_error_with_its_reason(offline, monkeypa
             OSError,
             "'/nowhere/b16.pt': no such file, and no tag .*; tags: openai, laion400m",
         ),
-        ("ViT-B-16", ".", OSError, "'.': no such file"),
+        ("ViT-B-16", ".", OSError, "'.': the folder has none of open_clip_model.safetensors"),
     ],
 )
 def test_names_that_nothing_answers_to(offline, name, tag, kind, message):
@@ -322,12 +323,67 @@ def as_training_checkpoint(state, folder):
     return folder / "epoch_3.pt"
 
 
-@pytest.mark.parametrize("write", [as_safetensors, as_half, as_pytorch, as_training_checkpoint])
+def as_compiled(state, folder):
+    torch.save({"model": {f"module._orig_mod.{name}": value for name, value in state.items()}}, folder / "clip.pt")
+    return folder / "clip.pt"
+
+
+def as_openai(state, folder):
+    return clip_files.openai(state, folder / "ViT-B-16.pt", half=False)
+
+
+def as_hugging_face(state, folder):
+    return clip_files.save_hugging_face(state, folder)
+
+
+def as_hugging_faces_folder(state, folder):
+    return clip_files.save_hugging_face(state, folder / "clip-vit", safe=False).parent
+
+
+FORMS = [as_safetensors, as_half, as_pytorch, as_training_checkpoint, as_compiled, as_openai, as_hugging_face]
+
+
+@pytest.mark.parametrize("write", [*FORMS, as_hugging_faces_folder])
 def test_a_checkpoint_on_disk_is_loaded(registered, tmp_path, write):
     vlp = vlps.load("golden-quickgelu", str(write(golden_clip.state(), tmp_path)))
     assert_close(embed(vlp), golden_clip.arrays("open_clip_vs_mkt")["mkt_image_cls"], **CLOSE)
     assert not any(p.requires_grad for p in vlp.parameters()) and not vlp.training
     assert vlp.hash == vlps.load("golden-quickgelu", write(golden_clip.state(), tmp_path)).hash
+
+
+@pytest.mark.parametrize("write", [as_openai, as_hugging_face, as_hugging_faces_folder])
+def test_a_file_that_names_its_activation_is_believed(registered, tmp_path, write):
+    vlp = vlps.load("golden", write(golden_clip.state(), tmp_path))
+    assert vlp.quick_gelu and vlp.name == "golden"
+    assert_close(embed(vlp), golden_clip.arrays("open_clip_vs_mkt")["openclip_image_cls"], **CLOSE)
+
+
+def test_half_precision_as_openai_stores_it_is_loaded_in_single(registered, tmp_path):
+    vlp = vlps.load("golden", clip_files.openai(golden_clip.state(), tmp_path / "ViT-B-16.pt"))
+    assert {p.dtype for p in vlp.parameters()} == {torch.float32}
+    assert vlp.hash == vlps.load("golden-quickgelu", as_half(golden_clip.state(), tmp_path)).hash
+
+
+@pytest.mark.parametrize(
+    "name, write, message",
+    [
+        ("golden", as_pytorch, "clip.pt: OpenAI trained with QuickGELU, golden has GELU; use golden-quickgelu"),
+        (
+            "golden",
+            lambda state, folder: clip_files.save_hugging_face(state, folder, gelu=None),
+            "model.safetensors: OpenAI trained with QuickGELU, golden has GELU; use golden-quickgelu",
+        ),
+        (
+            "golden-quickgelu",
+            lambda state, folder: clip_files.save_hugging_face(state, folder, gelu="gelu"),
+            "model.safetensors: trained with GELU, golden-quickgelu has QuickGELU; use golden$",
+        ),
+    ],
+    ids=["state dict", "no config", "GELU"],
+)
+def test_a_file_that_may_have_another_activation_is_told(registered, tmp_path, name, write, message):
+    with pytest.warns(UserWarning, match=message):
+        vlps.load(name, write(golden_clip.state(), tmp_path))
 
 
 def test_of_a_file_the_model_name_decides_on_the_activation(registered, tmp_path):

@@ -1,6 +1,5 @@
 """Files of weights: nothing is unpickled, what is wrong is named, and a file is whole or the old one."""
 
-import warnings
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,70 @@ def test_nothing_is_ever_unpickled(tmp_path):
     assert (tmp_path / "sprung").exists()  # the trap does work
 
 
-@pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
-def test_torchscript_archives_are_refused(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is on its way out
-        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "ViT-B-16.pt")
-    with pytest.raises(ValueError, match="ViT-B-16.pt cannot be read as plain tensors"):
-        files.read_tensors(tmp_path / "ViT-B-16.pt")
+@pytest.mark.parametrize("write", [save_file, torch.save], ids=["safetensors", "torch"])
+@pytest.mark.parametrize("name", ["w.bin", "w.safetensors", "w"])
+def test_the_bytes_of_a_file_say_what_it_is(tmp_path, write, name):
+    write({"a": torch.arange(3)}, tmp_path / name)
+    assert files.read_tensors(tmp_path / name)["a"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "pointer of Git LFS.*git lfs pull"),
+        ("<!DOCTYPE html><html>", "a page of HTML, not the weights"),
+        ("", "damaged"),
+    ],
+)
+def test_what_only_stands_for_weights_is_told(tmp_path, content, message):
+    (tmp_path / "w.bin").write_text(content)
+    with pytest.raises(ValueError, match=f"w.bin cannot be read as plain tensors: .*{message}"):
+        files.read_tensors(tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("nest", [["state_dict"], ["model"], ["model_state_dict"], ["module"], ["model", "state_dict"]])
+def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, nest):
+    content = {"a": torch.arange(3)}
+    for entry in reversed(nest):
+        content = {"epoch": 3, entry: content, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "w.pt")
+    assert files.read_tensors(tmp_path / "w.pt").keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module._orig_mod."]
+)
+def test_prefixes_in_front_of_every_name_are_left_out(prefix):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    state = {name: torch.full_like(value, 3) for name, value in module.state_dict().items()}
+    files.load_into(module, {prefix + name: value for name, value in state.items()}, "w.pt")
+    assert all((p == 3).all() for p in module.parameters())
+
+
+def test_parts_that_were_compiled_or_sharded_have_their_own_names():
+    bare = ["visual.conv1.weight", "visual.a.b", "c"]
+    wrapped = ["visual._orig_mod.conv1.weight", "visual._fsdp_wrapped_module.a._checkpoint_wrapped_module.b", "c"]
+    assert list(files.unwrapped(dict.fromkeys(wrapped))) == bare
+
+
+def test_names_that_are_a_models_own_stay():
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Linear(2, 1)
+
+    own = Own()
+    files.load_into(own, {name: torch.ones_like(value) for name, value in own.state_dict().items()}, "w.pt")
+    assert own.model.weight.tolist() == [[1, 1]]
+    two = {"a._orig_mod.b": 1, "a.b": 2}
+    assert files.unwrapped(two) == two, "two names would become one"
+
+
+def test_of_the_weights_of_another_model_the_first_faults_are_listed():
+    module = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(15)))
+    with pytest.raises(ValueError, match="missing 0.weight") as error:
+        files.load_into(module, {}, "w.pt")
+    assert len(str(error.value).splitlines()) == 22 and str(error.value).endswith("and 10 more")
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt"])
