@@ -6,6 +6,7 @@ Symbols: N images, K labels, k labels predicted per image. Annotations are -1 (a
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from numbers import Integral
 
 import numpy as np
@@ -64,30 +65,35 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     """
     check(scores, labels)
     N, K = scores.shape
-    step = chunks.fitting(chunks.CACHE, N)
+    step, share = chunks.fitting(chunks.CACHE, N), chunks.fitting(chunks.MIB, N)  # labels in memory, and of one task
     half = scores.dtype in (torch.bfloat16, torch.float16)
     ap = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for k in range(0, K, step):
             s, y = scores[:, k : k + step].cpu(), labels[:, k : k + step].to("cpu", torch.int8)  # (N, step)
             s = s.float() if half else s  # NumPy sorts no bfloat16
-            ap += pool.map(_average_precision_of_label, s.T.contiguous().numpy(), y.T.contiguous().numpy())
+            parts = s.T.contiguous().split(share), y.T.contiguous().split(share)  # of (share, N): handing over costs
+            ap += chain.from_iterable(pool.map(_average_precision_of_labels, *parts))  # more than one label does
     dtype = torch.promote_types(scores.dtype, torch.float32)
     return torch.tensor(ap, dtype=torch.float64).to(dtype).to(scores.device)  # (K,)
 
 
-def _average_precision_of_label(s: np.ndarray, y: np.ndarray) -> float:
-    """AP of one label: (N,), (N,) -> in [0, 1].
+def _average_precision_of_labels(s: Tensor, y: Tensor) -> list[float]:
+    """AP of k labels: (k, N), (k, N) -> k values in [0, 1].
 
-    The mean over positives of the precision at the score of each. Positives with equal scores have one precision, that
-    of predicting all images that score as much, so the mean is the sum over distinct scores of `average_precision`.
+    The mean over a label's positives of the precision at the score of each. Positives with equal scores have one
+    precision, that of predicting all images that score as much, so the mean is the sum over distinct scores of
+    `average_precision`. Values alone are sorted, which is several times as fast as sorting their places.
     """
-    positives, negatives = np.sort(s[y == 1]), np.sort(s[y == -1])  # (P,), (Q,); values alone, which sort fast
-    if len(positives) == 0:
-        return math.nan
-    tp = len(positives) - np.searchsorted(positives, positives)  # (P,): positives that score at least as much
-    fp = len(negatives) - np.searchsorted(negatives, positives)  # (P,): negatives that do
-    return (tp / (tp + fp)).mean()
+    s, y = s.numpy(), y.numpy()
+    known = np.sort(s, axis=1) if y.all() else [np.sort(row[of != 0]) for row, of in zip(s, y)]  # k of (n,)
+    ap = []
+    for all_scores, row, present in zip(known, s, y == 1):
+        positives = np.sort(row[present])  # (P,)
+        tp = len(positives) - np.searchsorted(positives, positives)  # (P,): positives that score at least as much
+        predicted = len(all_scores) - np.searchsorted(all_scores, positives)  # (P,): all that do, tp + fp
+        ap.append((tp / predicted).mean() if len(positives) else math.nan)
+    return ap
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor, empty: str = "zero") -> float:

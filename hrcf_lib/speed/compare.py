@@ -3,13 +3,15 @@
 import gc
 import statistics
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import timer  # waits for the GPU before it reads the clock
 
 from hrcf_lib.engine import devices
+
+REPEATS = 5  # of each form of a row
 
 # ``torch.utils.benchmark.Timer`` runs a form at least twice before it times it, and plain forms can take minutes; the
 # standard library's ``timeit`` with PyTorch's clock does not.
@@ -26,21 +28,39 @@ def fastest(run: Callable, repeats: int) -> float:
     return min(timeit.repeat(run, timer=timer, repeat=repeats, number=1))
 
 
-def compare_times(plain_form: Callable, ours: Callable, repeats: int, warm: bool = True) -> tuple[dict, list]:
-    """Time both forms in turn, ``repeats`` times.
+def median_and_spread(times: Iterable[float]) -> tuple[float, float]:
+    """Median of times, and their spread: the interquartile range over the median, 0 where all are equal.
 
-    Returns the medians ``plain_s`` and ``ours_s``, their ``ratio``, and ``peak_mb`` of one run of ours; and the last
-    result of each form. Without ``warm`` the plain form is not run once before it is timed.
+    >>> median_and_spread([2.0, 2.0, 2.0, 3.0, 4.0])
+    (2.0, 0.5)
+    """
+    times = sorted(times)
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return middle, (high - low) / middle
+
+
+def compare_times(plain_form: Callable, ours: Callable, repeats: int = REPEATS, share: float = 1) -> tuple[dict, list]:
+    """Time both forms in turn, ``repeats`` times, after one run of each to warm up.
+
+    Returns the medians ``plain_s`` and ``ours_s``, their ``ratio``, the spreads ``plain_spread`` and ``ours_spread`` of
+    ``median_and_spread``, and ``peak_mb`` of one run of ours; and the last result of each form. A plain form that does
+    a ``share`` of the work has its times divided by it.
     """
     peak = peak_mb(ours)
-    if warm:
-        plain_form()
+    plain_form()
     times, results = {"plain_s": [], "ours_s": []}, {}
     for _ in range(repeats):
         for key, form in (("plain_s", plain_form), ("ours_s", ours)):
             times[key].append(seconds(lambda key=key, form=form: results.update({key: form()})))
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    return {"ratio": medians["plain_s"] / medians["ours_s"], "peak_mb": peak, **medians}, list(results.values())
+    return summary(*times.values(), share) | {"peak_mb": peak}, list(results.values())
+
+
+def summary(plain: Iterable[float], ours: Iterable[float], share: float = 1) -> dict:
+    """``ratio``, medians and spreads of the times of both forms; ``share`` as in ``compare_times``."""
+    plain_s, plain_spread = median_and_spread(t / share for t in plain)
+    ours_s, ours_spread = median_and_spread(ours)
+    spreads = {"plain_spread": plain_spread, "ours_spread": ours_spread}
+    return {"ratio": plain_s / ours_s, "plain_s": plain_s, "ours_s": ours_s, **spreads}
 
 
 def peak_mb(run: Callable, on_gpu: bool = True) -> float | None:

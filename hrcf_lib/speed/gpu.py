@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,7 +45,7 @@ from hrcf_lib.engine.files import write_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.methods import registry
 from hrcf_lib.speed import cost, images, table
-from hrcf_lib.speed.compare import seconds
+from hrcf_lib.speed.compare import REPEATS, median_and_spread, seconds
 from hrcf_lib.speed.inputs import Sizes, label_names, random_images, random_normal
 from hrcf_lib.studies import records
 
@@ -60,7 +59,6 @@ SHARES = {
 }  # of the time
 STEPS = 126_000  # of the image side in the paper: 50 epochs of NUS-WIDE in batches of 64
 PAPER = "on an RTX 3090: 12.5 ms a picture; 167 s for 107,859 pictures, MKT 121 s (HRCF paper, Sec. IV-F)"
-REPEATS = 5  # of which the median is taken
 say = partial(print, flush=True)
 
 
@@ -256,8 +254,8 @@ def _per_picture(form: Callable, B: int, side: int) -> dict:
     pictures = random_images(B, side)
     form(pictures)  # warm up
     _reset_memory()
-    times = [seconds(lambda: form(pictures)) / B for _ in range(REPEATS)]
-    return {"ms": 1e3 * statistics.median(times), "spread": 1e3 * (max(times) - min(times))} | _memory()
+    middle, spread = median_and_spread(seconds(lambda: form(pictures)) / B for _ in range(REPEATS))
+    return {"ms": 1e3 * middle, "spread": spread} | _memory()
 
 
 def _reset_memory() -> None:
@@ -301,9 +299,8 @@ def _step(model, side: str, B: int, names, stored: bool) -> dict:
     run = lambda: update(*(kept if stored else frozen()))
     run()
     _reset_memory()
-    times = [seconds(run) for _ in range(REPEATS)]
-    middle = statistics.median(times)
-    row = {"step_s": middle, "spread": max(times) - min(times), "pictures_per_s": B / middle} | _memory()
+    middle, spread = median_and_spread(seconds(run) for _ in range(REPEATS))
+    row = {"step_s": middle, "spread": spread, "pictures_per_s": B / middle} | _memory()
     model.zero_grad(set_to_none=True)
     return row
 

@@ -61,7 +61,7 @@ def _image_step(sizes: Sizes, cached: bool) -> dict:
     full = lambda: update(*frozen(twice=True))
     stored = frozen(twice=False)
     ours = (lambda: update(*stored)) if cached else (lambda: update(*frozen(twice=False)))
-    row, _ = compare_times(full, ours, repeats=3)
+    row, _ = compare_times(full, ours)
     model.config = model.config.replace(bf16=False)  # both forms agree exactly in float32 only
     stored = frozen(twice=False)
     values, gradients = [], []
@@ -105,7 +105,7 @@ def _overhead(sizes: Sizes, B: int) -> dict:
         with model.autocast():
             return model.vlp.encode_image(images)
 
-    row, _ = compare_times(plain_vlp, ours, repeats=5)
+    row, _ = compare_times(plain_vlp, ours)
     parts = cost.flops(model.config, label_names(8), B)
     more = (parts["student"] - parts["teacher"]) / (parts["trunk"] + parts["teacher"])
     overhead = 1 / row["ratio"]
@@ -145,7 +145,7 @@ def _variant(sizes: Sizes, usual, other, what: str, note: str = "") -> dict:
     """The same model in two ways, from picture to scores."""
     forms = [_from_pixels(sizes, model, sizes.B_inference)[1] for model in (usual, other)]
     first = seconds(forms[1])
-    row, results = compare_times(*forms, repeats=5)
+    row, results = compare_times(*forms)
     row |= {"max_abs_diff": max_difference(*results), "what": f"picture to scores, B = {sizes.B_inference}, {what}"}
     return row | {"note": note or f"the first call takes {first:.0f} s; the default is without"}
 
@@ -165,8 +165,8 @@ def inference_onnx(sizes: Sizes) -> dict:
             images = random_images(B, model.vlp.side).cpu() / 255
             plain_form = torch.no_grad()(lambda images=images: model.score_embeddings(*model.embed(images), t))
             forms[B] = plain_form, lambda images=images: session.run(["scores"], {"images": images.numpy()})[0]
-        single = compare_times(*forms[1], repeats=5)[0]["ratio"]
-        row, (expected, scores) = compare_times(*forms[B], repeats=5)
+        single = compare_times(*forms[1])[0]["ratio"]
+        row, (expected, scores) = compare_times(*forms[B])
         row["max_abs_diff"] = max_difference(expected, torch.from_numpy(scores))
     threads, size = torch.get_num_threads(), exported["bytes"] / 1e6
     note = f"{single:.2f} x for one picture; {threads} threads each; a file of {size:.0f} MB"

@@ -25,7 +25,7 @@ class Sizes:
     B_inference: int = 32
     N: int = 107_859  # test pictures of NUS-WIDE
     K_test: int = 1006  # all labels of NUS-WIDE
-    steps: int = 12  # timed steps of training on pictures that are decoded and augmented
+    steps: int = 7  # timed steps of training on pictures that are decoded and augmented
     part: int = 37  # names per pass of the plain text tower: more would fill the memory with activations
 
     @classmethod

@@ -14,6 +14,7 @@ from hrcf_lib.data.feeds.pictures import Pictures
 from hrcf_lib.data.images import read_image
 from hrcf_lib.engine import devices
 from hrcf_lib.labels import LabelSpace
+from hrcf_lib.speed.compare import summary
 from hrcf_lib.speed.generated import noise_jpeg
 from hrcf_lib.speed.inputs import Sizes, label_names, random_labels
 
@@ -24,29 +25,25 @@ def loader(sizes: Sizes) -> dict:
     """Training on JPEGs that worker processes decode and augment, against decoding between the steps."""
     model = sizes.model()
     data = Jpegs(_steps(sizes) * sizes.B, label_names(sizes.K), model.vlp.side)
-    plain_s, plain_share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=0))
-    ours_s, share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=devices.workers()))
+    plain, plain_share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=0))
+    ours, share = _epoch(sizes, Pictures(data, model.vlp, AUGMENT, workers=devices.workers()))
     note = f"waits for pictures {share:.1%} of the time with {devices.workers()} workers, {plain_share:.1%} with none"
     what = f"step of the image side on {AUGMENT} views of JPEGs, B = {sizes.B}"
-    return _row(plain_s, ours_s, what, note) | {"waiting": share, "waiting_plain": plain_share}
+    return summary(plain, ours) | {"what": what, "note": note} | {"waiting": share, "waiting_plain": plain_share}
 
 
 def cached_epoch(sizes: Sizes) -> dict:
     """A step from the cache on disk, against one from decoded JPEGs with a shared trunk."""
     model = sizes.model()
     data = Jpegs(_steps(sizes) * sizes.B, label_names(sizes.K), model.vlp.side)
-    plain_s, plain_share = _epoch(sizes, Pictures(data, model.vlp, workers=devices.workers()))
+    plain, plain_share = _epoch(sizes, Pictures(data, model.vlp, workers=devices.workers()))
     with tempfile.TemporaryDirectory() as folder:
         stored = extract(model.vlp, data, data.labels, folder)
-        ours_s, share = _epoch(sizes, stored)
+        ours, share = _epoch(sizes, stored)
         del stored  # some systems do not remove a file that is mapped
     note = f"waits {share:.1%} of the time from the cache, {plain_share:.1%} without"
     what = f"step of the image side from the cache against from JPEGs, B = {sizes.B}"
-    return _row(plain_s, ours_s, what, note) | {"waiting": share, "waiting_plain": plain_share}
-
-
-def _row(plain_s: float, ours_s: float, what: str, note: str) -> dict:
-    return {"ratio": plain_s / ours_s, "plain_s": plain_s, "ours_s": ours_s, "what": what, "note": note}
+    return summary(plain, ours) | {"what": what, "note": note} | {"waiting": share, "waiting_plain": plain_share}
 
 
 def _filling() -> int:
@@ -58,13 +55,13 @@ def _steps(sizes: Sizes) -> int:
     return _filling() + sizes.steps
 
 
-def _epoch(sizes: Sizes, pictures) -> tuple[float, float]:
-    """Median seconds per step and share of the time spent waiting, after the steps of ``_filling``."""
+def _epoch(sizes: Sizes, pictures) -> tuple[list[float], float]:
+    """Seconds of each step, and the share of the time spent waiting, after the steps of ``_filling``."""
     augment = pictures.augment
     model = sizes.model(phases=(("hcg", 1, sizes.B),), augment=augment)
     history = training.train(model, pictures).iloc[_filling() - 1 :]
     took = history["seconds"].diff().iloc[1:]  # seconds of each step, waiting included
-    return float(took.median()), float(history["waited"].iloc[1:].sum() / took.sum())
+    return took.tolist(), float(history["waited"].iloc[1:].sum() / took.sum())
 
 
 class Jpegs(Dataset):

@@ -3,15 +3,16 @@ r"""Each fast path beside the plain form it replaces: times of both, their ratio
     python -m hrcf_lib.speed [--out FILE.json] [--rows prompt_prefix,map_metric]
 
 Sizes are those of the paper: ViT-B/16 (random weights, since speed does not depend on them), 925 and 7,186 labels. Each
-row runs in a process of its own, so that its peak of memory is its own. Where the two forms of a row run more than
-once, they take turns, so that a machine that slows down slows both. ``--out`` gets a JSON list with one object per row:
+row runs in a process of its own, so that its peak of memory is its own. The two forms of a row take turns, so that a
+machine that slows down slows both. ``--out`` gets a JSON list with one object per row:
 
 ``name``           one of ``ROWS``
 ``ratio``          seconds of the plain form / seconds of ours, of one run
 ``max_abs_diff``   largest difference of what the two compute
 ``grad_rel_diff``  largest difference of gradients, divided by the largest entry of the plain form's
 ``peak_mb``        memory that our form takes beyond what was held before, 10^6 bytes; of the GPU, if there is one
-``plain_s``, ``ours_s``  the two times
+``plain_s``, ``ours_s``  the two times: medians of at least five
+``plain_spread``, ``ours_spread``  their interquartile ranges, divided by them
 ``what``, ``note``  what was compared, and remarks
 
 A row whose plain form cannot run at that size says in its note how its time was obtained. ``HRCF_SIZE=smoke`` shrinks
@@ -37,7 +38,8 @@ ROWS = {
         *(scoring.map_metric, loading.loader),
     )
 }
-COLUMNS = ["name", "ratio", "max_abs_diff", "grad_rel_diff", "peak_mb", "plain_s", "ours_s", "what", "note", "error"]
+COLUMNS = ["name", "ratio", "max_abs_diff", "grad_rel_diff", "peak_mb", "plain_s", "ours_s"]
+COLUMNS += ["plain_spread", "ours_spread", "what", "note", "error"]
 
 
 def run(names=tuple(ROWS), sizes: Sizes | None = None, show=lambda row: print(line(row), flush=True)) -> pd.DataFrame:
@@ -64,4 +66,6 @@ def line(row: dict) -> str:
     differ = [f"{key} {row[key]:.0e}" for key in ("max_abs_diff", "grad_rel_diff") if row.get(key) is not None]
     peak = [f"{row['peak_mb']:,.0f} MB"] if row.get("peak_mb") is not None else []
     note = [row["note"]] if row.get("note") else []
-    return f"{row['name']:20} {row['ratio']:8.2f} x  {row['what']}\n{'':33}" + "; ".join(differ + peak + note)
+    spread = [f"spread {row['plain_spread']:.0%} and {row['ours_spread']:.0%}"]
+    head = f"{row['name']:20} {row['ratio']:8.2f} x  {row['what']}"
+    return f"{head}\n{'':33}" + "; ".join(spread + differ + peak + note)

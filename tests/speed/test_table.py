@@ -112,7 +112,7 @@ def test_pictures_that_workers_made_in_advance_do_not_count_as_waiting(monkeypat
 
     monkeypatch.setattr(feed, "batches", slow)
     monkeypatch.setattr(feed, "frozen", compute)
-    assert loading._epoch(SMALL, feed) == (4, 0.75)
+    assert loading._epoch(SMALL, feed) == ([4.0] * SMALL.steps, 0.75)
 
 
 @pytest.mark.slow
@@ -180,6 +180,13 @@ def test_two_forms_are_timed_in_turn_and_plain_is_divided_by_ours(monkeypatch):
     assert results == ["plain", "ours"]
     assert row["ratio"] == 3 and (row["plain_s"], row["ours_s"]) == (6, 2)
     assert calls[-4:] == ["plain", "ours"] * 2
+    assert compare_times(form("plain", 6.0), form("ours", 2.0), share=0.25)[0]["ratio"] == 12
+
+
+def test_a_row_has_medians_and_the_middle_half_of_its_times():
+    row = compare.summary([4.0, 6.0, 5.0, 9.0, 5.0], [2.0, 2.0, 2.0, 2.0, 7.0], share=0.5)
+    assert (row["plain_s"], row["ours_s"], row["ratio"]) == (10, 2, 5)
+    assert (row["plain_spread"], row["ours_spread"]) == (0.2, 0), "one slow run does not move the spread"
 
 
 def test_differences_are_seen_in_values_and_in_gradients():
