@@ -31,6 +31,7 @@ from hrcf_lib.methods.mkt import MKT
 from hrcf_lib.methods.ml2p_encoder import ML2PEncoder
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
+from hrcf_lib.methods.zs_sdl import ZSSDL
 from hrcf_lib.model import HRCF
 from hrcf_lib.pretrained import find_folder, read_about
 
@@ -41,6 +42,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "mkt": MKT,
     "ovml_vlp": OVMLVLP,
     "biam": BiAM,
+    "zs_sdl": ZSSDL,
     "ml2p_encoder": ML2PEncoder,
     "coop": CoOp,
     "dual_coop": DualCoOp,

@@ -2,25 +2,30 @@
 
 import doctest
 import math
-from pathlib import Path
 
-import numpy as np
+import golden_clip
 import pytest
+import synthetic
+import timm
+import tiny_resnet
 import torch
 from hard_scores import KINDS, draw
 from torch.testing import assert_close
 
+from hrcf_lib import methods, metrics
 from hrcf_lib.methods import zs_sdl
 from hrcf_lib.methods.zs_sdl import (
+    ZSSDL,
+    centred,
     direction_scores,
     direction_variance,
     diversity_weights,
+    pairs_per_image,
     principal_directions,
     semantic_diversity_loss,
-    weighted_ranking,
 )
+from hrcf_lib.studies.records import published
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "table1"
 CASES = ("mixed", "zeros_and_ones", "one_positive", "two_positives", "all_positive")
 TOLERANCE = 2e-6  # times the largest entry, at least 1, of what the released code computed in float32
 
@@ -40,8 +45,7 @@ def test_doctests():
 
 @pytest.fixture(scope="module")
 def golden():
-    arrays = np.load(GOLDEN / "sdl_loss.npz", allow_pickle=False)
-    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return golden_clip.arrays("table1/sdl_loss")
 
 
 def test_directions_and_scores_are_the_released_ones(golden):
@@ -78,6 +82,19 @@ def test_a_single_direction_has_the_released_loss(golden):
     loss = semantic_diversity_loss(x[:, None], golden["mixed__labels"], golden["vecs"], None)
     near(loss, golden["single_row__loss_wnone"])
     near(torch.autograd.grad(loss, x)[0], golden["single_row__grad_x_wnone"])
+
+
+def test_our_metrics_on_the_pictures_that_the_released_protocol_keeps():
+    """Pictures with a positive among the evaluated labels alone: micro P, R and F1, and mAP."""
+    arrays = golden_clip.arrays("table1/sdl_protocol")
+    labels = 2 * arrays["labels"][:, arrays["relevant"].long()].float() - 1
+    kept = (labels == 1).any(dim=1)
+    assert torch.equal(kept, arrays["kept_images"].bool())
+    s, y = arrays["scores64"][kept], labels[kept]
+    for k in (1, 3):
+        ours = 100 * torch.tensor(metrics.precision_recall_f1_at_k(s, y, k), dtype=torch.float64)
+        assert_close(ours, arrays[f"p_r_f1_k{k}"].double(), rtol=0, atol=1e-4)
+    assert 100 * metrics.mean_average_precision(s, y) == pytest.approx(float(arrays["map"]), abs=1e-4)
 
 
 # Loops ----------------------------------------------------------------------------------------------------------------
@@ -172,6 +189,178 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="of the variance must be from 0 to 1, or None"):
             semantic_diversity_loss(A, labels, words, weight)
     with pytest.raises(ValueError, match="unknown = 'negative': choose one of absent, out"):
-        weighted_ranking(A, labels, words, "negative")
+        pairs_per_image(A, labels, words, "negative")
     with pytest.raises(ValueError, match="an output of width 12 cannot be read as 5 directions: choose a divisor"):
         principal_directions(torch.randn(2, 12), 5)
+
+
+# The method -----------------------------------------------------------------------------------------------------------
+
+
+def model(**changes) -> ZSSDL:
+    return methods.build("zs_sdl", synthetic.config(), pretrained=False, **changes)
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return synthetic.features().batch(torch.arange(4))[0]
+
+
+def test_parameters_are_those_of_hrcfs_table():
+    """TResNet-M without its head, and W of M = 7 directions of GloVe's 300: 33.6 M; with M = 2 it would be 30.6 M."""
+    with torch.device("meta"):
+        trunk = timm.create_model("tresnet_m", num_classes=0)
+    counts = {M: sum(p.numel() for p in trunk.parameters()) + trunk.num_features * 300 * M for M in (2, 7)}
+    assert counts == {2: 30_568_832, 7: 33_640_832}
+    table = published("hrcf_table6_parameters").set_index("method")
+    assert table.loc["ZS-SDL", "all_M"] == round(counts[7] / 1e6, 1)
+
+
+@pytest.mark.parametrize(("blocks", "M"), [(0, 7), (1, 2), (2, 1)])
+def test_parameters_with_a_vlp(blocks, M):
+    """The last blocks, the final norm and W, C x D M."""
+    own = model(blocks=blocks, directions=M)
+    C, D = own.vlp.C, own.vlp.D
+    block = sum(p.numel() for p in own.vlp.model.visual.transformer.resblocks[0].parameters())
+    assert own.trained_parameters() == {"image side": blocks * block + 2 * C + C * D * M, "text side": 0}
+
+
+def test_x_is_the_class_token_or_the_mean_of_the_patches(trunk):
+    own = model()
+    other = own.under(own.config.replace(pool="mean"))
+    with torch.no_grad():
+        tokens = own.ln_post(own.block(trunk))
+        x, A = own.image_embeddings(trunk)
+        assert_close(x, tokens[:, 0])
+        assert_close(other.image_embeddings(trunk)[0], tokens[:, 1:].mean(dim=1))
+    assert A.shape == (4, 7, own.vlp.D)
+    assert_close(A[:, 3], x @ own.head.weight.unflatten(0, (-1, 7))[:, 3].T)
+
+
+def test_a_start_near_clips_projection_scores_like_clip(trunk):
+    own = model(start="clip")
+    names = ["cat", "boat", "sun", "tree", "bus"]
+    t = own.label_embeddings(names)
+    with torch.no_grad():
+        s, clip = own.score_embeddings(*own.image_embeddings(trunk), t), own.vlp.teacher(trunk) @ t.T
+        again = model(start="clip").head.weight
+    assert torch.corrcoef(torch.stack([s.flatten(), clip.flatten()]))[0, 1] > 0.7
+    assert torch.equal(own.head.weight, again) and not torch.equal(own.head.weight[0], own.head.weight[1])
+    close = own.head.weight.unflatten(0, (-1, 7)) - own.vlp.model.visual.proj.T[:, None]
+    assert 0.5 < float(close.detach().std() / (zs_sdl.NOISE * own.vlp.model.visual.proj.std())) < 2
+
+
+def test_starts_that_cannot_be_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "glove.txt"
+    path.write_text("cat 1 2 3\ndog 3 2 1\n")
+    with pytest.raises(ValueError, match="start = 'clip' with word vectors of .*glove.txt: take 'random'"):
+        model(start="clip", glove=str(path))
+    own = model(glove=str(path), directions=2)
+    assert own.head.weight.shape == (6, own.vlp.C)
+    assert_close(own.label_embeddings(["dog"]), torch.tensor([[3.0, 2.0, 1.0]]) / math.sqrt(14))
+    tiny_resnet.enter(monkeypatch)
+    with pytest.raises(ValueError, match="start = 'clip' with tiny-resnet, whose image tower ends in no projection"):
+        model(start="clip", vlp=tiny_resnet.NAME)
+
+
+def test_of_a_resnet_w_alone_learns(monkeypatch):
+    tiny_resnet.enter(monkeypatch)
+    own = model(vlp=tiny_resnet.NAME, directions=3)
+    assert own.trained_parameters()["image side"] == own.vlp.C * own.vlp.D * 3
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    positions = own.vlp.trunk(images)[:, 1:]
+    with torch.no_grad():
+        assert_close(own.image_embeddings(own.vlp.trunk(images))[0], positions.mean(dim=1))
+    assert own.score(images, ["cat", "boat"]).shape == (2, 2)
+
+
+@pytest.mark.parametrize("lam", [None, 0.0, 0.3, 1.0])
+def test_parts_add_up_to_the_loss(trunk, lam):
+    own = model(variance=lam)
+    labels = torch.tensor([[1, 1, -1, 0, -1], [-1, -1, 0, 0, -1], [1, -1, -1, 1, 1], [0, 0, 1, -1, -1]])
+    t = own.label_embeddings(synthetic.SPACE.seen)
+    with torch.no_grad():
+        x, A = own.image_embeddings(trunk)
+        parts = own.losses(x, A, t, labels, own.vlp.teacher(trunk))
+    loss = sum(weight * parts[name] for name, weight in own.weights("images").items())
+    assert_close(loss, semantic_diversity_loss(A, labels, t, lam))
+
+
+def test_diversity_and_unknown_labels_have_switches(trunk):
+    labels = torch.tensor([[1, 1, -1, 0, -1]] * 4)
+    found = {}
+    for changes in ({}, {"diversity": "none"}, {"diversity": "centred"}, {"unknown": "out"}):
+        own = model(**changes)
+        t = own.label_embeddings(synthetic.SPACE.seen)
+        with torch.no_grad():
+            x, A = own.image_embeddings(trunk)
+            found[(*changes.values(), "")[0]] = own.losses(x, A, t, labels, x)["ranking"]
+    omega = {name: diversity_weights(labels[:1] == 1, words)[0] for name, words in (("", t), ("centred", centred(t)))}
+    assert_close(found[""], omega[""] * found["none"])
+    assert_close(found["centred"], omega["centred"] * found["none"])
+    assert_close(found["out"], pairs_per_image(A, labels, t, "out").mean() * omega[""])
+    assert found["out"] < found[""]
+
+
+def test_rates_rise_over_a_tenth():
+    own = model(lr=1.0)
+    rates = [own.learning_rate("images", epoch, 10) for epoch in (0.0, 1.0, 10.0)]
+    assert rates == pytest.approx([1 / 25, 1.0, 1 / 25e4], rel=1e-6)
+    assert {group["lr_scale"] for group in own.groups("images")} == {1.0}
+
+
+def test_a_user_who_embeds_labels_by_another_model_is_told(trunk):
+    with pytest.raises(ValueError, match=r"word vectors \(2, 5\) do not fit"):
+        model().score(torch.zeros(1, 3, 112, 112, dtype=torch.uint8), torch.randn(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"directions": 0}, "directions = 0 must be at least 1"),
+        ({"variance": 1.5}, "variance = 1.5 must be from 0 to 1"),
+        ({"unknown": "negative"}, "unknown = 'negative': choose one of absent, out"),
+        ({"diversity": "off"}, "diversity = 'off': choose one of words, centred, none"),
+        ({"pool": "max"}, "pool = 'max': choose one of class, mean"),
+        ({"start": "zero"}, "start = 'zero': choose one of random, clip"),
+        ({"rise": 2}, "rise = 2 must be from 0 to 1"),
+        ({"blocks": 99}, "blocks = 99 of a ViT with"),
+        ({"glove": "/nowhere.txt"}, "no word vectors at"),
+    ],
+)
+def test_bad_values_are_refused(changes, match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        model(**changes)
+
+
+# Texts in a cone ------------------------------------------------------------------------------------------------------
+
+
+def in_a_cone(cosine: float, n: int = 400, d: int = 512) -> torch.Tensor:
+    """Unit vectors whose cosines are about ``cosine``: a common direction, and noise."""
+    noise = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    common = torch.zeros(d, dtype=torch.float64)
+    common[0] = math.sqrt(cosine)
+    return torch.nn.functional.normalize(common + noise * math.sqrt((1 - cosine) / d), dim=1)
+
+
+@pytest.mark.parametrize(("cosine", "omega"), [(0.2, 1.8), (0.77, 1.23)])
+def test_in_a_cone_the_diversity_weight_almost_vanishes(cosine, omega):
+    """With cosines like GloVe's it is about 1.8, with those of CLIP's texts 1.23: the same for all pictures.
+
+    Without their mean, it is about 2 in both.
+    """
+    words = in_a_cone(cosine)
+    present = torch.rand(64, len(words), generator=torch.Generator().manual_seed(1)) < 0.02
+    present[:, :2] = True
+    own = diversity_weights(present, words)
+    assert abs(own.mean() - omega) < 0.02 and own.std() < 0.02
+    assert abs(diversity_weights(present, centred(words)).mean() - 2) < 0.02
+
+
+def test_the_diversity_weight_is_two_minus_the_mean_cosine_of_pairs():
+    words = in_a_cone(0.5, n=6)
+    pairs = [(a, b) for a in range(4) for b in range(a)]
+    cosine = sum(words[a] @ words[b] for a, b in pairs) / len(pairs)
+    present = torch.tensor([[True] * 4 + [False] * 2])
+    assert_close(diversity_weights(present, words)[0], 2 - cosine)
