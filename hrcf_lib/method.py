@@ -53,6 +53,7 @@ class Method(Pretrained, nn.Module):
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
     has_lambda = False  # weighs regions against the whole picture by ``config.lam``
     has_selection = False  # leaves regions out at test time, by ``config.rss`` and ``config.keep``
+    idle_parameters = False  # whether some steps train only some of a side's parameters (``before_step``)
     map_kind: str | None = None  # what its regions show of a label: "votes", "scores", "attention" (``region_maps``)
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
@@ -128,6 +129,13 @@ class Method(Pretrained, nn.Module):
 
     def begin(self, data) -> None:
         """Called once with the training data, before the first step of a run; here it does nothing."""
+
+    def before_step(self, step: int) -> None:
+        """Called before each step, with its number in the run, from 1; here it does nothing.
+
+        A method whose steps take turns closes the parameters of the others here (``requires_grad_``), and says so by
+        ``idle_parameters``.
+        """
 
     def usable(self, labels: Tensor) -> Tensor:
         """Which pictures take part in training: (B, K) -> (B,) bool. Here those with a positive label, as in MKT."""

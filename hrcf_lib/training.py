@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -90,7 +91,8 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
 
 def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
     process()
-    accelerator = Accelerator(mixed_precision="no")  # config.bf16 is part of the experiment
+    idle = DistributedDataParallelKwargs(find_unused_parameters=model.idle_parameters)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[idle])  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
     asked = {p.trains for p in config.phases}
     check_known(asked, list(model.trainable), f"{model.title} has no side that phases call")
@@ -139,6 +141,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
                 lr = model.learning_rate(side, epoch, total[side])
                 for group in optimizers[side].param_groups:
                     group["lr"] = lr * group["lr_scale"]
+                model.before_step(step)
                 with _dice(config.seed, step, accelerator):
                     losses = _step(objective, model, source, batch, optimizers[side], accelerator)
                 history.append((step, i, side, epoch, lr, *losses, time.time() - start, waited))
