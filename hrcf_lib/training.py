@@ -47,7 +47,8 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
         model: an ``HRCF`` or another ``Method``. It is moved to the device that Accelerate gives this process, and left
             in evaluation mode with its gradients as before, however the run ends.
         data: a ``Feed``: ``FrozenFeatures``, or ``Pictures`` or ``StreamedPictures`` augmented as the config says.
-        folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it.
+        folder: of the checkpoint, with which a run can be interrupted and resumed. Several machines have to share it;
+            one run at a time writes to it.
         save_every: steps between checkpoints.
         stop_after: number of steps after which this call ends, as if interrupted.
 
@@ -62,10 +63,10 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     ``config.accumulate``, up to rounding (except BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
     pictures of one process and part). A run may be resumed by another number of processes.
 
-    Raises ``ValueError`` if a checkpoint belongs to another method, config or data, if the features hold NaN, are not
-    what config and method ask for, or show no positive seen label, and for a method whose ``trainable`` names none of
-    its parameters, or whose ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the loss is not
-    finite.
+    Raises ``ValueError`` if a checkpoint is damaged or belongs to another method, config or data, if the features hold
+    NaN, are not what config and method ask for, or show no positive seen label, and for a method whose ``trainable``
+    names none of its parameters, or whose ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the
+    loss is not finite; ``files.InUse`` if another run writes to the folder; ``OSError`` where the disk is full.
     """
     if model.config.augment != data.augment:
         raise ValueError(
@@ -78,9 +79,10 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
             "no picture has a positive seen label, so there is nothing to learn: check labels and LabelSpace"
         )
     model.reference_labels = data.space.seen
-    learnt = [p for p in model.parameters() if p.requires_grad]
+    learnt, writes = [p for p in model.parameters() if p.requires_grad], process().is_main_process and folder
     try:
-        return _run(model, data, folder, save_every, stop_after)
+        with files.alone(folder) if writes else nullcontext():
+            return _run(model, data, folder, save_every, stop_after)
     finally:
         for p in model.parameters():
             p.requires_grad_(False).grad = None
@@ -90,7 +92,6 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
 
 
 def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
-    process()
     idle = DistributedDataParallelKwargs(find_unused_parameters=model.idle_parameters)
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[idle])  # config.bf16 is part of the experiment
     config, start = model.to(accelerator.device).config, time.time()
@@ -304,7 +305,8 @@ def _save(path: Path, about: dict, model, optimizers, history, step: int) -> Non
 
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
-    state = torch.load(path, map_location=model.vlp.mean.device, weights_only=True)
+    parts = ("about", "step", "history", "model", "optimizers")
+    state = files.read_checkpoint(path, parts, model.vlp.mean.device)
     known = {f.name: f.default for f in dataclasses.fields(model.config)} | values_before(type(model.config))
     known = {name: repr(value) for name, value in known.items()}  # of a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say

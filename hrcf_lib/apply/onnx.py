@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from hrcf_lib import __version__
 from hrcf_lib.apply.vocabulary import beside_reference
-from hrcf_lib.engine.files import replacing_alone
+from hrcf_lib.engine.files import replacing
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 
@@ -100,7 +100,7 @@ def export(
     program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
     program.model.metadata_props.update(_metadata(scorer, reference, uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing_alone(path) as part:
+    with replacing(path) as part:
         program.save(part, external_data=False)
         del program  # as large as the weights
         compared = _compare(part, scorer, tolerance, path)

@@ -42,6 +42,11 @@ def neighbours() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def leads_here() -> bool:
+    """Whether this process does what one of those that were started together on this machine has to do."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
 def native_bf16(device: torch.device | str) -> bool:
     """Whether ``device`` multiplies in bfloat16 natively. Other CPUs emulate it, which is slower than float32."""
     kind = torch.device(device).type

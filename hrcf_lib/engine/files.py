@@ -1,52 +1,179 @@
-"""Files that are always whole (written under a temporary name, renamed when complete), and weights in such files."""
+"""Files and folders that are whole or not there, and that one process writes at a time; weights in such files.
 
+A file is written in a private folder beside its place and renamed into it, so that neither a reader nor a crash meets
+half of one.
+"""
+
+import errno
+import hashlib
 import json
 import os
+import platform
 import re
 import secrets
+import shutil
+import time
+import uuid
+import zipfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import filelock
+import psutil
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hrcf_lib.engine import torchscript
+from hrcf_lib.engine.hashes import check_tensors, hash_tensors
 from hrcf_lib.engine.messages import list_some
 
-
-@contextmanager
-def replacing(path: str | Path):
-    """Context: a temporary path beside ``path``, renamed to it at the end. The folder is created if necessary."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    yield part
-    part.replace(path)
+PART = re.compile(r"\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.part$")  # process and machine; and eight random digits
+ABANDONED = 24 * 3600  # age in seconds at which what was left unfinished on another machine counts as abandoned
+FULL = (errno.EDQUOT, errno.EFBIG)  # the disk has room, and this user may not have it
+NO_ROOM = ("No space left", "inline_container")  # what libraries with errors of their own say of a full disk
+LOCK = ".lock"  # the system releases it when its process dies
+HASH = "hash"  # of the tensors of a .safetensors file, in its metadata
 
 
 @contextmanager
-def replacing_alone(path: Path):
-    """Like ``replacing``, for large files that several runs may write at once: each run has its own temporary name.
+def replacing(path: str | Path, needs: int = 0):
+    r"""Context: a path to write to, whose file takes the place of ``path`` at the end. Its folder is made if need be.
 
-    The file is synced to disk before it is renamed, so that a crash of the machine leaves no empty file, and it is
-    removed if writing fails.
+    Until then the file lies in a folder beside ``path`` that only this user can read. It is synced to disk before it
+    is renamed, and gets the permissions of any new file. If writing fails it is gone, and ``path`` is as it was; what
+    killed processes have left of the same ``path`` goes at the end. ``needs``: bytes of the file, if known.
+
+    Raises ``OSError`` that names ``path`` where the disk is full.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")  # process ids repeat in containers
-    try:
+    path = Path(path)
+    with _beside(path) as (part, permissions), full_disk_named(path, needs):
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        part.chmod(permissions & 0o666)
         part.replace(path)
+
+
+@contextmanager
+def new_folder(path: str | Path):
+    """Context: a folder to write into, which gets the name ``path`` at the end. Otherwise as ``replacing``.
+
+    Raises ``FileExistsError`` if ``path`` exists by then.
+    """
+    path = Path(path)
+    with _beside(path) as (part, permissions), full_disk_named(path):
+        part.mkdir()
+        yield part
+        part.chmod(permissions)
+        if path.exists():
+            raise FileExistsError(f"{path} was made by somebody else meanwhile: remove it, or choose another folder")
+        part.rename(path)
+
+
+@contextmanager
+def _beside(path: Path):
+    """A path of the same name in a private folder beside ``path``, and the permissions of a new folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f"{path.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.part")
+    with full_disk_named(path):
+        folder.mkdir()
+    permissions = folder.stat().st_mode & 0o777
+    try:
+        folder.chmod(0o700)
+        yield folder / path.name, permissions
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    remove_abandoned(path.parent, path.name)
+
+
+@contextmanager
+def full_disk_named(path: str | Path, needs: int = 0):
+    """Context of writing ``path``: whatever a library says of a full disk becomes one ``OSError`` that names the file
+    and what it needs. ``needs``: bytes of the file, if known."""
+    try:
+        yield
+    except Exception as error:
+        number, folder = getattr(error, "errno", None), Path(path).absolute().parent
+        free = shutil.disk_usage(folder).free
+        said = number == errno.ENOSPC or any(words in str(error) for words in NO_ROOM)
+        if number not in FULL and not (said and free < max(needs, 2**20)):  # with room left it was another disk
+            raise
+        size = f"{needs / 1e6:,.1f} MB are needed, " if needs else ""
+        raise OSError(
+            f"{path} cannot be written: {size}{free / 1e6:,.1f} MB are free in {folder}, or its quota is used up; make "
+            "room and run again, or choose another folder"
+        ) from error
+
+
+def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
+    """Remove what killed processes left of files and folders called ``name``, or of all, in the middle of ``replacing``
+    or ``new_folder``. A process of this machine counts as killed when it is gone, another after a day of silence."""
+    for part in Path(folder).glob("*.part"):
+        found = PART.search(part.name)
+        if found and name in (None, part.name[: found.start()]) and _is_abandoned(part, int(found[1]), found[2]):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_abandoned(part: Path, pid: int, machine: str) -> bool:
+    try:
+        changed = max(path.stat().st_mtime for path in (part, *part.iterdir()))
+    except OSError:  # another process has finished it, or removed it
+        return False
+    if machine != _machine():
+        return time.time() - changed > ABANDONED
+    try:
+        writer = psutil.Process(pid)
+        return writer.status() == psutil.STATUS_ZOMBIE or writer.create_time() > changed + 1  # process ids come again
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+@cache
+def _machine() -> str:
+    """Eight digits for this machine, or this container, which counts processes of its own."""
+    space = Path("/proc/self/ns/pid")
+    words = platform.node(), uuid.getnode(), os.readlink(space) if space.exists() else ""
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def alone(folder: str | Path, what: str = "another run", name: str = LOCK):
+    """Context: this thread is the only one that writes to ``folder``, which is made if need be; it may nest.
+
+    Raises ``InUse`` at once if ``what`` writes to it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / name, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InUse(f"{what} writes to {folder}: wait until it ends, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class InUse(RuntimeError):
+    """Another process writes to the same folder."""
 
 
 def write_json(path: str | Path, values: dict, default=None) -> None:
     """Write a JSON file of ``values``; ``default`` as in ``json.dumps``. The file is always whole."""
-    with replacing(path) as part:
-        text = json.dumps(values, indent=1, ensure_ascii=False, default=default)
-        part.write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=1, ensure_ascii=False, default=default) + "\n"
+    write_text(path, text)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of ``text`` in UTF-8. The file is always whole."""
+    with replacing(path, len(text)) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "module")  # where a checkpoint of training has its state dict
@@ -86,7 +213,7 @@ def _kind_of(path: Path):
     if first.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         raise ValueError("it is a page of HTML, not the weights: download the file itself")
     if first[8:9] == b"{" and not first.startswith(b"PK"):  # behind the length of the header
-        return load_file
+        return lambda path: read_safetensors(path)[0]
     return torchscript.read if torchscript.is_archive(path) else _load_checkpoint
 
 
@@ -107,6 +234,20 @@ def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while bare and (prefix := next((w for w in WRAPPERS if all(name.startswith(w) for name in bare)), None)):
         bare = [name.removeprefix(prefix) for name in bare]
     return dict(zip(bare, state.values(), strict=True)) if len({*bare}) == len(state) else state
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name -> tensor of a ``.safetensors`` file, on the CPU, and what else the file says of itself.
+
+    Raises ``ValueError`` that names the file if it is damaged; one that ``write_tensors`` wrote is checked by its hash.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file ({error})") from error
+    check_tensors(state, path, said.get(HASH))
+    return state, said
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
@@ -134,13 +275,48 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
 MOST_FAULTS = 20  # lines of a message: the weights of another model miss hundreds
 
 
-def write_tensors(state: dict[str, Tensor], path: str | Path) -> None:
-    """Write a ``.safetensors`` file of ``state``. A killed run leaves the old file whole."""
-    with replacing(path) as part:
-        save_file({n: v.detach().contiguous() for n, v in state.items()}, part)
+def write_tensors(state: dict[str, Tensor], path: str | Path, **more: str) -> str:
+    """Write a ``.safetensors`` file of ``state``; returns the hash of the tensors, which is in the file too, and what
+    else is to be in its metadata."""
+    state = {name: value.detach().contiguous() for name, value in state.items()}
+    digest = hash_tensors(state)
+    with replacing(path, _bytes(state)) as part:
+        save_file(state, part, {HASH: digest, **more})
+    return digest
 
 
 def save_checkpoint(state: dict, path: str | Path) -> None:
-    """Save tensors and plain values for ``torch.load(weights_only=True)``. The file is always whole."""
-    with replacing(path) as part:
+    """Save tensors and plain values for ``read_checkpoint``. The file is always whole."""
+    with replacing(path, _bytes(state)) as part:
         torch.save(state, part)
+
+
+def _bytes(state) -> int:
+    """Bytes of the tensors in nested containers."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes, parts))
+
+
+def read_checkpoint(path: str | Path, needs: tuple[str, ...], device="cpu") -> dict:
+    """What ``save_checkpoint`` wrote, with tensors on ``device``. Nothing is unpickled but tensors and plain values.
+
+    Raises ``ValueError`` that names the file and the fix, if a part of it is not as it was written (``torch.save``
+    stores a CRC-32 of each, which ``torch.load`` does not look at), or if it lacks one of the names it ``needs``.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            if (part := zipfile.ZipFile(file).testzip()) is not None:
+                raise ValueError(f"its part {part} is not what was written")
+            file.seek(0)
+            state = torch.load(file, map_location=device, weights_only=True)
+            if not isinstance(state, dict) or (lacking := [name for name in needs if name not in state]):
+                raise ValueError(f"it lacks {', '.join(lacking) if isinstance(state, dict) else 'names'}")
+        except Exception as error:  # zip, pickle and torch have many kinds of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{path} is damaged, or no checkpoint of this library ({reason[:200]}): put a copy of it back, or "
+                "delete it, and training begins anew"
+            ) from error
+    return state

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from hrcf_lib.data.mojiscenes.portraits import concepts, crowd, portrait
-from hrcf_lib.engine.files import save_checkpoint
+from hrcf_lib.engine.files import read_checkpoint, save_checkpoint
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
 
 SIDE, SMALL_SIDE = 112, 56  # pixels of a picture, and of one in the first stage
@@ -167,7 +167,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
     first, history, spent = 0, [], 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, ("config", "model", "optimizer", "step", "history", "seconds"))
         if state["config"] != repr(config):
             raise ValueError(f"{checkpoint} was written with another recipe: remove it, or choose another folder")
         model.load_state_dict(state["model"])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import processes
@@ -14,6 +15,7 @@ import torch
 from hrcf_lib import method, scores, training
 from hrcf_lib.config import TRAINABLE
 from hrcf_lib.data.feeds.order import BatchOrder
+from hrcf_lib.engine import files
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
@@ -465,13 +467,14 @@ def die_at_step_ten(folder) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_killed_in_mid_epoch_and_resumed(features, unbroken, tmp_path):
     assert processes.run(die_at_step_ten, tmp_path) == [-signal.SIGKILL]
-    assert (tmp_path / "checkpoint.pt.part").read_bytes() == b"half a check"
+    (left,) = tmp_path.glob("checkpoint.pt.*.part")
+    assert (left / "checkpoint.pt").read_bytes() == b"half a check"
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 8
     model = synthetic.model()
     history = train(model, features, tmp_path)
     assert history.step.tolist() == list(range(1, STEPS + 1))
     assert synthetic.same(synthetic.weights(model), unbroken[2])
-    assert not (tmp_path / "checkpoint.pt.part").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", ".lock"}
 
 
 @pytest.mark.slow
@@ -482,6 +485,19 @@ def test_a_finished_run_is_not_run_again(features, tmp_path, monkeypatch):
     again = synthetic.model()
     assert train(again, features, tmp_path).equals(first)
     assert synthetic.same(synthetic.weights(again), synthetic.weights(model))
+
+
+def test_a_damaged_checkpoint_is_refused_and_a_folder_in_use(features, tmp_path):
+    train(synthetic.model(), features, tmp_path, stop_after=1)
+    with files.alone(tmp_path), ThreadPoolExecutor(1) as other:
+        with pytest.raises(files.InUse, match="another run writes to .*: wait until it ends, or choose another folder"):
+            other.submit(train, synthetic.model(), features, tmp_path).result()
+    path = tmp_path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged, or no checkpoint .*: put a copy of it back, or"):
+        train(synthetic.model(), features, tmp_path)
 
 
 @pytest.mark.slow

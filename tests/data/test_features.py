@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from hrcf_lib.data.feeds.features import FrozenFeatures, extract
 from hrcf_lib.data.feeds.order import BatchOrder, read_ahead
 from hrcf_lib.data.feeds.store import Shards
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
-from hrcf_lib.engine import files
+from hrcf_lib.engine import files, hashes
 from hrcf_lib.labels import LabelSpace
 
 SPACE = LabelSpace(["cat", "dog"], ["bus"])
@@ -338,11 +337,7 @@ def test_a_killed_run_goes_on_after_its_last_whole_shard(tmp_path, small_shards)
     data = Pictures()
     f = extract(Tower(), data, SPACE, tmp_path)
     assert data.read == [3, 4, 5, 6] and equal(f, extract(Tower(), data, SPACE))
-    assert part.exists(), "its run might still be at work"
-    (home(tmp_path) / "00000.trunk").unlink()
-    os.utime(part, (time.time() - 2 * store.ABANDONED,) * 2)
-    extract(Tower(), Pictures(), SPACE, tmp_path)
-    assert names(home(tmp_path)) == SHARDED, "what nobody has written to for a day is cleared away"
+    assert names(home(tmp_path)) == SHARDED, "what the killed process left is cleared away"
 
 
 def test_only_what_is_missing_is_made_anew(tmp_path, small_shards):
@@ -374,20 +369,70 @@ def test_two_runs_at_once_do_no_harm(tmp_path, small_shards, monkeypatch):
     assert equal(f, extract(Tower(), Pictures(), SPACE)) and names(home(tmp_path)) == SHARDED
 
 
-def test_a_damaged_shard_is_an_error_that_names_it(tmp_path, small_shards):
+def damage(how: str, folder: Path) -> None:
+    """Do to a cache of shards of 3, 3 and 1 pictures what a disk, or a wrong copy, does."""
+    paths = [folder / f"0000{s}.{kind}" for s in (0, 1) for kind in ("trunk", "safetensors")]
+    trunk, small = paths[:2]
+    flips = {"a token's bit": (trunk, 77), "a label's bit": (small, -1), "the teacher's bit": (small, -20)}
+    if how in flips:
+        path, at = flips[how]
+        content = bytearray(path.read_bytes())
+        content[at] ^= 1
+        path.write_bytes(content)
+    elif how.startswith("cut"):
+        path = trunk if how == "cut tokens" else small
+        path.write_bytes(path.read_bytes()[:-1])
+    elif how == "foreign embeddings":
+        small.write_bytes(b"something else")
+    for one in {"tokens swapped": (0,), "shards swapped": (0, 1)}.get(how, ()):
+        first, second = (paths[at].read_bytes() for at in (one, one + 2))
+        paths[one].write_bytes(second)
+        paths[one + 2].write_bytes(first)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a token's bit",
+        "the teacher's bit",
+        "a label's bit",
+        "cut tokens",
+        "cut embeddings",
+        "foreign embeddings",
+        "tokens swapped",
+        "shards swapped",
+    ],
+)
+def test_a_damaged_shard_is_computed_again_with_a_warning(tmp_path, small_shards, how):
     expected = extract(Tower(), Pictures(), SPACE)
     extract(Tower(), Pictures(), SPACE, tmp_path)
-    for name, why in (("00001.trunk", "179 bytes where 180 are expected"), ("00002.safetensors", "")):
-        path = home(tmp_path) / name
-        path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(ValueError, match=rf"{name} is damaged \({why}.*\): delete it, and run again"):
-            extract(Tower(), Pictures(), SPACE, tmp_path)
-        path.unlink()
-        assert equal(extract(Tower(), Pictures(), SPACE, tmp_path), expected)
-    one, other = (home(tmp_path) / f"0000{s}.safetensors" for s in (2, 0))
-    shutil.copy(one, other)
-    with pytest.raises(ValueError, match="00000.safetensors is damaged .1 embeddings and 1 rows of labels of 3"):
-        extract(Tower(), Pictures(), SPACE, tmp_path)
+    damage(how, home(tmp_path))
+    data = Pictures()
+    with pytest.warns(UserWarning, match=r"0000[01]\.\w+ is .*: these features are computed again") as told:
+        assert equal(extract(Tower(), data, SPACE, tmp_path), expected)
+    assert data.read == [0, 1, 2, 3, 4, 5][: 6 if "swapped" in how else 3] and len(told) == 1
+    data = Pictures()
+    assert equal(extract(Tower(), data, SPACE, tmp_path), expected) and data.read == []
+
+
+def test_shards_of_another_cache_are_told(tmp_path, small_shards):
+    """Those of another VLP, both files of them: each is whole."""
+    expected = extract(Tower(), Pictures(), SPACE)
+    extract(Tower(), Pictures(), SPACE, tmp_path / "a")
+    extract(Tower(2.0), Pictures(), SPACE, tmp_path / "b")
+    for name in ("00001.trunk", "00001.safetensors"):
+        shutil.copy(home(tmp_path / "b") / name, home(tmp_path / "a") / name)
+    with pytest.warns(UserWarning, match="00001.safetensors is another file .shard"):
+        assert equal(extract(Tower(), Pictures(), SPACE, tmp_path / "a"), expected)
+
+
+def test_tokens_are_read_through_once_and_by_one_process_of_a_machine(tmp_path, small_shards, monkeypatch):
+    extract(Tower(), Pictures(), SPACE, tmp_path)
+    monkeypatch.setattr(hashes, "hash_file", lambda path: pytest.fail("it was checked when it was written"))
+    extract(Tower(), Pictures(), SPACE, tmp_path)
+    (home(tmp_path) / "00000.trunk").touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    extract(Tower(), Pictures(), SPACE, tmp_path)
 
 
 def test_progress_starts_at_what_is_there(tmp_path, small_shards, monkeypatch):

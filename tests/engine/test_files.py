@@ -1,12 +1,24 @@
-"""Files of weights: nothing is unpickled, what is wrong is named, and a file is whole or the old one."""
+"""Files: nothing is unpickled, what is wrong is named, a file is whole or the old one, and one process writes."""
 
+import errno
+import os
+import re
+import shutil
+import signal
+import time
+import zipfile
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import processes
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from hrcf_lib.engine import files
+from hrcf_lib.engine import files, hashes
 
 
 class Trap:
@@ -117,7 +129,7 @@ def test_writing_that_breaks_leaves_the_old_file_whole(tmp_path, monkeypatch):
     files.write_tensors({"a": torch.arange(6.0).view(2, 3).T}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
-    def killed(state, part):
+    def killed(state, part, metadata):
         Path(part).write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -143,12 +155,189 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
 
 def test_runs_that_write_the_same_file_have_temporary_names_of_their_own(tmp_path):
     path = tmp_path / "shard"
-    with files.replacing_alone(path) as one, files.replacing_alone(path) as two:
+    with files.replacing(path) as one, files.replacing(path) as two:
         assert one != two
         one.write_text("one")
         two.write_text("two")
     assert path.read_text() == "one", "the outer one is renamed last"
-    with pytest.raises(KeyboardInterrupt), files.replacing_alone(path) as part:
+    with pytest.raises(KeyboardInterrupt), files.replacing(path) as part:
         part.write_text("half")
         raise KeyboardInterrupt
     assert [file.name for file in tmp_path.iterdir()] == ["shard"] and path.read_text() == "one"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of Unix")
+def test_what_is_written_is_private_until_it_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "folder").mkdir()
+    plain, folder = ((tmp_path / name).stat().st_mode for name in ("plain", "folder"))
+    with files.replacing(tmp_path / "a.safetensors") as part:
+        save_file({"a": torch.zeros(2)}, part)
+        assert part.parent.stat().st_mode & 0o777 == 0o700
+    files.write_json(tmp_path / "a.json", {})
+    with files.new_folder(tmp_path / "model") as part:
+        assert part.parent.stat().st_mode & 0o777 == 0o700
+    assert {(tmp_path / name).stat().st_mode for name in ("a.safetensors", "a.json")} == {plain}
+    assert (tmp_path / "model").stat().st_mode == folder
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), files.new_folder(tmp_path / "a" / "model") as part:
+        (part / "half").write_text("")
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "a").iterdir())
+    with files.new_folder(tmp_path / "model") as part:
+        (part / "whole").write_text("")
+        assert not (tmp_path / "model").exists()
+    with pytest.raises(FileExistsError, match="was made by somebody else"), files.new_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model" / "whole").exists()
+
+
+# -- what processes leave ----------------------------------------------------------------------------------------------
+
+
+def die_while_writing(path) -> None:
+    with files.replacing(path) as part:
+        part.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_what_a_killed_process_left_goes_when_the_same_file_is_written(tmp_path):
+    path = tmp_path / "a.json"
+    assert processes.run(die_while_writing, path) == [-signal.SIGKILL]
+    (left,) = tmp_path.iterdir()
+    strange = left.with_name(left.name.replace("a.json.", "b.json."))
+    shutil.copytree(left, strange)
+    (tmp_path / "a.json.part").write_text("a download of somebody's")
+    files.write_json(path, {})
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "a.json.part", strange.name}
+    files.remove_abandoned(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "a.json.part"}
+
+
+def test_what_others_are_writing_stays(tmp_path):
+    path, tag = tmp_path / "a.json", "0123456789abcdef"
+    far, mine = tmp_path / f"a.json.1-{tag}.part", tmp_path / f"a.json.{os.getpid()}-{files._machine()}01234567.part"
+    for part in (far, mine):
+        part.mkdir()
+    files.write_json(path, {})
+    assert far.exists() and mine.exists(), "the first is another machine's, and was made just now"
+    for part in (far, mine):
+        os.utime(part, (time.time() - 2 * files.ABANDONED,) * 2)
+    files.write_json(path, {})
+    assert not far.exists() and not mine.exists(), "this process began later than what it would have left"
+
+
+def test_one_process_at_a_time_writes_to_a_folder(tmp_path):
+    with files.alone(tmp_path / "out"), files.alone(tmp_path / "out"):
+        with ThreadPoolExecutor(1) as other, pytest.raises(files.InUse, match="another run writes to .*out: wait"):
+            other.submit(files.alone(tmp_path / "out").__enter__).result()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(files.alone(tmp_path / "out").__enter__).result()
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def writes(folder) -> dict:
+    """Name -> function of a number that writes a file of that kind, of another content for another number."""
+    tensors = lambda i: {"a": torch.arange(6.0) + i, "b": torch.tensor([i])}
+    return {
+        "w.safetensors": lambda i: files.write_tensors(tensors(i), folder / "w.safetensors"),
+        "c.pt": lambda i: files.save_checkpoint({"state": tensors(i), "step": i}, folder / "c.pt"),
+    }
+
+
+def reads(path):
+    return files.read_tensors(path) if path.suffix == ".safetensors" else files.read_checkpoint(path, ("state", "step"))
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "c.pt"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "foreign", "zip"])
+def test_damage_is_named_with_what_to_do(tmp_path, name, how):
+    path = tmp_path / name
+    writes(tmp_path)[name](0)
+    content = path.read_bytes()
+    if how == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "hello")
+    else:
+        path.write_bytes({"cut": content[:-7], "empty": b"", "foreign": b"hello", "flipped": content}[how])
+    for at in np.linspace(0, len(content) - 1, 40).astype(int) if how == "flipped" else [None]:
+        if at is not None:
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            found = reads(path)
+        except ValueError as error:
+            assert str(error).startswith(str(path)) and "damaged" in str(error)
+            continue
+        assert how == "flipped", "nothing else can be read"
+        found = found if name == "w.safetensors" else found["state"]
+        assert torch.equal(found["a"], torch.arange(6.0)) and found["b"] == 0, f"byte {at} changes what is read"
+
+
+@pytest.mark.parametrize("state", [{"step": 1}, [1, 2]])
+def test_a_checkpoint_of_something_else_is_named(tmp_path, state):
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is damaged, or no checkpoint of this library .it lacks (state|names).*"):
+        files.read_checkpoint(tmp_path / "c.pt", ("state", "step"))
+
+
+def test_a_checkpoint_is_never_unpickled(tmp_path):
+    torch.save({"state": Trap(tmp_path / "sprung")}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="c.pt is damaged, or no checkpoint"):
+        files.read_checkpoint(tmp_path / "c.pt", ("state",))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_hashes_see_names_types_shapes_and_numbers():
+    x = torch.arange(6, dtype=torch.int32)
+    states = [{"a": x}, {"b": x}, {"a": x.view(2, 3)}, {"a": x.view(torch.float32)}, {"a": x + 1}, {"a": x[:0]}]
+    states += [{"a": x, "b": x}, {"a": torch.tensor(1.0)}, {"a": torch.tensor(True)}, {"a": x.bfloat16()}]
+    assert len(set(map(hashes.hash_tensors, states))) == len(states)
+    assert hashes.hash_tensors({"a": x, "b": x.flip(0).flip(0)}) == hashes.hash_tensors({"b": x, "a": x})
+
+
+# -- full disks --------------------------------------------------------------------------------------------------------
+
+
+def full(*, free: int):
+    return lambda path: namedtuple("usage", "total used free")(0, 0, free)
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        ("write_text", OSError(errno.ENOSPC, "No space left on device")),
+        ("save_file", SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")),
+        ("save", RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, write, error):
+    def fails(first, second, *more, **_):
+        Path(first if write == "write_text" else second).touch()
+        raise error
+
+    place, kind = {"write_text": (Path, ".json"), "save_file": (files, ".safetensors"), "save": (torch, ".pt")}[write]
+    monkeypatch.setattr(place, write, fails)
+    call = {".json": files.write_json, ".safetensors": lambda p, s: files.write_tensors(s, p)}
+    call[".pt"] = lambda p, s: files.save_checkpoint(s, p)
+    state = {"a": torch.zeros(10**6)} if kind != ".json" else {"a": "b" * 4 * 10**6}
+    monkeypatch.setattr(files.shutil, "disk_usage", full(free=300_000))
+    with pytest.raises(
+        OSError, match=rf"^\S+a{kind} cannot be written: 4.0 MB are needed, 0.3 MB are free in .*; make"
+    ):
+        call[kind](tmp_path / f"a{kind}", state)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(files.shutil, "disk_usage", full(free=10**12))
+    with pytest.raises(type(error), match=re.escape(str(error))):  # it was another disk
+        call[kind](tmp_path / f"a{kind}", state)
+
+
+def test_a_quota_is_told_like_a_full_disk(tmp_path):
+    with pytest.raises(OSError, match="a.csv cannot be written: .* MB are free in .*, or its quota is used up; make"):
+        with files.full_disk_named(tmp_path / "a.csv"):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")

@@ -110,16 +110,16 @@ def extract(
 
     With ``folder``, the result is stored there in shards (``store``) under a key made of the VLP's weights and picture
     side, the label names and the data (``dataset.fingerprint()``: plain values that change whenever a picture or an
-    annotation does), so that a stale cache is never read. An interrupted run goes on after its last whole shard. A
-    terminal shows the progress.
+    annotation does), so that a stale cache is never read. An interrupted run goes on after its last whole shard, and a
+    damaged shard is computed again, with a warning. A terminal shows the progress.
 
     Args:
         batch: pictures that the VLP takes at a time.
         workers: processes that read pictures.
 
     Raises ``ValueError`` for an empty dataset, labels that do not fit ``space``, a dataset without ``fingerprint``
-    where a folder is given, pictures whose features are not finite in float16, and a damaged cache; ``OSError`` where
-    the disk has no room.
+    where a folder is given, pictures whose features are not finite in float16, and a cache whose ``about.json`` is
+    damaged; ``OSError`` where the disk has no room.
     """
     n, tokens, after = len(dataset), (1 + vlp.N**2, vlp.C), vlp.trained_blocks
     if not n:

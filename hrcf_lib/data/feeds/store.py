@@ -7,31 +7,37 @@ r"""Frozen features on disk, in shards that are mapped into memory, never half w
     <folder>/<key>/00000.safetensors   their teacher embeddings (4096, D) and labels (4096, K)
     <folder>/<key>/00001.trunk         and so on
 
-The file of embeddings is written last, so a shard that has both is whole. Tokens are raw numbers and not part of the
-safetensors file because a shard (1.2 GB of ViT-B/16) is then written batch by batch, and because caches of earlier
-versions stay readable. Nothing here is ever unpickled.
+The file of embeddings is written last, so a shard that has both is whole. It holds the hashes of both and the place of
+the shard, which are checked when a cache is opened, by one process of a machine: 3 s of computing for the 49 GB of
+NUS-WIDE, which are read from disk once more for it. A damaged shard is computed again, with a warning. Tokens are raw
+numbers and not part of the safetensors file because a shard (1.2 GB of ViT-B/16) is then written batch by batch, and
+because caches of earlier versions stay readable: these have no hashes, and their sizes alone are checked. Nothing here
+is ever unpickled.
 """
 
 import hashlib
 import json
 import math
 import shutil
-import time
+import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hrcf_lib.engine.files import replacing_alone
+from hrcf_lib.engine import devices
+from hrcf_lib.engine.files import read_safetensors, remove_abandoned, replacing, write_json, write_tensors
+from hrcf_lib.engine.hashes import check_file, hash_file
+from hrcf_lib.engine.messages import list_some
 
 FORM = 2  # of the files: raise it when they, or how pictures are read, change
 SHARD = 4096  # pictures per shard, at most
 WHAT = "frozen features of hrcf_lib: outputs of the last frozen block and the teacher's embeddings; safe to delete"
-ABANDONED = 24 * 3600  # age in seconds at which a temporary file counts as abandoned
+READERS = 4  # threads that check shards: more would wait for the disk
 
 
 class Shards:
@@ -76,10 +82,19 @@ class Cache:
         self.home = Path(folder) / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         self.tokens = tuple(about["tokens"])
         self.rows = torch.arange(about["pictures"]).split(SHARD)  # of each shard
+        self._opened = {}  # shard -> what ``_open`` gives, of those that were there
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that do not exist, or are not whole."""
-        return [s for s in range(len(self.rows)) if not all(path.exists() for path in self._paths(s))]
+        """Numbers of the shards that do not exist or, with a warning, are damaged."""
+        there = [s for s in range(len(self.rows)) if all(path.exists() for path in self._paths(s))]
+        with ThreadPoolExecutor(READERS) as readers:
+            for s, opened in zip(there, readers.map(self._try, there)):
+                self._opened[s] = opened
+        faults = [str(opened) for opened in self._opened.values() if isinstance(opened, ValueError)]
+        self._opened = {s: opened for s, opened in self._opened.items() if not isinstance(opened, ValueError)}
+        if faults:
+            warnings.warn(f"{list_some(faults, '; ')}: these features are computed again", stacklevel=3)
+        return [s for s in range(len(self.rows)) if s not in self._opened]
 
     @contextmanager
     def filling(self, shards: list[int], numbers: int):
@@ -93,11 +108,8 @@ class Cache:
         self.home.mkdir(parents=True, exist_ok=True)
         try:
             self._check_about()
+            remove_abandoned(self.home)
             self._check_room(sum(len(self.rows[s]) for s in shards), numbers)
-            for part in self.home.glob("*.part"):  # of killed runs
-                with suppress(OSError):  # another run has removed it
-                    if time.time() - part.stat().st_mtime > ABANDONED:
-                        part.unlink()
             yield
         finally:
             with suppress(OSError):  # it is not empty
@@ -107,42 +119,56 @@ class Cache:
         """One shard from batches of tokens (b, T, C) in float16, teacher (b, D) and labels (b, K)."""
         trunk, small = self._paths(shard)
         teacher, labels = [], []
-        with replacing_alone(trunk) as part:
+        with replacing(trunk, 2 * len(self.rows[shard]) * math.prod(self.tokens)) as part:
             with part.open("wb") as file:
                 for x, e_p, y in batches:
                     file.write(x.contiguous().view(torch.uint8).numpy())
                     teacher.append(e_p)
                     labels.append(y)
+            digest = hash_file(part)
             if not self._about.exists():  # written before any shard
-                with replacing_alone(self._about) as about:
-                    about.write_text(json.dumps({"what": WHAT, **self.about}, indent=1) + "\n", encoding="utf-8")
-        with replacing_alone(small) as part:
-            save_file({"teacher": torch.cat(teacher), "labels": torch.cat(labels)}, part)
+                write_json(self._about, {"what": WHAT, **self.about})
+        tensors = {"teacher": torch.cat(teacher), "labels": torch.cat(labels)}
+        write_tensors(tensors, small, trunk=digest, place=self._place(shard))
 
     def read(self) -> tuple[Shards, Tensor, Tensor]:
         """Tokens (n, T, C) as a map, teacher (n, D) and labels (n, K). Raises ``ValueError`` for damaged files."""
         self._check_about()
-        found = [(self._mapped(s), *self._embeddings(s)) for s in range(len(self.rows))]
+        try:
+            found = [self._opened.get(s) or self._open(s) for s in range(len(self.rows))]
+        except ValueError as error:
+            raise ValueError(f"{error}: run again, and it is made anew") from error
         trunk, teacher, labels = zip(*found)
         return Shards(list(trunk)), torch.cat(teacher), torch.cat(labels)
 
-    def _mapped(self, shard: int) -> Tensor:
-        path, shape = self._paths(shard)[0], (len(self.rows[shard]), *self.tokens)
-        size = math.prod(shape)
-        if path.stat().st_size != 2 * size:
-            raise _damaged(path, f"{path.stat().st_size:,} bytes where {2 * size:,} are expected")
-        return torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(shape)
-
-    def _embeddings(self, shard: int) -> tuple[Tensor, Tensor]:
-        path, n = self._paths(shard)[1], len(self.rows[shard])
+    def _try(self, shard: int):
+        """A shard, or the error that says why it is damaged."""
         try:
-            small = load_file(path)
-            teacher, labels = small["teacher"], small["labels"]
-        except Exception as error:  # safetensors has kinds of its own
-            raise _damaged(path, str(error) or type(error).__name__) from error
-        if not len(teacher) == len(labels) == n:
-            raise _damaged(path, f"{len(teacher)} embeddings and {len(labels)} rows of labels of {n} pictures")
-        return teacher, labels
+            return self._open(shard)
+        except ValueError as error:
+            return error
+
+    def _open(self, shard: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens as a map, teacher and labels. Raises ``ValueError`` that names a damaged file and says why."""
+        (trunk, small), shape = self._paths(shard), (len(self.rows[shard]), *self.tokens)
+        size = math.prod(shape)
+        tensors, stated = read_safetensors(small)
+        if lacking := {"teacher", "labels"} - tensors.keys():
+            raise ValueError(f"{small} is no shard (it lacks {', '.join(sorted(lacking))})")
+        teacher, labels = tensors["teacher"], tensors["labels"]
+        if not len(teacher) == len(labels) == shape[0]:
+            counts = f"{len(teacher)} embeddings and {len(labels)} rows of labels of {shape[0]} pictures"
+            raise ValueError(f"{small} is damaged ({counts})")
+        if (place := stated.get("place", self._place(shard))) != self._place(shard):
+            raise ValueError(f"{small} is another file (shard {place})")
+        if trunk.stat().st_size != 2 * size:
+            raise ValueError(f"{trunk} is damaged ({trunk.stat().st_size:,} bytes where {2 * size:,} are expected)")
+        if devices.leads_here():
+            check_file(trunk, stated.get("trunk"))
+        return torch.from_file(str(trunk), shared=False, size=size, dtype=torch.float16).view(shape), teacher, labels
+
+    def _place(self, shard: int) -> str:
+        return f"{self.home.name}/{shard:05d}"
 
     @property
     def _about(self) -> Path:
@@ -161,7 +187,9 @@ class Cache:
             there = json.loads(self._about.read_text(encoding="utf-8"))
             differ = [f"{k}: there {there.get(k)}, here {v}" for k, v in self.about.items() if there.get(k) != v]
         except (ValueError, AttributeError) as error:
-            raise _damaged(self._about, str(error), f"the folder {self.home}") from error
+            raise ValueError(
+                f"{self._about} is damaged ({error}): delete the folder {self.home}, and run again"
+            ) from error
         if differ:
             says = "\n  ".join([f"{self._about} says that these are other features; they differ in", *differ])
             raise ValueError(f"{says}\ndelete the folder {self.home}, and run again")
@@ -175,7 +203,3 @@ class Cache:
                 f"{free / 1e9:,.2f} GB free: give another folder, or train from pictures, which stores nothing (set "
                 "augment, or stream)"
             )
-
-
-def _damaged(path: Path, why: str, what: str = "it") -> ValueError:
-    return ValueError(f"{path} is damaged ({why}): delete {what}, and run again; what is missing is then made anew")
