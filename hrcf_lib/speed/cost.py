@@ -37,12 +37,16 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
+        self.bytes += self.moved(function, args, kwargs, result)
+        return result
+
+    @staticmethod
+    def moved(function, args, kwargs, result) -> int:
+        """Bytes that one call reads and writes."""
         read, written = _tensors((args, kwargs)), _tensors(result)
         storages = {x.untyped_storage().data_ptr() for x in read}
         is_view = written and all(x.untyped_storage().data_ptr() in storages for x in written)
-        if function._schema.is_mutable or not is_view:
-            self.bytes += sum(map(_size, read + written))
-        return result
+        return sum(map(_size, read + written)) if function._schema.is_mutable or not is_view else 0
 
 
 def _tensors(tree) -> list[Tensor]:

@@ -1,10 +1,13 @@
 """Rows on the image side: steps of training from the cache and with a shared trunk, and inference."""
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from hrcf_lib import training
 from hrcf_lib.apply import onnx
@@ -148,6 +151,31 @@ def _variant(sizes: Sizes, usual, other, what: str, note: str = "") -> dict:
     row, results = compare_times(*forms)
     row |= {"max_abs_diff": max_difference(*results), "what": f"picture to scores, B = {sizes.B_inference}, {what}"}
     return row | {"note": note or f"the first call takes {first:.0f} s; the default is without"}
+
+
+def attention(sizes: Sizes) -> dict:
+    """Attention of the block that is trained, forward and backward: in float32, against bfloat16 (as ours)."""
+    vlp = sizes.model().vlp
+    heads = vlp.model.visual.transformer.resblocks[-1].attn.num_heads
+    shape = sizes.B, heads, 1 + vlp.N**2, vlp.C // heads  # (B, heads, 1 + N^2, C / heads)
+
+    def form(dtype: torch.dtype, kind: SDPBackend | None = None):
+        q, k, v = (random_normal(*shape, seed=seed).to(dtype).requires_grad_() for seed in range(3))
+
+        def run() -> Tensor:
+            with sdpa_kernel(kind) if kind else nullcontext():
+                out = scaled_dot_product_attention(q, k, v)
+            out.sum().backward()
+            return out.detach().float()
+
+        return run
+
+    plain_form, ours = form(torch.bfloat16), form(torch.float32)
+    row, results = compare_times(plain_form, ours)
+    unfused = compare_times(plain_form, form(torch.bfloat16, SDPBackend.MATH))[0]["ratio"]
+    what = f"attention in float32 against bfloat16 (as ours), {' x '.join(map(str, shape))}, forward and backward"
+    note = f"{unfused:.2f} x unfused in bfloat16; open_clip's block computes it in the type of the products around it"
+    return row | {"max_abs_diff": max_difference(*results), "what": what, "note": note}
 
 
 def inference_onnx(sizes: Sizes) -> dict:

@@ -34,7 +34,7 @@ ROWS = {
         *(images.feature_cache, images.shared_trunk, loading.cached_epoch, text.prompt_phase),
         *(scoring.hsa_memory, scoring.hsa_training),
         *(images.inference_overhead, images.inference_single, images.inference_bf16),
-        *(images.inference_channels_last, images.inference_compiled, images.inference_onnx),
+        *(images.inference_channels_last, images.inference_compiled, images.inference_onnx, images.attention),
         *(scoring.map_metric, loading.loader),
     )
 }
