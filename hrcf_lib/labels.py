@@ -9,6 +9,8 @@ Annotations are -1 (absent), 0 (unknown) or +1 (present). Symbols: B images, K l
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,13 +18,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import list_some, tell
 
 TASKS = ("ZSL", "GZSL", "seen")
 
 
+INVISIBLE = re.compile(
+    "[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)  # no joiners: emojis have them
+
+
+def clean_name(name: str) -> str:
+    r"""A name without invisible characters and outer white space; inner white space becomes one blank.
+
+    >>> clean_name("\u200bpolar  bear\ufeff ")
+    'polar bear'
+    """
+    return " ".join(INVISIBLE.sub("", name).split()).strip("\u200c\u200d")
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in case or in the form of their letters only, in groups of two and more.
+
+    >>> alike(["Owl", "cat", "owl"])
+    [['Owl', 'owl']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
-    r"""Clean a list of label names: outer white space is dropped, inner white space becomes one blank.
+    r"""Clean a list of label names (``clean_name``).
 
     Args:
         names: label names, in the order of their columns. Upper and lower case count as different.
@@ -32,21 +60,24 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         the cleaned names, in the same order.
 
     Raises:
-        ValueError: no names, a bare string instead of a list, an item that is not a string or is blank, or a name that
-            occurs twice. All faulty items are reported at once.
+        ValueError: no names, a bare string or another thing instead of a list, an item that is not a string or is
+            blank, or a name that occurs twice. All faulty items are reported at once.
 
     >>> check_names([" polar  bear", "sea"])
     ['polar bear', 'sea']
     """
     if isinstance(names, (str, bytes)):
         raise ValueError(f"{what} is the single string {names!r}, not a list of names; write [{names!r}]")
+    if not isinstance(names, Iterable) or hasattr(names, "columns"):  # a frame would give the names of its columns
+        kind = "None" if names is None else f"a {type(names).__name__}"
+        raise ValueError(f"{what} is {kind}, not a list of names; write them out, such as ['owl', 'polar bear']")
     names = list(names)
     if not names:
         raise ValueError(f"{what} is empty; give at least one name")
     wrong = [f"{what}[{i}] is {name!r}, not a string" for i, name in enumerate(names) if not isinstance(name, str)]
     if wrong:
         raise ValueError(list_some(wrong) + "; give every label as text")
-    clean = [" ".join(name.split()) for name in names]
+    clean = [clean_name(name) for name in names]
     wrong = [f"{what}[{i}] is blank ({names[i]!r})" for i, name in enumerate(clean) if not name]
     if wrong:
         raise ValueError(list_some(wrong) + "; name the label or drop the item")
@@ -134,18 +165,22 @@ class LabelSpace:
         return LabelView(task, self.names[columns], columns, tuple(range(columns.start, columns.stop)))
 
 
-def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
+def check_scores(scores: Tensor, labels: Tensor, finite: bool = False, absent: bool = False) -> None:
     r"""Refuse scores and annotations that cannot be compared; returns nothing, changes nothing.
 
     Args:
         scores: (B, K), any real type.
         labels: (B, K), values -1, 0, +1; not bool, whose False could mean absent or unknown.
         finite: refuse infinite scores too, not only NaN.
+        absent: warn of labels with 0 and 1 and no -1, for what compares present with absent labels.
 
     Raises:
-        ValueError: shapes that differ or are not two-dimensional, bool or other values among the labels, or scores that
-            are NaN (or infinite); the message names the image and the label index.
+        ValueError: anything but tensors, shapes that differ or are not two-dimensional, bool or other values among the
+            labels, or scores that are NaN (or infinite); the message names the image and the label index.
     """
+    for name, table in (("scores", scores), ("labels", labels)):
+        if not isinstance(table, Tensor):
+            raise ValueError(f"{name} are a {type(table).__name__}: give a tensor, as torch.as_tensor makes one")
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have one shape (images, labels)"
@@ -153,9 +188,15 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
     if labels.dtype == torch.bool:
         raise ValueError("labels are bool, where False may mean absent or unknown; pass -1 (absent), 0 (unknown), +1")
     step = max(1, 2**22 // max(1, labels.shape[1]))  # rows at a time, so that the masks stay small beside the input
+    kinds = torch.zeros(3, dtype=torch.bool)  # whether any label is 0, 1, -1
     for start in range(0, len(labels), step):
         s, y = scores[start : start + step].detach(), labels[start : start + step]
-        if s.sum().isfinite() & (y == y.sign()).all():  # the normal case: one look at the device, no mask of scores
+        looks = [s.sum().isfinite() & (y == y.sign()).all()]
+        looks += [(y == kind).any() for kind in (0, 1, -1)] if absent and not kinds[2] else []
+        well, *there = torch.stack(looks).cpu()  # the normal case: one look at the device, no mask of scores
+        if there:
+            kinds |= torch.stack(there)
+        if well:
             continue
         odd_score = ~s.isfinite() if finite else s.isnan()  # (rows, K)
         odd_label = y != y.sign()  # (rows, K)
@@ -169,3 +210,8 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False) -> None:
         i, k = odd.nonzero()[0].tolist()
         value = (s if table == "scores" else y)[i, k].item()
         raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {fix}")
+    if kinds[0] and kinds[1] and not kinds[2]:
+        tell(
+            "labels hold 0, which is unknown, and no -1, which is absent, so nothing is compared with what is present; "
+            "if 0 is to mean absent, pass 2 * labels - 1"
+        )

@@ -46,6 +46,8 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     Raises:
         ValueError: unknown reduction, shapes that differ, a NaN or infinite score, a label outside {-1, 0, 1}.
 
+    Warns of labels with 0 and no -1, where the loss is 0: 0 is unknown here, not absent.
+
     Source: Eq. 15 of HRCF; the normalisation is that of ``ranking_lossT`` in BiAM ``model.py`` (MKT has a copy).
 
     >>> scores = torch.tensor([[2.0, 0.5, 1.5, 9.0]])  # hinges: 0 for (0, 1), 0.5 for (0, 2); label 3 is unknown
@@ -54,7 +56,7 @@ def ranking_loss(scores: Tensor, labels: Tensor, reduction: str = "violations") 
     """
     if reduction not in ("violations", "pairs", "sum"):
         raise ValueError(f"unknown reduction {reduction!r}; use 'violations', 'pairs' or 'sum'")
-    check_scores(scores, labels, finite=True)
+    check_scores(scores, labels, finite=True, absent=True)
     s = scores.to(torch.promote_types(scores.dtype, torch.float32)).contiguous()  # (B, K)
     if s.numel() == 0:
         return s.sum()

@@ -2,6 +2,8 @@ r"""Average precision; precision, recall and F1 at K or at a threshold: pure fun
 
 Published numbers differ by protocol as much as by method, so print `protocol` beside every mAP.
 Symbols: N images, K labels, k labels predicted per image. Annotations are -1 (absent), 0 (unknown), +1 (present).
+Scores and annotations are tensors; NumPy arrays, frames and lists of rows are taken too. Where 0 and 1 alone are given,
+0 still means unknown, and what compares present with absent labels warns.
 """
 
 import math
@@ -63,7 +65,7 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     >>> average_precision(torch.tensor([[0.9], [0.8], [0.7], [0.6]]), torch.tensor([[1], [-1], [0], [1]]))
     tensor([0.8333])
     """
-    check(scores, labels)
+    scores, labels = check(scores, labels, absent=True)
     N, K = scores.shape
     step, share = chunks.fitting(chunks.CACHE, N), chunks.fitting(chunks.MIB, N)  # labels in memory, and of one task
     half = scores.dtype in (torch.bfloat16, torch.float16)
@@ -151,7 +153,7 @@ def precision_recall_f1_at_k(scores: Tensor, labels: Tensor, k: int) -> tuple[fl
     >>> precision_recall_f1_at_k(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1, 0, 1]]), k=2)
     (0.5, 0.5, 0.5)
     """
-    check(scores, labels)
+    scores, labels = check(scores, labels)
     N, K = scores.shape
     check_k(k, K)
     tp = positives = 0
@@ -183,13 +185,27 @@ def check_k(k: int, K: int) -> None:
         raise ValueError(f"k = {k!r}, but there are {K} labels to choose from; use a whole number from 1 to {K}")
 
 
-def check(scores: Tensor, labels: Tensor) -> None:
-    """Refuse what no metric can use: `hrcf_lib.labels.check_scores`, and tables without images or labels."""
-    check_scores(scores, labels)
+def check(scores, labels, absent: bool = False) -> tuple[Tensor, Tensor]:
+    """Both tables as tensors. ValueError for what no metric can use: what is no table of numbers, what
+    `hrcf_lib.labels.check_scores` refuses (``absent`` as there), and tables without images or labels."""
+    scores, labels = _tensor(scores, "scores"), _tensor(labels, "labels")
+    check_scores(scores, labels, absent=absent)
     if scores.numel() == 0:
         raise ValueError(
             f"scores {tuple(scores.shape)} hold nothing to evaluate; give at least one image and one label"
         )
+    return scores, labels
+
+
+def _tensor(table, name: str) -> Tensor:
+    """A table as a tensor, itself if it is one."""
+    if isinstance(table, Tensor):
+        return table
+    try:
+        values = np.asarray(table)
+        return torch.from_numpy(np.require(values, requirements=("C", "W")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} are no table of numbers ({error}); give a row of K numbers for each image") from error
 
 
 # Yes or no for every label --------------------------------------------------------------------------------------------
@@ -219,7 +235,7 @@ def precision_recall_f1_at_threshold(values: Tensor, labels: Tensor, threshold: 
     >>> {name: round(row[name], 1) for name in THRESHOLD_METRICS}
     {'OP': 66.7, 'OR': 66.7, 'OF1': 66.7, 'CP': 50.0, 'CR': 50.0, 'CF1': 50.0}
     """
-    check_scores(values, labels)
+    values, labels = check(values, labels, absent=True)
     if math.isnan(threshold):
         raise ValueError("the threshold is NaN: give a number")
     chosen, present = (values >= threshold) & (labels != 0), labels == 1  # (n, K)
@@ -240,7 +256,7 @@ def best_threshold(values: Tensor, labels: Tensor) -> float:
     >>> best_threshold(torch.tensor([[0.9, 0.8], [0.7, 0.1]]), torch.tensor([[1, 1], [-1, -1]])) == torch.tensor(0.8)
     tensor(True)
     """
-    check_scores(values, labels)
+    values, labels = check(values, labels, absent=True)
     known = labels != 0
     s, order = values[known].sort(descending=True)  # (m,)
     present = (labels[known] == 1)[order].double()  # (m,)

@@ -22,6 +22,7 @@ from pandas.api.types import is_numeric_dtype
 
 from hrcf_lib import config as configs
 from hrcf_lib import protocols, vlp
+from hrcf_lib.data.images import RESIZED
 from hrcf_lib.engine.files import read_tensors, replacing, write_json, write_tensors
 
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
@@ -43,7 +44,7 @@ class Pretrained:
         card = model_card(self, metrics, training, licence)
         if unknown := set(self.extras) - set(EXTRAS):
             raise ValueError(f"extras has {sorted(unknown)[0]!r}: a model is saved with {', '.join(EXTRAS)} alone")
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(self.trainable_state(), folder / "model.safetensors")
         about = {"method": self.config.method, "config": self.config.to_dict(), "vlp_hash": self.vlp.hash}
@@ -112,7 +113,7 @@ def find_folder(source: str | Path) -> Path:
 
     Raises ``FileNotFoundError`` that says which file or repository is missing.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.exists() and REPOSITORY.fullmatch(str(source)):
         try:
             cached_only = not vlp.online()
@@ -175,6 +176,7 @@ def model_card(model, metrics=None, training=None, licence: str | None = None) -
         about=model.about,
         config=config,
         vlp=model.vlp,
+        resized=RESIZED[config.resize],
         changed=_changed(config),
         source=_source(model),
         numbers=f"{sum(p.numel() for p in model.trainable_state().values()):,}",

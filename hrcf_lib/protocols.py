@@ -163,7 +163,7 @@ def measure(
         ValueError: what `metrics.average_precision`, `metrics.precision_recall_f1_at_k` and `kept` refuse.
     """
     protocol = named(protocol)
-    metrics.check(scores, labels)
+    scores, labels = metrics.check(scores, labels)
     use = kept(labels, protocol, task)
     row = {}
     for k in ks:
@@ -241,7 +241,7 @@ def pooled_average_precision(scores: Tensor, labels: Tensor, images: Tensor | No
     >>> pooled_average_precision(torch.tensor([[0.9, 0.8], [0.7, 0.6]]), torch.tensor([[-1, 1], [0, 1]]))
     tensor([0.5000, 0.5833])
     """
-    metrics.check(scores, labels)
+    scores, labels = metrics.check(scores, labels, absent=True)
     N, K = labels.shape
     images = torch.arange(N, device=labels.device) if images is None else images
     present, absent = (_Ragged(scores, labels, images, sign) for sign in (1, -1))

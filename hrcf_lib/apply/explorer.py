@@ -10,9 +10,11 @@ and right keys move sliders. Needs the extra ``notebooks``. B = 1 picture, K lab
 
 import asyncio
 import copy
+import csv
 import io
 import time
 from html import escape
+from numbers import Integral
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +28,8 @@ from hrcf_lib.apply.predict import load_model
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.data.mojiscenes.scenes import draw
+from hrcf_lib.data.opening import open_picture
+from hrcf_lib.engine.messages import whole_number
 from hrcf_lib.method import Method
 from hrcf_lib.scores import REGIONS, mixing, regions_to_keep
 
@@ -158,17 +162,17 @@ class Explorer:
     """
 
     def __init__(self, model=None, pictures=None, labels=LABELS, limit: int = LIMIT):
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit = {limit!r}: give a whole number from 1")
-        self.session, self.limit = Session(model), limit
+        self.session, self.limit = Session(model), whole_number("limit", limit)
         self.samples = _samples(SCENES if pictures is None else pictures)  # (title, picture, what is in it)
         self._own = None  # the last picture of a path or an upload, as a sample
         self._thresholds = {}  # kind of number -> threshold that a user chose
         self._overlays = None, {}  # maps, and data URIs of those that were shown
         self._busy, self._timer, self._faults = False, None, {}
-        self._make_widgets(labels if isinstance(labels, str) else ", ".join(labels))
+        names = split_names(labels) if isinstance(labels, str) else labels
+        self._make_widgets("")
         self._look(self.samples[0])
-        self._ask()
+        self.session.ask(names)
+        self.text.value = _as_text(self.session.labels)
         self._draw(time.perf_counter())
         self._observe()
 
@@ -267,11 +271,7 @@ class Explorer:
 
     def _receive(self) -> None:
         for file in self.upload.value:
-            try:
-                image = Image.open(io.BytesIO(bytes(file["content"])))
-            except Exception as error:  # each format raises its own
-                raise ValueError(f"{file['name']} cannot be read as a picture; choose another file") from error
-            image.filename = file["name"]  # what errors call it
+            image = open_picture(io.BytesIO(bytes(file["content"])), file["name"]).image
             self._take((file["name"], image, ()))
 
     def _take(self, sample) -> None:
@@ -346,9 +346,21 @@ class Explorer:
         return facts
 
 
+def _as_text(names: list[str]) -> str:
+    """What ``split_names`` takes apart again."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+
+
 def split_names(text: str) -> list[str]:
-    """Label names of a text, between commas and line ends. Raises ``ValueError`` if there is none."""
-    found = [name.strip() for line in text.splitlines() for name in line.split(",") if name.strip()]
+    """Label names of a text, between commas and line ends; one in double quotes may hold commas.
+
+    >>> split_names('owl, "day, night"')
+    ['owl', 'day, night']
+
+    Raises ``ValueError`` if there is none.
+    """
+    lines = (csv.reader([line], skipinitialspace=True) for line in text.splitlines())  # a quotation ends with its line
+    found = [name.strip() for line in lines for cells in line for name in cells if name.strip()]
     if not found:
         raise ValueError("no label yet: type a name, or several with commas between")
     return found
@@ -356,11 +368,11 @@ def split_names(text: str) -> list[str]:
 
 def _samples(pictures) -> list[tuple]:
     """(title, path or PIL image, names of what is in it) of each picture to choose from."""
-    given = [pictures] if isinstance(pictures, (int, str, Path, Image.Image)) else list(pictures)
+    given = [pictures] if isinstance(pictures, (Integral, str, Path, Image.Image)) else list(pictures)
     found = []
     for item in given or [[]]:
-        if isinstance(item, int) and not isinstance(item, bool):
-            scene = draw("test", item)
+        if isinstance(item, Integral) and not isinstance(item, bool):
+            scene = draw("test", int(item))
             found.append((f"MojiScenes test {item}", Image.fromarray(scene.image), scene.names))
         else:
             images = find_images(item)

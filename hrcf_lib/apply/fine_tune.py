@@ -38,7 +38,7 @@ from hrcf_lib.data.feeds.features import FrozenFeatures, extract
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import write_json
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import list_some, tell, whole_number
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.method import Method
@@ -65,7 +65,15 @@ class Tuned:
 
 
 def tune(
-    folder, out, start=None, held_out: float = 0.2, passes: int | None = None, seed=0, cache=None, skip_bad=False
+    folder,
+    out,
+    start=None,
+    held_out: float = 0.2,
+    passes: int | None = None,
+    seed=0,
+    cache=None,
+    skip_bad=False,
+    outside=False,
 ) -> Tuned:
     r"""Train a model on a labelled folder and save it in ``out/model``.
 
@@ -83,6 +91,7 @@ def tune(
         seed: of the held-out part and the order of training.
         cache: folder of frozen features, by default ``out/features``. Pictures are not augmented.
         skip_bad: skip pictures that are missing or cannot be read, with a warning, instead of raising an error.
+        outside: as for ``data.load``.
 
     The model has a calibration if the held-out part shows labels at least 20 times. ``out/model`` is complete or does
     not exist. Raises ``ValueError`` for words that the text tower does not know, naming each label, a folder without a
@@ -90,16 +99,21 @@ def tune(
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
-    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
-        raise ValueError(f"passes = {passes!r}: give a whole number from 1, or leave it out")
-    out, model = Path(out), _copy_of(start)
-    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad, resize=model.config.resize)
+    passes = None if passes is None else whole_number("passes", passes, otherwise=", or leave it out")
+    seed = whole_number("seed", seed, least=0)
+    out, model = Path(out).expanduser(), _copy_of(start)
+    dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad, resize=model.config.resize, outside=outside)
     y = label_matrix(dataset)[:, dataset.labels.columns("seen")]  # (n, K)
     there = (y == 1).any(dim=0)  # (K,)
     if not there.any():
         raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
     labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
     rows, held = training_and_held_out(y, held_out, seed)
+    if held_out and not len(held):
+        tell(
+            f"none of the {len(rows)} pictures is held out, as a label's last picture stays in training: no mAP and no "
+            "probabilities; give more pictures of each label, or a larger held_out"
+        )
     config = _config(model, len(rows), passes, seed)
     scratch = isinstance(start, Config)
     lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)

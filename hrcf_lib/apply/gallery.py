@@ -13,7 +13,7 @@ import pandas as pd
 
 from hrcf_lib.apply.html import bar_row, has, kind_and_number, map_uri, picture_uri, style_sheet
 from hrcf_lib.data.images import find_images, name_of, read_image
-from hrcf_lib.engine.messages import need
+from hrcf_lib.engine.messages import need, whole_number
 
 LARGEST = 512  # pixels of a thumbnail's side
 RULES = """
@@ -74,13 +74,11 @@ def gallery(
     Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, or a picture that is not there.
     """
     need(found, ["image", "label", "score"], "gallery")
-    for name, value, most in (("size", size, LARGEST), ("limit", limit, 1000)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ValueError(f"{name} = {value!r}: give a whole number from 1 to {most}")
+    size, limit = whole_number("size", size, 1, LARGEST), whole_number("limit", limit, 1, 1000)
     sources = {} if images is None else {name_of(item, i): item for i, item in enumerate(find_images(images))}
     names = list(dict.fromkeys(found["image"]))
     highest = max(float(found["score"].max()), 1e-12)
-    groups = dict(list(found.groupby("image", sort=False)))
+    groups = dict(list(found.drop_duplicates(["image", "label"]).groupby("image", sort=False)))  # one given twice: once
     truth = {image: list(known) for image, known in (truth or {}).items()}
     cards = [
         _card(groups[name], sources.get(name, name), size, highest, truth.get(name), resize) for name in names[:limit]

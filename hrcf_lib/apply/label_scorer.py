@@ -5,6 +5,7 @@ B pictures, J regions, R reference labels, K labels of a user, V labels that are
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class LabelScorer:
             return self.curve.thresholds_for(self.labels)
         given = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
         for name, value in given.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
                 what = f"the threshold of {name!r}" if isinstance(threshold, Mapping) else "threshold"
                 raise ValueError(f"{what} is {value!r}: give a probability from 0 to 1, or threshold='calibrated'")
         if not isinstance(threshold, Mapping):

@@ -33,16 +33,12 @@ from torch import Tensor, nn
 
 from hrcf_lib import __version__
 from hrcf_lib.apply.vocabulary import beside_reference
+from hrcf_lib.data.images import RESIZED
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 
 TOLERANCE = 1e-4  # largest difference of scores in -1..1; of larger scores this share of the largest
-RESIZED = {  # what a caller has to do with a picture, by ``config.resize``
-    "crop": "shorter side resized (bicubic), centre cut out",
-    "squash": "resized to the square (bicubic)",
-    "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
-}
 LIMIT = 2**31  # bytes that one ONNX file can hold
 
 
@@ -248,7 +244,7 @@ def main(words=None) -> None:
     """The command line; a user's error ends it with one line that says what to fix."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.apply.onnx", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of save_pretrained, or owner/name on the Hugging Face hub")
-    parser.add_argument("labels", type=Path, help="text file with one label per line, or CSV with a column 'label'")
+    parser.add_argument("labels", type=Path, help="file of labels: .txt, .csv, .tsv or .json, as for classify")
     parser.add_argument("out", type=Path, help="ONNX file to write")
     parser.add_argument("--uint8", action="store_true", help="take uint8 pictures in 0..255, not float32 in 0..1")
     parser.add_argument("--alone", action="store_true", help="score labels among themselves, without the reference")

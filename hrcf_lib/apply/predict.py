@@ -7,14 +7,12 @@ with the list.
 """
 
 import os
-import warnings
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,8 +21,9 @@ from hrcf_lib.apply.gallery import Gallery, gallery
 from hrcf_lib.apply.label_scorer import NO_PROBABILITY, LabelScorer
 from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.order import read_ahead
-from hrcf_lib.data.images import find_images, name_of, read_image
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.data.images import find_images, name_of, resized
+from hrcf_lib.data.opening import open_picture
+from hrcf_lib.engine.messages import list_some, tell, whole_number
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
@@ -80,10 +79,11 @@ def classify(
     Args:
         images: a path, a PIL image, a list of either, or a folder.
         labels: names, any number from 1, or a file of them: a ``Path``, or a string that ends in ``.txt`` (one name
-            per line) or ``.csv`` (a column ``label``). They are scored inside the model's reference vocabulary (its
-            seen labels): softmax, region selection and norms run over reference and own labels together, so that a
-            single label does not always score 1; only your columns are returned. In a loop over pictures, pass one
-            ``LabelScorer(load_model(model), labels)`` here, which embeds labels and reference vocabulary once.
+            per line), ``.csv`` or ``.tsv`` (a column ``label``), or ``.json`` (a list); see ``vocabulary``. They are
+            scored inside the model's reference vocabulary (its seen labels): softmax, region selection and norms run
+            over reference and own labels together, so that a single label does not always score 1; only your columns
+            are returned. In a loop over pictures, pass one ``LabelScorer(load_model(model), labels)`` here, which
+            embeds labels and reference vocabulary once.
         model: an ``HRCF`` or another ``Method``, or its folder; by default the HRCF that ships (``default_model``). It
             is left in evaluation mode. A ``LabelScorer`` brings its own model and device.
         top_k: labels to report for each picture; fewer are returned if there are fewer labels.
@@ -113,11 +113,9 @@ def classify(
             does not have, or a model that cannot be read.
         FileNotFoundError: a picture, folder or file of labels that does not exist.
 
-    Only the first frame of an animated picture is used, with a warning.
+    Transparency is laid on white. Only the first frame of an animated picture is used, with a warning.
     """
-    for name, value in (("top_k", top_k), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {value!r}: give a whole number from 1")
+    top_k, batch = whole_number("top_k", top_k), whole_number("batch", batch)
     items = find_images(images)
     scorer = _scorer(labels, model, device)
     if explain:
@@ -156,13 +154,14 @@ def answers(found: pd.DataFrame) -> pd.DataFrame:
     r"""One row per picture, from a frame that ``classify`` made with a threshold: image, labels with a yes (a list, the
     most probable first), none (whether it is none of these).
 
-    All labels that were asked for count, because each one with a yes has its row. Raises ``ValueError`` for a frame
+    All labels that were asked for count, because each one with a yes has its row. A picture that was given twice has
+    one row, and each label once. Raises ``ValueError`` for a frame
     without answers.
     """
     if "answer" not in found:
         raise ValueError("the frame has no answers: give classify a threshold, such as threshold='calibrated'")
     order = found.sort_values("probability", ascending=False, kind="stable")
-    yes = order[order["answer"] == "yes"].groupby("image")["label"].agg(list)
+    yes = order[order["answer"] == "yes"].groupby("image")["label"].agg(lambda names: list(dict.fromkeys(names)))
     rows = [(image, yes.get(image, [])) for image in dict.fromkeys(found["image"])]
     return pd.DataFrame([(image, names, not names) for image, names in rows], columns=["image", "labels", "none"])
 
@@ -212,11 +211,12 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
         numbers, pictures = [], []
         for i, item in enumerate(items[first : first + batch], first):
             try:
-                pictures.append(read_image(item, model.vlp.side, model.config.resize))
+                picture = open_picture(item)
+                pictures.append(resized(picture.image, model.vlp.side, model.config.resize))
                 numbers.append(i)
-                if _is_animated(item):
+                if picture.animated:
                     animated.append(name_of(item, i))
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # OSError: the file has vanished since it was found
                 if not skip_bad:
                     raise
                 unreadable.append(str(error))
@@ -232,19 +232,6 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
     if len(unreadable) == len(items):
         raise ValueError(f"none of the {len(items)} pictures can be read; the first: {unreadable[0]}")
     if unreadable:
-        skipped = list_some(unreadable, "; ")
-        warnings.warn(f"{len(unreadable)} of {len(items)} pictures left out: {skipped}", stacklevel=4)
+        tell(f"{len(unreadable)} of {len(items)} pictures left out: {list_some(unreadable, '; ')}")
     if animated:
-        warnings.warn(f"animated, or of several pages; the first frame was taken: {list_some(animated)}", stacklevel=4)
-
-
-def _is_animated(item) -> bool:
-    """Whether a picture that was read has more than one frame."""
-    if isinstance(item, Image.Image):
-        return bool(getattr(item, "is_animated", False))
-    if Path(item).suffix.lower() in (".jpg", ".jpeg", ".bmp"):
-        return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(Path(item).expanduser()) as image:
-            return bool(getattr(image, "is_animated", False))
+        tell(f"animated, or of several pages; the first frame was taken: {list_some(animated)}")

@@ -5,27 +5,32 @@ A list of names, or a file of them:
 ::
 
     labels.txt          one name per line; blank lines are skipped
-    labels.csv          a column ``label`` (or ``name``); other columns are ignored
+    labels.csv, .tsv    a column ``label`` (or ``name``); other columns are ignored
+    labels.json         a list of names
 
-A ``Path`` is always a file. A string is a file if it ends in ``.txt`` or ``.csv``, whatever is on the disk; any other
-string is refused, so that a single label is always written ``["owl"]``. Two names are the same label if the text tower
-reads them alike. R reference labels, K labels of a user, V labels that are scored together.
+A ``Path`` is always a file; one without any ending is read as ``.txt``, one with another is refused. A string is a file
+if it has one of these endings, whatever is on the disk; any other string is refused, so that a single label is always
+written ``["owl"]``. Two names are the same label if the text tower reads them alike. R reference labels, K labels of a
+user, V labels that are scored together.
 """
 
+import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from open_clip.tokenizer import get_clean_fn
 
-from hrcf_lib.engine.messages import check_known, list_some
-from hrcf_lib.labels import check_names
+from hrcf_lib.engine.messages import check_known, list_some, tell
+from hrcf_lib.engine.tables import read_table
+from hrcf_lib.labels import check_names, clean_name
 from hrcf_lib.vlp import check_length
 
-SUFFIXES = (".txt", ".csv")
-COLUMNS = ("label", "name")  # of a CSV
+SUFFIXES = (".txt", ".csv", ".tsv", ".json")
+COLUMNS = ("label", "name")  # of a table
+QUOTED = re.compile('"[^"]*(?:""[^"]*)*"')
 read_alike = get_clean_fn("lower")  # what CLIP's tokenizer makes of a text: Unicode repaired, white space, lower case
 
 
@@ -76,7 +81,7 @@ def read_labels(labels) -> list[str]:
     elif isinstance(labels, str):
         raise ValueError(
             f"labels is the single string {labels[:60]!r}, not a list of names; write [{labels[:60]!r}] for one "
-            "label, or the name of a file that ends in .txt or .csv"
+            f"label, or the name of a file that ends in {', '.join(SUFFIXES)}"
         )
     else:
         names = check_names(labels)
@@ -95,25 +100,63 @@ def _read_file(path: Path) -> tuple[list[str], list[str]]:
         raise FileNotFoundError(
             f"no file {path} of labels: correct the path, or write [{str(path)!r}] if that is the label itself"
         )
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
-            column = next((c for c in table.columns if str(c).strip().lower() in COLUMNS), None)
-            if column is None:
-                raise ValueError(
-                    f"{path} has the columns {list_some(table.columns)}; call the one of the names 'label'"
-                )
-            lines = table[column].tolist()
-        else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not text in UTF-8 with one label per line ({error}); save it as one") from error
-    first = 2 if path.suffix.lower() == ".csv" else 1
-    rows = [(" ".join(line.split()), f"{path.name}, line {i}") for i, line in enumerate(lines, first)]
-    rows = [row for row in rows if row[0]]
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        found = _table(path, "," if suffix == ".csv" else "\t")
+    elif suffix == ".json":
+        found = _json(path)
+    elif suffix in (".txt", ""):
+        found = _lines(path)
+    else:
+        raise ValueError(f"{path} ends in {suffix}: give a file of labels that ends in {', '.join(SUFFIXES)}")
+    rows = [(name, place) for text, place in found if (name := clean_name(text))]
     if not rows:
         raise ValueError(f"{path} holds no label; write one name per line")
+    if lists := [f"{place}: {name!r}" for name, place in rows if name[0] in "[{"]:
+        raise ValueError(f"{list_some(lists, '; ')}: a list, not a name; write one name per line, or save it as .json")
     return [name for name, _ in rows], [place for _, place in rows]
+
+
+def _table(path: Path, delimiter: str) -> list[tuple[str, str]]:
+    rows = read_table(path, delimiter)
+    column = rows.place(clean_name, COLUMNS[0])
+    column = rows.place(clean_name, *COLUMNS) if column is None else column
+    if column is None and rows.header:
+        raise ValueError(f"{path} has the columns {list_some(rows.header)}; call the one of the names 'label'")
+    return [(row[column], f"{path.name}, line {line}") for line, row in rows]
+
+
+def _json(path: Path) -> list[tuple[str, str]]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is not JSON ({error}); write a list of names, as in ["owl", "night"]') from error
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        odd = next((v for v in values if not isinstance(v, str)), None) if isinstance(values, list) else values
+        raise ValueError(f'{path} holds a {type(odd).__name__}: write a list of names, as in ["owl", "night"]')
+    return [(value, f"{path.name}, item {i}") for i, value in enumerate(values)]
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """The lines of a text. Names that all stand in double quotes are taken out of them; a table is refused, and commas
+    or semicolons in every line are told."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 with one label per line ({error}); save it as one") from error
+    found = [(line.strip(), f"{path.name}, line {i}") for i, line in enumerate(lines, 1) if clean_name(line)]
+    if tabs := [place for text, place in found if "\t" in text]:
+        raise ValueError(f"{list_some(tabs)}: a tab within a name; is it a table? call it {path.stem}.tsv")
+    if found and all(QUOTED.fullmatch(text) for text, _ in found):
+        return [(text[1:-1].replace('""', '"'), place) for text, place in found]
+    for sign, what in ((",", "commas"), (";", "semicolons")):
+        if found and all(sign in text for text, _ in found):
+            lines = "its line" if len(found) == 1 else "every line"
+            tell(
+                f"{path}: {lines} holds {what}, and is one label, such as {clean_name(found[0][0])[:60]!r}; write one "
+                f"name per line, or call a table {path.stem}.csv"
+            )
+    return found
 
 
 def check_lengths(model, labels: list[str]) -> None:

@@ -16,7 +16,7 @@ from hrcf_lib.data.images import look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder
 from hrcf_lib.data.load import load
 from hrcf_lib.engine.files import replacing
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, alike
 
 BAD = ("missing", "corrupt", "too small")  # kinds of pictures that cannot be used
 
@@ -50,6 +50,8 @@ class Report:
                 f"{group.negatives.sum():,} negatives, "
                 f"{group.unknown.sum():,} unknown; {(group.positives == 0).sum()} labels without a positive"
             )
+        for group in alike(self.labels["label"]):
+            lines.append(f"labels that differ in case only: {', '.join(map(repr, group))}; write each in one way")
         if self.skipped:
             lines.append("left out by prepare: " + ", ".join(f"{n:,} {kind}" for kind, n in self.skipped.items()))
         for problem, group in self.bad.groupby("problem", sort=False):

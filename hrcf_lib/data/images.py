@@ -2,8 +2,9 @@ r"""How any picture is found and read: paths, folders and PIL images, one way fo
 
 import hashlib
 import os
+import re
 import unicodedata
-import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,32 +14,39 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from hrcf_lib.config import choices
-from hrcf_lib.engine.messages import check_known, list_some
+from hrcf_lib.data.opening import NOT_READ, endings, not_read, open_picture
+from hrcf_lib.engine.folders import walk
+from hrcf_lib.engine.messages import check_known, list_some, printable, tell
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # what a search in a folder finds
-MAX_PIXELS = 100_000_000  # larger pictures are refused: decoded, this many take 300 MB
+COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # the endings that messages name
 RESIZES = choices("resize")  # how a picture becomes square, see ``read_image``
+RESIZED = {  # the same in words: for model cards, and for callers of an exported model
+    "crop": "shorter side resized (bicubic), centre cut out",
+    "squash": "resized to the square (bicubic)",
+    "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
+}
 LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 
 def find_images(source) -> list[Path | Image.Image]:
     r"""A path, a PIL image, a folder, or a list of any of these, as a flat list of paths and PIL images.
 
-    A folder is searched with its subfolders, by file extension (``EXTENSIONS``) and in alphabetical order; hidden files
-    are left out. Pictures are not opened.
+    A folder is searched with its subfolders, linked ones too (``engine.folders.walk``), by file ending
+    (``opening.endings``) and in alphabetical order; hidden files are left out. One warning counts the files of a folder
+    that look like pictures and are left out, such as HEIC. Pictures are not opened.
 
     Raises:
         FileNotFoundError: paths that do not exist, all of them at once.
-        ValueError: an empty list, or a folder without pictures.
+        ValueError: an empty list, a folder without pictures, an address of the web, or a pattern such as ``*.jpg``.
         TypeError: anything else than paths and PIL images, naming its place in the list.
     """
     single = isinstance(source, (str, os.PathLike, Image.Image))
-    if not single and not isinstance(source, Iterable):
+    if not single and (isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable)):
         raise TypeError(f"images is a {type(source).__name__}: give a path, a folder, a PIL image, or a list of them")
     items = [source] if single else list(source)
     if not items:
@@ -50,25 +58,78 @@ def find_images(source) -> list[Path | Image.Image]:
         elif not isinstance(item, (str, os.PathLike)):
             fix = "give paths or PIL images (Image.fromarray makes one of an array)"
             raise TypeError(f"images[{i}] is a {type(item).__name__}: {fix}")
-        elif (path := Path(item).expanduser()).is_dir():
-            inside = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
-            inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-            if not inside:
-                raise ValueError(f"no pictures in {path}: none of its files ends in {', '.join(EXTENSIONS)}")
-            found += sorted(inside)
+        elif os.path.isdir(path := Path(item).expanduser()):
+            found += _in_folder(path)
         else:
             found.append(path)
-            missing += [path] * (not path.exists())
+            if not os.path.exists(path):
+                _refuse_other_words(str(item))
+                missing.append(printable(path))
     if missing:
         raise FileNotFoundError(f"no such file or folder: {list_some(missing)}; correct the path")
     return found
 
 
+def _in_folder(folder: Path) -> list[Path]:
+    """The pictures of a folder, in alphabetical order. Raises ``ValueError`` if there is none."""
+    known, found, others = endings(), [], []
+    for parent, names in walk(folder, enter=lambda name: not name.startswith(".")):
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            elif ending in known:
+                found.append(parent / name)
+            elif kind := not_read(ending):
+                others.append((kind, ending, printable(parent / name)))
+    left_out = _left_out(folder, sorted(others))
+    if not found:
+        ends = list_some([*COMMON, *(known - {*COMMON})], most=len(COMMON))
+        raise ValueError(left_out or f"no pictures in {printable(folder)}: none of its files ends in {ends}")
+    if left_out:
+        tell(left_out)
+    return sorted(found)
+
+
+def _left_out(folder: Path, others: list[tuple[str, str, str]]) -> str:
+    """One sentence on the files (kind, ending, path) that look like pictures and are left out; "" if there is none."""
+    if not others:
+        return ""
+    counts = Counter((kind, ending) for kind, ending, _ in others)
+    named = ", ".join(f"{n:,} {kind} ({ending})" for (kind, ending), n in counts.items())
+    fixes = "; ".join(f"{kind}: {NOT_READ[kind][1]}" for kind in dict.fromkeys(kind for kind, _, _ in others))
+    return f"{printable(folder)}: left out of the pictures: {named}; the first: {others[0][2]}. {fixes}"
+
+
+def _refuse_other_words(item: str) -> None:
+    """Raise ``ValueError`` for what is no path on this machine, but an address or a pattern."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|image/)", item):
+        raise ValueError(
+            f"{item[:100]!r} is an address, and nothing is downloaded: save the picture, and give its path"
+        )
+    if any(sign in item for sign in "*?["):
+        raise ValueError(
+            f"{item!r} is no file, and a pattern is not looked up: give the folder, or a list such as "
+            f"sorted(glob.glob({item!r}))"
+        )
+
+
 def name_of(image, number: int) -> str:
-    """What results call one item of ``find_images``: its path; ``picture <number>`` for a PIL image without a file."""
+    """What results call one item of ``find_images``: its path (``printable``); ``picture <number>`` for a PIL image
+    without a file."""
     if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "") or f"picture {number}")
-    return str(image)
+        return printable(getattr(image, "filename", "") or f"picture {number}")
+    return printable(image)
+
+
+def is_outside(file: str) -> bool:
+    r"""Whether a name in a table leaves the folder that it is relative to: an absolute path, or one with ``..`` in it.
+
+    >>> [is_outside(file) for file in ("a/b.jpg", "../b.jpg", "/b.jpg", "a\\\\..\\\\b.jpg", "C:\\\\b.jpg", "a..jpg")]
+    [False, True, True, True, True, False]
+    """
+    parts = re.split(r"[/\\]", file)
+    return ".." in parts or not parts[0] or re.fullmatch("[A-Za-z]:", parts[0]) is not None
 
 
 def find_file(root: Path, file: str) -> tuple[str, int] | None:
@@ -94,19 +155,20 @@ def read_image(source: str | os.PathLike | Image.Image, side: int, resize: str =
     ``squash``  to the square, whatever its shape: nothing is cut off, and shapes change
     ``mkt``     as ``crop``, with a shorter side of 8/7 (256 for 224), so that an eighth is cut off all around: MKT's
 
-    A rotation noted in a photograph's EXIF data is applied, which CLIP does not. Everything is converted to RGB by PIL
-    (grey, CMYK and palette pictures too; transparency is dropped, of animations the first frame is taken). A picture
-    that is ``side`` x ``side`` already keeps its bits, but for ``mkt``.
+    A rotation noted in a photograph's EXIF data is applied, which CLIP does not. Everything is converted to RGB, and
+    transparency is laid on white (``open_picture``). A picture that is ``side`` x ``side`` already keeps its bits, but
+    for ``mkt``.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: naming the file: not an image, truncated, more than ``MAX_PIXELS``, or 16-bit and float pixels,
-            which a conversion to 8 bits would clip; or a side below 1, or an unknown ``resize``.
+    Raises ``ValueError`` for a side below 1 or an unknown ``resize``, and what ``open_picture`` raises.
     """
+    return resized(open_picture(source).image, side, resize)
+
+
+def resized(image: Image.Image, side: int, resize: str = "crop") -> Tensor:
+    """An RGB image as uint8 (3, side, side), as ``read_image`` describes. Raises ``ValueError`` as it does."""
     if side < 1:
         raise ValueError(f"side = {side}: give a number of pixels from 1 up")
     check_known([resize], RESIZES, "unknown way to resize")
-    image = rgb(source)
     if resize == "squash":
         return _tensor(image.resize((side, side), Image.Resampling.BICUBIC))
     w, h = image.size
@@ -130,25 +192,8 @@ def _centre(image: Image.Image, w: int, h: int) -> Image.Image:
 
 
 def rgb(source: str | os.PathLike | Image.Image) -> Image.Image:
-    """Open, decode, turn upright and convert one picture; raises what ``read_image`` raises."""
-    if isinstance(source, Image.Image):
-        return _convert(source, getattr(source, "filename", "") or repr(source))
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"no picture at {path}: correct the path")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a picture: name a file in it")
-    try:
-        with warnings.catch_warnings():  # MAX_PIXELS is close to where PIL begins to warn
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise _too_large(path) from None
-    except Exception as error:  # each format raises its own
-        empty = path.is_file() and path.stat().st_size == 0
-        raise _unreadable(path, "the file is empty" if empty else f"{type(error).__name__}: {error}") from error
-    with image:
-        return _convert(image, path)
+    """Open, decode, turn upright and convert one picture; raises what ``open_picture`` raises."""
+    return open_picture(source).image
 
 
 class Seen(NamedTuple):
@@ -172,7 +217,7 @@ def look_at(folder: Path, files: Iterable[str], workers: int | None = None, dige
         try:
             image = rgb(folder / file)
             problem, size = "", image.size
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             problem, size = str(error), (0, 0)
         try:
             if digests and (folder / file).is_file():
@@ -189,30 +234,3 @@ def look_at(folder: Path, files: Iterable[str], workers: int | None = None, dige
             for seen in pool.map(look, chunk):
                 bar.update()
                 yield seen
-
-
-def _convert(image: Image.Image, name) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name, f"{image.width} x {image.height} pixels, ")
-    if min(image.size) < 1:
-        raise _unreadable(name, f"{image.width} x {image.height} pixels")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        fix = "scale the pixels to 0..255 and save them with 8 bits"
-        raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {fix}")
-    try:
-        image.load()
-    except Exception as error:
-        raise _unreadable(name, f"corrupt or truncated: {error}") from error
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data: the picture as it is stored
-        pass
-    return image.convert("RGB")
-
-
-def _unreadable(name, why: str) -> ValueError:
-    return ValueError(f"{name} cannot be read as a picture ({why}); replace the file, or leave it out")
-
-
-def _too_large(name, size: str = "") -> ValueError:
-    return ValueError(f"{name} has {size}more than {MAX_PIXELS / 1e6:.0f} megapixels; scale it down first")

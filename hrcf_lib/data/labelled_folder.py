@@ -10,9 +10,9 @@ r"""A folder of pictures and a CSV of their labels, as a Dataset: the form in wh
 ``hrcf_lib.data.load`` opens such a folder. K labels; labels are -1 (absent), 0 (unknown) or +1 (present).
 """
 
-import csv
 import difflib
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from hrcf_lib.data.images import RESIZES, find_file, read_image, rgb
-from hrcf_lib.engine.messages import check_known, list_some
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.data.images import RESIZES, find_file, is_outside, read_image, rgb
+from hrcf_lib.engine.messages import check_known, list_some, tell
+from hrcf_lib.engine.tables import FIX, read_table
+from hrcf_lib.labels import LabelSpace, alike, clean_name
 
 
 class ImageFolderTable(Dataset):
@@ -94,11 +95,13 @@ class ImageFolderTable(Dataset):
 
 
 def read_folder(
-    folder: Path, labels, side: int, strict: bool, hide_unseen: bool, resize: str = "crop"
+    folder: Path, labels, side: int, strict: bool, hide_unseen: bool, resize: str = "crop", outside: bool = False
 ) -> ImageFolderTable:
     """A folder with a ``labels.csv``; does not look at its pictures. ``hrcf_lib.data.load`` describes the arguments."""
-    table = read_labels_csv(folder)
+    table = read_labels_csv(folder, outside)
     stated = read_label_space_csv(folder)
+    if labels is None and not stated:
+        tell_doubtful(folder / "labels.csv", table)
     if labels is None and stated:
         labels = stated[0]
     elif labels is None:
@@ -126,9 +129,11 @@ def label_matrix(dataset, rows=None) -> Tensor:
     return labels
 
 
-def read_labels_csv(folder: Path) -> dict[str, list[str]]:
-    """``labels.csv``: file -> label names, in file order."""
+def read_labels_csv(folder: Path, outside: bool = False) -> dict[str, list[str]]:
+    """``labels.csv``: file -> label names, in file order; ``outside`` as for ``hrcf_lib.data.load``."""
     path = folder / "labels.csv"
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder that it lies in, {str(folder.parent)!r}")
     if not folder.is_dir():
         where = "" if folder.is_absolute() else f" in {Path.cwd()} (a notebook runs in its own folder)"
         raise FileNotFoundError(f"no folder {folder}{where}: correct the path")
@@ -138,24 +143,62 @@ def read_labels_csv(folder: Path) -> dict[str, list[str]]:
         raise FileNotFoundError(f"{folder} has no labels.csv: {fix}{why if (folder / 'images').is_dir() else ''}")
     table: dict[str, list[str]] = {}
     first: dict[str, int] = {}
-    wrong = []
-    for line, row in _read_csv(path, ("file", "labels")):
-        file = row["file"].strip()
+    wrong, away, lists = [], [], []
+    for line, (file, cell) in _read_csv(path, ("file", "labels")):
+        file = file.strip()
         if not file:
             wrong.append(f"line {line} names no file")
+            continue
+        if is_outside(file) and not outside:
+            away.append(f"line {line} names {file!r}")
             continue
         file = _name_on_disk(folder, Path(file).as_posix())  # ./a.jpg and a.jpg are one file
         if file in table:
             wrong.append(f"line {line} repeats {file!r} of line {first[file]}")
             continue
         first[file] = line
-        names = (" ".join(name.split()) for name in row["labels"].split("|"))
-        table[file] = [name for name in names if name]
+        names = cell.split("|")
+        lists += [f"line {line} has {name.strip()!r}" for name in names if NO_NAME.search(name.strip())]
+        table[file] = [clean for name in names if (clean := clean_name(name))]
     if wrong:
         raise ValueError(f"{path}: {list_some(wrong, '; ')}; give each picture one row, its labels joined by '|'")
+    if away:
+        raise ValueError(
+            f"{path}: {list_some(away, '; ')}, outside the folder: write names relative to {folder}, or, if you trust "
+            "this table, load(..., outside=True)"
+        )
+    if lists:
+        raise ValueError(
+            f"{path}: {list_some(lists, '; ')}, a list or several lines as one label: write names alone, joined by "
+            "'|', as in cat|sofa"
+        )
     if not table:
         raise ValueError(f"{path} lists no pictures; add rows, or run the export again")
     return table
+
+
+NO_NAME = re.compile(r"""^[\[{]|^\(\s*['"]|[\n\r\t]""")  # a list of JSON or Python, or several cells in one
+JOINED = re.compile("[,;]")  # what others join names with
+
+
+def tell_doubtful(path: Path, table: dict[str, list[str]]) -> None:
+    r"""Warn of names in a table, read as one label each, that look like several names or like another label.
+
+    They hold a comma or a semicolon where a part of them is a label or comes more than once, or where no picture of
+    the table has several labels; they stand in quotation marks; or they differ from another in case only.
+    """
+    first = {name: file for file, names in reversed(table.items()) for name in names}
+    parts = {name: {clean_name(part) for part in JOINED.split(name)} for name in first if JOINED.search(name)}
+    often = Counter(part for own in parts.values() for part in own) + Counter(list(first))
+    one_each = all(len(names) < 2 for names in table.values())
+    odd = [name for name, own in parts.items() if one_each or any(often[part] > 1 for part in own if part)]
+    odd += [name for name in first if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" and name not in odd]
+    if odd:
+        named = list_some(f"{name!r} ({first[name]})" for name in sorted(odd, key=list(first).index))
+        tell(f"{path}: each of these is read as one label: {named}; if they are several, join them by '|'")
+    if same := alike(sorted(first)):
+        named = list_some((" and ".join(f"{name!r} ({first[name]})" for name in group) for group in same), "; ")
+        tell(f"{path}: labels that differ in case only are labels of their own: {named}; write each in one way")
 
 
 def _name_on_disk(folder: Path, file: str) -> str:
@@ -173,36 +216,27 @@ def read_label_space_csv(folder: Path) -> tuple[LabelSpace, set[str]] | None:
         return None
     parts: dict[str, list[str]] = {"seen": [], "unseen": []}
     annotated = set()
-    for line, row in _read_csv(path, ("part", "label", "annotated")):
-        if row["part"] not in parts or row["annotated"] not in ("yes", "no"):
-            found = f"part {row['part']!r}, annotated {row['annotated']!r}"
+    for line, (part, label, looked_for) in _read_csv(path, ("part", "label", "annotated")):
+        if part not in parts or looked_for not in ("yes", "no"):
+            found = f"part {part!r}, annotated {looked_for!r}"
             raise ValueError(f"{path}, line {line}: {found}; part is seen or unseen, annotated is yes or no")
-        parts[row["part"]].append(row["label"])
-        if row["annotated"] == "yes":
-            annotated.add(" ".join(row["label"].split()))
+        parts[part].append(label)
+        if looked_for == "yes":
+            annotated.add(clean_name(label))
     try:
         return LabelSpace(**parts), annotated
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, column -> cell) of each row; further columns are ignored."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV in UTF-8 ({error}); save it as one") from error
-    header = rows[0][1] if rows else []
-    if not set(columns) <= set(header):
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, list[str]]]:
+    """(line number, cells of these columns) of each row; further columns are ignored."""
+    rows = read_table(path, fix=f"join labels by '|', and {FIX}")
+    places = [rows.place(clean_name, column) for column in columns]
+    if None in places:
         wanted = f"the columns {','.join(columns)}, separated by commas"
-        raise ValueError(f"{path} begins with {','.join(header)!r}; its first line has to name {wanted}")
-    wrong = [f"line {line} has {len(row)} cells" for line, row in rows[1:] if len(row) != len(header)]
-    if wrong:
-        fix = "join labels by '|', and put cells that hold a comma in double quotes"
-        raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}; {fix}")
-    return [(line, dict(zip(header, row))) for line, row in rows[1:]]
+        raise ValueError(f"{path} begins with {','.join(rows.header)!r}; its first line has to name {wanted}")
+    return [(line, [row[place] for place in places]) for line, row in rows]
 
 
 def count_unknown_labels(folder: Path, table: dict[str, list[str]], labels: LabelSpace, strict: bool = True) -> Counter:

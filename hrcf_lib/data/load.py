@@ -9,7 +9,7 @@ import pandas as pd
 from hrcf_lib.data.images import find_images, look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder, read_labels_csv
 from hrcf_lib.data.table import read_prepared
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import list_some, printable
 from hrcf_lib.labels import LabelSpace
 
 
@@ -23,6 +23,7 @@ def load(
     split=None,
     images=None,
     resize="crop",
+    outside=False,
 ) -> ImageFolderTable:
     r"""Read a folder with a ``labels.csv`` (``labelled_folder``), or one that a ``prepare`` wrote (``table_format``).
 
@@ -37,6 +38,8 @@ def load(
         split: of a prepared table: train, val or test. The default is all rows of all splits; ``.splits`` names them.
         images: of a prepared table: where the pictures are now, if not where ``prepare`` found them.
         resize: how pictures become square, see ``read_image``.
+        outside: take files of ``labels.csv`` that lie outside the folder (absolute paths, and those with ``..``), which
+            are refused otherwise: somebody else's table should not read what it likes.
 
     A prepared table becomes a ``table.CommonTable``, which has the same interface, and ``ids``, ``splits``, ``rows``,
     ``about`` and ``select(split)``. ``prepare`` has looked for its pictures; ``load`` does not look again.
@@ -47,8 +50,11 @@ def load(
     Raises:
         FileNotFoundError: no such folder, no ``labels.csv`` in it and no prepared table, or pictures that do not exist
             (all at once).
-        ValueError: wrong columns, rows without a file or with one that another row has, no rows, labels outside
-            ``labels`` if ``strict``, or no picture left; the message names file, line or label, and the fix.
+        ValueError: wrong columns, rows without a file or with one that another row has, or that lies outside the
+            folder, no rows, a list where a name belongs, labels outside ``labels`` if ``strict``, or no picture left;
+            the message names file, line or label, and the fix.
+
+    Warns of names that look like several, or like another one in another case (``labelled_folder.tell_doubtful``).
     """
     folder = Path(folder).expanduser()
     if (folder / "about.json").is_file():
@@ -61,7 +67,7 @@ def load(
             "split, or make a table with hrcf_lib.data.official.own_folder.prepare"
         )
     else:
-        dataset = read_folder(folder, labels, side, strict, hide_unseen, resize)
+        dataset = read_folder(folder, labels, side, strict, hide_unseen, resize, outside)
         if not skip_bad:
             _refuse_missing(folder, dataset)
     return _without_bad(folder, dataset) if skip_bad and len(dataset) else dataset
@@ -125,5 +131,5 @@ def _without_bad(folder: Path, dataset) -> ImageFolderTable:
 def _bad_pictures(folder: Path | None, files: Iterable[str]) -> pd.DataFrame:
     if folder is None:
         raise ValueError("this table was prepared without pictures; pass load(..., images=<folder>)")
-    rows = [(seen.file, seen.problem) for seen in look_at(folder, files) if seen.problem]
+    rows = [(printable(seen.file), seen.problem) for seen in look_at(folder, files) if seen.problem]
     return pd.DataFrame(rows, columns=["file", "problem"])

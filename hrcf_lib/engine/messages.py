@@ -1,7 +1,11 @@
-"""Parts of messages: the name that was probably meant, the first items of a list, missing columns of a table."""
+"""Parts of messages: the name that was probably meant, the first items of a list, what a number has to be."""
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 
 def did_you_mean(name, known: Sequence[str], otherwise: str) -> str:
@@ -32,3 +36,29 @@ def need(frame, columns, name: str) -> None:
         raise ValueError(f"{name}: the frame has no column {missing[0]!r}, only {', '.join(frame.columns)}")
     if not len(frame):
         raise ValueError(f"{name}: the frame has no rows")
+
+
+def whole_number(name: str, value, least: int = 1, most: int | None = None, otherwise: str = "") -> int:
+    """``value`` as an ``int``, NumPy's whole numbers included. Raises ``ValueError`` for anything else, bool included,
+    or a number out of bounds; ``otherwise`` ends the message."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least or most is not None and value > most:
+        bounds = f"from {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} = {value!r}: give a whole number {bounds}{otherwise}")
+    return int(value)
+
+
+def printable(path: str | os.PathLike) -> str:
+    r"""A path as text for any file and terminal: bytes of its name that are not UTF-8 are escaped (``\\xe9``)."""
+    text = os.fspath(path)
+    return text if text.isascii() else os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+INSIDE = ("hrcf_lib", "torch", "contextlib")  # packages between a caller and what warns
+
+
+def tell(message: str) -> None:
+    """Warn; the place that the warning names is the first caller outside this library."""
+    frame, level = sys._getframe(0), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

@@ -219,7 +219,9 @@ def effects(frame, label_column: str = "label", width: float = COLUMN, xlabel: s
         axis.tick_params(axis="y", length=0, pad=3)
         for place, height, group, head in zip(places, heights, groups, heads):
             if head:
-                axis.annotate(group, (0, place - height / 2 - 0.5), (-3, 0), **AT_EDGE, ha="right", weight="bold")
+                axis.annotate(
+                    literal(group), (0, place - height / 2 - 0.5), (-3, 0), **AT_EDGE, ha="right", weight="bold"
+                )
         axis.set(ylim=(places[-1] + heights[-1] / 2 + 0.1, -0.1), xlabel=xlabel)
         axis.grid(visible=False, axis="y")
         axis.spines["left"].set_visible(False)
@@ -341,4 +343,10 @@ def legend(figure, order) -> None:
     widest = LEGEND_MARK + LEGEND_LETTER * max(map(len, names), default=0)
     rows = -(-len(names) // max(1, int(figure.get_figwidth() / widest)))
     columns = max(1, -(-len(names) // max(1, rows)))
-    figure.legend([handles[n] for n in names], names, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(
+        [handles[n] for n in names],
+        [literal(n) for n in names],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import patheffects
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, check_lists, legend, printed, wrapped
+from hrcf_lib.figures.charts import COLOURS, PAGE, check_lists, legend, literal, printed, wrapped
 from hrcf_lib.studies.by_object_size import SIZES
 from hrcf_lib.studies.localisation import ALL, CONTROLS, METRICS
 
@@ -55,7 +55,7 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
             for row, heat in zip(axes[1:, i], maps.values()):
                 show(row, image, heat[i], box)
         for axis, title in zip(axes[:, 0], ["picture", *maps]):
-            axis.set_ylabel(title)
+            axis.set_ylabel(literal(title))
     return figure
 
 
@@ -98,7 +98,7 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
                     if not row:
                         axis.set_title(wrapped(name, max(8, int(LETTERS * side))), fontsize=8)
                     if not k:
-                        axis.set_ylabel(title)
+                        axis.set_ylabel(literal(title))
     return figure
 
 

@@ -43,11 +43,11 @@ def label_differences(frame, ours: str = "HRCF", other: str = "MKT", width: floa
             axis.bar(range(len(part)), values[part], 0.75, color=[COLOURS[0 if values[k] >= 0 else 3] for k in part])
             axis.axhline(0, color="black", lw=0.8)
             axis.set_xticks(range(len(part)), [literal(frame["label"].iloc[k]) for k in part], rotation=90, fontsize=7)
-            axis.set(xlim=(-0.6, len(parts[0]) - 0.4), ylabel=f"AP (%), {ours} − {other}")
+            axis.set(xlim=(-0.6, len(parts[0]) - 0.4), ylabel=literal(f"AP (%), {ours} − {other}"))
             axis.locator_params(axis="y", nbins=8)
             axis.tick_params(axis="x", length=0)
             axis.grid(visible=False, axis="x")
-        axes[0, 0].set_title(f"{ours} better on {int((values > 0).sum())} of {len(values)} labels")
+        axes[0, 0].set_title(literal(f"{ours} better on {int((values > 0).sum())} of {len(values)} labels"))
     return figure
 
 

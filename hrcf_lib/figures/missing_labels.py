@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, legend, over_seeds, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, legend, literal, over_seeds, printed
 
 OVER_KNOWN, PSEUDO = 0.42, 0.32  # height of a figure, in parts of its width
 OURS = 1.6  # width of our panel, in parts of a published one's
@@ -40,7 +40,7 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
         figure, axes = plt.subplots(1, 1 + len(panels), **about, width_ratios=[OURS, *[1] * len(panels)])
         for name, part in ours.groupby("method", sort=False):
             over_seeds(axes[0, 0], part, "known", "mAP", **look[name], label=name)
-        axes[0, 0].set(title=ours_title, ylabel="mAP (%)")
+        axes[0, 0].set(title=literal(ours_title), ylabel="mAP (%)")
         for axis, panel in zip(axes[0, 1:], panels):
             for name, part in paper[paper["dataset"] == panel].groupby("method", sort=False):
                 axis.plot(part["known"], part["mAP"], **look[name], mfc="white", label=name)

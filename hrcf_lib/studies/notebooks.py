@@ -69,12 +69,17 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     papermill would write it as text. Figures are drawn into the copy, even where ``MPLBACKEND`` says otherwise.
 
     Raises:
-        ValueError: the notebook has no such parameter; the message names the nearest and all known ones.
+        ValueError: the notebook has no such parameter (the message names the nearest and all known ones), or one of
+            another type (``typed``); or ``out`` is the notebook itself.
         papermill.PapermillExecutionError: a cell failed; ``out`` shows which.
     """
     path, out, parameters = Path(path), Path(out), parameters or {}
     if parameters or not path.is_file():
-        check_known(parameters, list(known_parameters(path)), f"{path} has no parameter")
+        known = known_parameters(path)
+        check_known(parameters, list(known), f"{path} has no parameter")
+        parameters = {name: typed(path, known, name, value) for name, value in parameters.items()}
+    if out.exists() and out.samefile(path):
+        raise ValueError(f"{out} is the notebook itself, which would be overwritten: give another name for the copy")
     parameters = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     how = {"kernel_name": "python3", "start_timeout": START, "progress_bar": progress}
@@ -122,7 +127,7 @@ def main(words=None) -> None:
         parser.exit(2, f"{error}\n")
     try:
         run_notebook(given.notebook, given.out, parameters, progress=True)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     except Exception as failure:  # whatever a notebook raises is its outcome
         traceback.print_exc()

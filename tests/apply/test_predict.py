@@ -209,7 +209,7 @@ def test_labels_from_a_file(model, folder, tmp_path):
         ("a.txt", b"owl\n\nbus\nOWL \n", r"'owl' \(a.txt, line 1\) and 'OWL' \(a.txt, line 4\); keep one of each"),
         ("a.csv", b"id,thing\n1,owl\n", "has the columns id, thing; call the one of the names 'label'"),
         ("a.csv", b"label\nowl\nowl\n", r"'owl' \(a.csv, line 2\) and 'owl' \(a.csv, line 3\)"),
-        ("a.csv", b"", "a.csv is not text in UTF-8 with one label per line"),
+        ("a.csv", b"", "a.csv holds no label"),
     ],
 )
 def test_files_of_labels_that_are_refused(model, folder, tmp_path, name, content, message):

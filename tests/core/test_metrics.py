@@ -3,15 +3,19 @@
 import doctest
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
 import hrcf_lib.metrics
+from hrcf_lib import metrics, protocols
 from hrcf_lib.engine import chunks
+from hrcf_lib.losses import ranking_loss
 from hrcf_lib.metrics import average_precision, mean_average_precision, precision_recall_f1_at_k, protocol
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz", allow_pickle=False)
@@ -249,3 +253,47 @@ def test_types(dtype):
 def test_doctests():
     result = doctest.testmod(hrcf_lib.metrics)
     assert result.attempted and not result.failed
+
+
+# --- tables of other kinds -------------------------------------------------------------------------------------------
+
+
+def test_labels_of_0_and_1_alone_are_told():
+    s = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
+    y = (s.roll(1, 0) > 0.5).long()
+    comparing = [
+        lambda s, y: metrics.mean_average_precision(s, y),
+        lambda s, y: metrics.precision_recall_f1_at_threshold(s, y, 0.5),
+        metrics.best_threshold,
+        ranking_loss,
+        lambda s, y: protocols.measure(s, y, (1,), "per_class", "GZSL"),
+        protocols.pooled_average_precision,
+    ]
+    for function in comparing:
+        with pytest.warns(
+            UserWarning, match="labels hold 0, which is unknown, and no -1.*pass 2 \\* labels - 1"
+        ) as told:
+            function(s, y)
+        assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for function in comparing:
+            function(s, 2 * y - 1)
+        metrics.precision_recall_f1_at_k(s, y, 1)  # which takes unknown labels for absent ones
+        protocols.measure(s, y, (1,), "per_class_unknown_negative", "GZSL")
+
+
+def test_arrays_frames_and_lists_are_taken_and_other_things_refused():
+    s, y = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1, -1], [-1, 1]])
+    expected = metrics.mean_average_precision(torch.tensor(s), torch.tensor(y))
+    for kind in (np.asarray, np.ndarray.tolist, pd.DataFrame, lambda x: x[::-1][::-1]):
+        assert metrics.mean_average_precision(kind(s), kind(y)) == expected
+        assert metrics.precision_recall_f1_at_k(kind(s), kind(y), 1)[2] == 1
+        assert metrics.best_threshold(kind(s), kind(y)) == 0.8
+        assert protocols.measure(kind(s), kind(y), (1,), "per_class", "GZSL")["mAP"] == expected
+    with pytest.raises(ValueError, match="labels are no table of numbers .*; give a row of K numbers for each image"):
+        metrics.mean_average_precision(s, [["a", "b"], ["c", "d"]])
+    with pytest.raises(ValueError, match="scores are no table of numbers"):
+        metrics.mean_average_precision([[1.0], [1.0, 2.0]], y)
+    with pytest.raises(ValueError, match="labels are a ndarray: give a tensor, as torch.as_tensor makes one"):
+        ranking_loss(torch.tensor(s), y)

@@ -136,7 +136,32 @@ COCO_FAULTS = {
         "categories by id: line 1 is 'toothbrush', expected 'person'",
     ),
     "a category twice": (lambda c: c["categories"][0].update(name="person"), "lists the categories 'person' more"),
-    "a category without id": (lambda c: c["categories"][0].pop("id"), "a category has no number 'id' or no 'name'"),
+    "a category without name": (
+        lambda c: c["categories"][0].update(name=None),
+        r"categories\[0\] has no 'id' or no te",
+    ),
+    "a blank name": (lambda c: c["categories"][0].update(name=" \u200b"), r"categories\[0\] has no 'id' or no text"),
+    "no category": (lambda c: c["categories"].clear(), "its list of categories is empty"),
+    "categories are null": (lambda c: c.update(categories=None), "has no list 'categories'"),
+    "no matching image": (
+        lambda c: [row.update(image_id=row["image_id"] + 900) for row in c["annotations"]],
+        "6 of 6 annotations belong to no image or no category of the file; the first has the image_id 900, known are 0",
+    ),
+    "no matching category": (
+        lambda c: [row.update(category_id=f"x{row['category_id']}") for row in c["annotations"]],
+        "the first has the category_id 'x1', known are 1, 2, 3, and 77 more",
+    ),
+    "a file outside": (
+        lambda c: c["images"][0].update(file_name="../a.jpg"),
+        r"images\[0\] has the file_name '../a.jpg'",
+    ),
+    "an absolute file": (lambda c: c["images"][0].update(file_name="C:\\\\a.jpg"), "which leads outside the folder"),
+    "an id that is true": (lambda c: c["images"][1].update(id=True), r"images\[1\] has no id"),
+    "an id in two forms": (lambda c: c["images"][1].update(id="0.0"), "lists the image ids 0 more than once"),
+    "a category without id": (
+        lambda c: c["categories"][0].pop("id"),
+        r"categories\[0\] has no 'id' or no text as its 'name'",
+    ),
 }
 
 
@@ -148,6 +173,77 @@ def test_faults_of_coco_files(source, tmp_path, fault):
         coco.prepare(source, tmp_path / "out")
     assert "instances_train2014.json" in str(error.value) or "train and in test" in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+FORMS = {"number": lambda id: id, "float": float, "text": str, "text of a float": lambda id: f" {float(id)}"}
+
+
+@pytest.mark.parametrize("in_images", FORMS)
+@pytest.mark.parametrize("in_annotations", FORMS)
+def test_an_id_is_one_in_any_form(source, tmp_path, in_images, in_annotations):
+    def rewrite(content):
+        for row in (*content["images"], *content["categories"]):
+            row["id"] = FORMS[in_images](row["id"])
+        for row in content["annotations"]:
+            row.update({key: FORMS[in_annotations](row[key]) for key in ("image_id", "category_id")})
+
+    change(source, rewrite)
+    train = data.load(coco.prepare(source, tmp_path / "out"), split="train")
+    assert present(train) == [[COCO80[0], COCO80[15]], [COCO80[1], COCO80[16]], []]
+
+
+def test_names_and_files_of_other_writers(source, tmp_path):
+    def rewrite(content):
+        for row in content["categories"]:
+            row["name"] = f" {row['name']}\n"
+        for image in content["images"]:
+            image["file_name"] = f"train2014\\{image['file_name']}"
+
+    change(source, rewrite)
+    train = data.load(coco.prepare(source, tmp_path / "out"), split="train", side=16)
+    assert present(train) == [[COCO80[0], COCO80[15]], [COCO80[1], COCO80[16]], []]
+    assert train.files[1] == "train2014/COCO_train2014_000000000001.jpg" and train[1][0].shape == (3, 16, 16)
+
+
+def own(path, file, name="axolotl"):
+    """A picture in its own file of annotations."""
+    content = {"images": [{"id": 0, "file_name": file}], "categories": [{"id": 0, "name": name}]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_json(path, content | {"annotations": [{"image_id": 0, "category_id": 0}]})
+
+
+def test_roboflow_and_cvat(tmp_path):
+    robo, cvat = tmp_path / "robo", tmp_path / "cvat"
+    for split in ("train", "valid", "test"):
+        jpeg(robo / split / "a.rf.1.jpg")
+        own(robo / split / "_annotations.coco.json", "a.rf.1.jpg")
+    splits = table_format.read_about(out := coco.prepare(robo, tmp_path / "out", labels="file"))["splits"]
+    assert list(splits) == ["train", "val", "test"] and table_format.read_about(out)["dataset"] == "coco"
+    val = data.load(out, split="val", side=8)
+    assert val.files[0] == "valid/a.rf.1.jpg" and present(val) == [["axolotl"]] and val[0][0].shape == (3, 8, 8)
+    jpeg(cvat / "images" / "default" / "b.jpg")
+    own(cvat / "annotations" / "instances_default.json", "b.jpg")
+    train = data.load(coco.prepare(cvat, tmp_path / "out", labels="file"), split="train")
+    assert train.files[0] == "default/b.jpg" and present(train) == [["axolotl"]]
+    own(cvat / "annotations" / "instances_Train.json", "c.jpg")
+    with pytest.raises(ValueError, match="instances_default.json are both of the split train: keep one"):
+        coco.prepare(cvat, tmp_path / "other", labels="file")
+
+
+def test_a_folder_without_annotations_is_not_told_of_2014(tmp_path):
+    own(tmp_path / "result.json", "a.jpg")
+    with pytest.raises(FileNotFoundError, match="holds no annotations in COCO's form.*there are result.json") as error:
+        coco.prepare(tmp_path, tmp_path / "out")
+    assert "annotations_trainval2014" not in str(error.value)
+
+
+def test_few_matches_and_no_annotations_are_told(source, tmp_path):
+    change(source, lambda content: content["annotations"].append({"image_id": 0, "category_id": 500}))
+    with pytest.warns(UserWarning, match="1 of 7 annotations belong to no image .* category_id 500.*they are skipped"):
+        coco.prepare(source, tmp_path / "out")
+    change(source, lambda content: content["annotations"].clear())
+    with pytest.warns(UserWarning, match="has no annotations: every label of its 3 pictures reads absent"):
+        coco.prepare(source, tmp_path / "out")
 
 
 def test_annotations_of_nothing_are_named(source, tmp_path):
@@ -208,6 +304,13 @@ def test_voc_with_faults(tmp_path, fault):
     )
     assert list(data.load(out).ids) == ["000001", "000004"] and data.load(out).rows.tolist() == [0, 1]
     assert table_format.read_about(out)["splits"]["train"]["notes"] == {"class files that differ from the XML": 1}
+
+
+def test_a_class_of_voc_in_another_case_is_the_class(tmp_path):
+    xml = voc_tree(tmp_path) / "Annotations" / "000001.xml"
+    xml.write_text(xml.read_text().replace("dog", "Dog"))
+    out = voc.prepare(tmp_path, tmp_path / "out")
+    assert present(data.load(out, split="train")) == [["dog"], []] and skipped(out) == []
 
 
 def test_one_year_of_voc_is_not_read_as_the_other(tmp_path):

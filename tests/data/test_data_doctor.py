@@ -107,3 +107,11 @@ def test_a_table_without_pictures(tmp_path):
     assert report.healthy and not report.decoded and report.labels["unknown"].tolist() == [0, 1, 1]
     with pytest.raises(ValueError, match="prepared without pictures"):
         data.scan(tmp_path / "out")
+
+
+def test_names_that_differ_in_case_are_told(tmp_path):
+    jpeg(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,labels\na.png,Owl|owl|cat\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="differ in case only"):
+        report = data.doctor(tmp_path)
+    assert "labels that differ in case only: 'Owl', 'owl'; write each in one way" in str(report)

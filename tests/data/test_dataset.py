@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hrcf_lib import data
-from hrcf_lib.data import images
+from hrcf_lib.data import opening
 from hrcf_lib.data.images import find_images, read_image
 from hrcf_lib.labels import LabelSpace
 
@@ -153,7 +153,7 @@ def test_a_bad_pil_image_is_named(tmp_path):
 @pytest.mark.parametrize(("limit", "pixels"), [(1000, "40 x 30 pixels, "), (100_000_000, "")])
 def test_huge_pictures_are_refused_without_decoding(tmp_path, monkeypatch, limit, pixels):
     picture(40, 30).save(tmp_path / "x.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", limit)
+    monkeypatch.setattr(opening, "MAX_PIXELS", limit)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if pixels else 500)  # PIL warns; PIL refuses by itself
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -249,7 +249,8 @@ def test_names_and_files_are_cleaned(folder):
         "\ufefflabels,extra,file\r\n polar  bear || cat|cat ,1,./photos/a.png \r\n"
         '\r\n"cat, big",2,photos/b.png\r\n'.encode()
     )
-    dataset = data.load(folder)  # with a byte order mark, Windows line ends, further columns in any order
+    with pytest.warns(UserWarning, match="read as one label: 'cat, big' .*; if they are several, join them by '|'"):
+        dataset = data.load(folder)  # with a byte order mark, Windows line ends, further columns in any order
     assert dataset.labels.names == ("cat", "cat, big", "polar bear")
     assert dataset.files == ["photos/a.png", "photos/b.png"]
     assert [dataset.label_vector(i).tolist() for i in range(2)] == [[1, -1, 1], [-1, 1, -1]]
@@ -299,6 +300,82 @@ def test_faulty_tables(folder, text, message):
     with pytest.raises(ValueError, match=message.replace("|", r"\|")) as error:
         data.load(folder)
     assert str(folder / "labels.csv") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('photos/a.png,"[""cat"", ""dog""]"', r"""line 2 has '["cat", "dog"]', a list or several lines as one label"""),
+        ("photos/a.png,\"['cat', 'dog']\"", "line 2 has \"['cat', 'dog']\", a list"),
+        ("photos/a.png,\"('cat', 'dog')\"", "a list or several lines as one label"),
+        ('photos/a.png,"{""cat"": 1}"', "write names alone, joined by '|', as in cat|sofa"),
+        ('photos/a.png,"cat\ndog"', "line 3 has 'cat\\ndog', a list or several lines"),
+        ("photos/a.png,cat\tdog", "line 2 has 'cat\\tdog'"),
+        ('photos/a.png,cat\nphotos/b.png,"dog', "line 3: .*: a quotation mark is not closed"),
+        ("../a.png,cat", "line 2 names '../a.png', outside the folder: write names relative to"),
+        ("/etc/a.png,cat", "line 2 names '/etc/a.png', outside .* load(..., outside=True)"),
+        ("photos\\..\\..\\a.png,cat", "outside the folder"),
+        ("C:\\a.png,cat", "outside the folder"),
+    ],
+)
+def test_cells_that_are_refused(folder, text, message):
+    table(folder, text)
+    parts = message.split(".*")
+    with pytest.raises(ValueError) as error:
+        data.load(folder)
+    assert all(part in str(error.value) for part in parts) and str(folder / "labels.csv") in str(error.value)
+
+
+def test_a_doubled_header_is_refused_and_another_case_is_read(folder):
+    for header in ("file,labels,labels", "file,labels,Labels"):
+        table(folder, "photos/a.png,cat,dog", header=header)
+        with pytest.raises(ValueError, match="labels.csv has the columns 'labels' and '[lL]abels', of which one is"):
+            data.load(folder)
+    table(folder, "photos/a.png,cat,,", "photos/b.png,dog", ",,", header=" File ,LABELS")
+    assert data.load(folder).labels.names == ("cat", "dog"), "and empty cells at the end are no cells"
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubtful"),
+    [
+        (['photos/a.png,"cat,dog"', "photos/b.png,cat"], ["'cat,dog' (photos/a.png)"]),
+        (["photos/a.png,cat;dog", "photos/b.png,sea;dog|sky"], ["'cat;dog'", "'sea;dog'"]),
+        (['photos/a.png,"ham, egg"'], ["'ham, egg'"]),
+        (["photos/a.png,'cat'|dog"], ["\"'cat'\""]),
+        (["photos/a.png,Cat", "photos/b.png,cat|sea"], ["differ in case only", "'Cat' (photos/a.png) and 'cat'"]),
+        (['photos/a.png,"ham, egg|sea"', "photos/b.png,sea"], []),
+    ],
+)
+def test_names_that_look_like_several_or_like_another_are_told(folder, rows, doubtful):
+    table(folder, *rows)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        names = data.load(folder).labels.names
+    assert all(any(part in str(warning.message) for warning in told) for part in doubtful)
+    assert bool(told) == bool(doubtful) and all(warning.filename == __file__ for warning in told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.load(folder, list(names))  # who states the names means them
+
+
+def test_invisible_characters_are_no_part_of_a_name(folder):
+    table(folder, "photos/a.png,\u200bcat|po\u00adlar\u2060 bear", "photos/b.png,cat\ufeff|\u200e")
+    assert data.load(folder).labels.names == ("cat", "polar bear")
+
+
+def test_files_outside_the_folder_are_read_if_asked_for(folder):
+    inner = folder / "inner"
+    inner.mkdir()
+    table(inner, "../photos/a.png,cat", f"{folder / 'photos' / 'b.png'},dog")
+    dataset = data.load(inner, side=8, outside=True)
+    assert torch.equal(dataset[1][0], read_image(folder / "photos" / "b.png", 8)) and len(list(dataset)) == 2
+
+
+def test_the_table_itself_is_no_folder(folder):
+    with pytest.raises(ValueError, match="labels.csv is a file: give the folder that it lies in, '"):
+        data.load(folder / "labels.csv")
+    with pytest.raises(ValueError, match="is a file: give the folder"):
+        data.doctor(folder / "labels.csv")
 
 
 def test_files_are_named_as_on_disk(folder):

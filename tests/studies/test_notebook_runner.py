@@ -1,6 +1,7 @@
 """Running notebooks headless: parameters arrive, and an unknown one stops the run before it starts."""
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -50,8 +51,29 @@ def test_parameters_arrive(notebook, tmp_path):
 def test_a_tuple_arrives_as_a_list(notebook, monkeypatch):
     given = []
     monkeypatch.setattr(papermill, "execute_notebook", lambda *words, **_: given.append(words[2]))
+    notebook.write_text(notebook.read_text().replace("seed = 0", "seed = (0, 1)"))
     run_notebook(notebook, notebook.with_name("out.ipynb"), {"seed": (3, 5), "name": "a"})
     assert given == [{"seed": [3, 5], "name": "a"}], "papermill writes other types as text"
+
+
+@pytest.mark.parametrize("wrong", ["3", np.int64(3), 3.0])
+def test_types_are_checked_before_anything_runs(notebook, monkeypatch, wrong):
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *words, **_: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=r"99_tiny.ipynb: seed = .*: give a value of the kind of 0"):
+        run_notebook(notebook, notebook.with_name("out.ipynb"), {"seed": wrong})
+
+
+def test_a_notebook_is_not_overwritten_by_its_copy(notebook, monkeypatch):
+    before = notebook.read_bytes()
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *words, **_: pytest.fail("it ran"))
+    link = notebook.with_name("link.ipynb")
+    link.symlink_to(notebook)
+    for out in (notebook, notebook.parent / ".." / "here" / notebook.name, link):
+        with pytest.raises(ValueError, match="is the notebook itself, which would be overwritten"):
+            run_notebook(notebook, out)
+        with pytest.raises(SystemExit):
+            main([str(notebook), str(out)])
+    assert notebook.read_bytes() == before
 
 
 def test_values_take_the_type_of_the_stored_ones():

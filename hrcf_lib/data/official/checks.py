@@ -7,7 +7,6 @@ files are read whatever their line ends; every fault names the file and the line
 import csv
 import filecmp
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from hrcf_lib.engine.folders import walk
 from hrcf_lib.engine.messages import did_you_mean, list_some
 
 ARCHIVES = (".zip", ".rar", ".tar", ".gz", ".tgz", ".7z")
@@ -51,16 +51,10 @@ class Source:
         self._found: dict[str, list[Path]] = defaultdict(list)
         self._used: set[Path] = set()
         self.archives: list[str] = []
-        entered = set()
-        for parent, folders, names in os.walk(self.folder, followlinks=True):
-            if (real := os.path.realpath(parent)) in entered:  # a link back, or a second one to the same folder
-                folders.clear()
-                continue
-            entered.add(real)
-            folders[:] = sorted(f for f in folders if f.lower() not in prune and not f.startswith("."))
-            for name in sorted(names):
+        for parent, names in walk(self.folder, lambda name: name.lower() not in prune and not name.startswith(".")):
+            for name in names:
                 if name.lower().endswith(tuple(endings)):
-                    self._found[name.lower()].append(Path(parent) / name)
+                    self._found[name.lower()].append(parent / name)
                 elif name.lower().endswith(ARCHIVES):
                     self.archives.append(name)
 
@@ -73,9 +67,13 @@ class Source:
                     f"{self.folder} holds different files named {name}: {list_some(paths)}; keep the one of the archive"
                 )
             if paths:
-                self._used.add(paths[0])
-                return paths[0]
+                return self.use(paths[0])
         return None
+
+    def use(self, path: Path) -> Path:
+        """The path itself, which counts as asked for (``state``)."""
+        self._used.add(path)
+        return path
 
     def need(self, *names: str, archive: str = "") -> Path:
         """As ``get``, but ``FileNotFoundError`` says what is missing and which archive holds it."""

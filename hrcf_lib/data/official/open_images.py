@@ -28,7 +28,7 @@ from hrcf_lib.data.images import find_file
 from hrcf_lib.data.official import checks
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.engine.messages import list_some
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, clean_name
 
 IMAGES = {"train": 9_011_219, "val": 41_620, "test": 125_436}  # published numbers of images, without labels included
 SPLITS = {"test": "test", "val": "validation", "train": "train"}  # ours -> official; the largest last
@@ -124,7 +124,7 @@ def distinct_names(names: Iterable[str]) -> list[str]:
     >>> distinct_names(["Crane", "Bat", "crane"])
     ['Crane', 'Bat', 'crane (sense 2)']
     """
-    names = [" ".join(name.split()) for name in names]
+    names = [clean_name(name) for name in names]
     taken, times, distinct = {name.lower() for name in names}, {}, []
     for name in names:
         times[name.lower()] = number = times.get(name.lower(), 0) + 1

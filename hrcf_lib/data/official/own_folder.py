@@ -37,6 +37,8 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     stated = {name: labelled_folder.read_label_space_csv(folder) for name, folder in folders.items()}
     if labels is None:
         first = next(iter(stated.values()))
+        for name, table in tables.items() if first is None else ():
+            labelled_folder.tell_doubtful(folders[name] / "labels.csv", table)
         named = sorted({label for table in tables.values() for names in table.values() for label in names})
         labels = first[0] if first else LabelSpace(named)
     elif not isinstance(labels, LabelSpace):

@@ -100,7 +100,7 @@ def objects(path: Path, names, split: table_writer.Split) -> tuple[set[str], set
         return None
     sure, hard = set(), set()
     for item in objects:
-        label = (item.findtext("name") or "").strip()
+        label = (item.findtext("name") or "").strip().lower()  # Dog and dog are one
         if label not in names:
             split.skip(path.name, "label outside the list", repr(label))
         else:
