@@ -2,10 +2,11 @@ r"""What HRCF costs, beside the paper: trained parameters, the time of an epoch 
 
 import pandas as pd
 
+from hrcf_lib.data.official import nus_wide
 from hrcf_lib.report.effects import runs_of
 from hrcf_lib.report.records import MAIN, METRICS, PROMPTS, SPEED, TRAINED, Missing, Records, printed
 from hrcf_lib.report.tables import DATA, HEAD, OTHERS, scores
-from hrcf_lib.studies.records import published
+from hrcf_lib.studies.records import gpu_rows, published
 
 COUNTED = "ours (ViT-B/16, counted)"
 OTHER = "notebook 05 makes it"  # ours of another method
@@ -97,8 +98,12 @@ def _as_printed(numbers, paper: list[str]) -> str:
 
 
 def times(sources) -> pd.DataFrame:
-    """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data."""
-    frame = published("hrcf_inference_time")
+    """Inference: one picture, and as many as NUS-WIDE's test set has. Ours has random weights and needs no data.
+
+    Times on a GPU are those of ``gpu.json`` among the records (``python -m hrcf_lib.speed.gpu``): pixels to scores in
+    bfloat16, for one picture and for 471 at a time, as in the paper.
+    """
+    frame, on_gpu = published("hrcf_inference_time"), sources[0].gpu()
     gpu, head, rows = frame["gpu"].iloc[0], f"ours (ViT-B/16, {_machine(sources[0])})", []
     other = ELSEWHERE if sources[0].has(MAIN) else OTHER
     for method, single, whole in frame.iloc[:, :3].itertuples(index=False):
@@ -108,8 +113,21 @@ def times(sources) -> pd.DataFrame:
         texts = (_text(ours[0], "{:.3g} s"), _text(ours[1], "{:.3g} h")) if method == "HRCF" else (other, other)
         cells = {"method": method, f"the paper ({gpu}): a picture": f"{single:g} ms", f"{head}: a picture": texts[0]}
         cells |= {f"the paper (NUS-WIDE, {gpu}): a test set": f"{whole:g} s", f"{head}: as many pictures": texts[1]}
-        rows.append(cells)
+        rows.append(cells | _on_gpu(on_gpu, method))
     return pd.DataFrame(rows)
+
+
+def _on_gpu(record: dict | None, method: str) -> dict[str, str]:
+    """A picture, and a test set in batches of 471, of a method on the GPU of ``records.gpu_record``."""
+    rows = gpu_rows(record, "inference")
+    device = (record["stages"].get("machine", {}).get("device") or record["device"]) if record else "a GPU"
+    head, cells = f"ours (ViT-B/16, {device})", {}
+    forms = {"a picture": (1, "{:.3g} ms", 1), "as many pictures": (471, "{:.3g} s", nus_wide.IMAGES["test"] / 1000)}
+    for title, (batch, form, times) in forms.items():
+        name = f"{method}, bfloat16, B = {batch}"
+        ms = rows["ms"].get(name, float("nan")) if "ms" in rows else float("nan")
+        cells[f"{head}: {title}"] = "not measured" if pd.isna(ms) else form.format(ms * times)
+    return cells
 
 
 def mini_costs(sources) -> pd.DataFrame:

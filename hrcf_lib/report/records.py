@@ -59,6 +59,11 @@ class Records:
         rebuilt = any(variant.startswith(REBUILT) for variant in variants)
         return rebuilt and self.record(name)["parameters"].get("forms") != "paper"
 
+    def gpu(self) -> dict | None:
+        """The record of a GPU (``records.gpu_record``) among these; None if there is none."""
+        found = [records.gpu_record(path.parent) for path in sorted(self.folder.rglob("gpu.json"))]
+        return next(filter(None, found), None)
+
     def _find(self, name: str) -> dict:
         paths = [
             p for p in sorted(self.folder.rglob(f"{name}.json")) if "smoke" not in p.relative_to(self.folder).parts

@@ -215,6 +215,22 @@ def read_record(name: str, folder: Path | None = None) -> dict:
     return values
 
 
+def gpu_record(folder: Path | None = None) -> dict | None:
+    """``gpu.json`` of ``python -m hrcf_lib.speed.gpu``, by default the stored one; None if there is none.
+
+    A rehearsal on the CPU measured nothing: it counts as none.
+    """
+    path = (folder or REPOSITORY / "notebooks" / "records") / "gpu.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rehearsal": True}
+    return None if record["rehearsal"] else record
+
+
+def gpu_rows(record: dict | None, stage: str) -> pd.DataFrame:
+    """Rows of a stage of ``gpu_record``, by their names; no rows where the stage did not run."""
+    rows = record["stages"].get(stage, {}).get("rows", []) if record else []
+    return pd.DataFrame(rows, columns=None if rows else ["name"]).set_index("name")
+
+
 def published(table: str) -> pd.DataFrame:
     """A table of ``papers/published`` by file name without ``.csv``; numbers as printed, on the paper's own data."""
     path = REPOSITORY / "papers" / "published" / f"{table}.csv"
