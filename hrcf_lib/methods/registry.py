@@ -22,6 +22,7 @@ from hrcf_lib.methods.first.ovml_vlp import OVMLVLPFirst
 from hrcf_lib.methods.first.semantic_aware import SemanticAwareFirst
 from hrcf_lib.methods.first.trm_ml import TRMMLFirst
 from hrcf_lib.methods.gen_mlzsl import GenMLZSL
+from hrcf_lib.methods.lesa import LESA
 from hrcf_lib.methods.missing_labels.asl import ASL
 from hrcf_lib.methods.missing_labels.base import Partial
 from hrcf_lib.methods.missing_labels.coop import CoOp
@@ -43,6 +44,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "mkt": MKT,
     "ovml_vlp": OVMLVLP,
     "biam": BiAM,
+    "lesa": LESA,
     "zs_sdl": ZSSDL,
     "gen_mlzsl": GenMLZSL,
     "ml2p_encoder": ML2PEncoder,
