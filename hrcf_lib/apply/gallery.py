@@ -41,7 +41,7 @@ class Gallery:
 
     def save(self, path: str | Path) -> Path:
         """Write one HTML file that follows the light or dark theme of its reader; returns the path."""
-        path = Path(path)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         head += '<meta name="color-scheme" content="light dark"><title>Labels of pictures</title>'

@@ -9,8 +9,8 @@ it. Softmax, region selection and norms run over the labels, so another list of 
 ``images``  (B, 3, side, side), any B: RGB, float32 in 0..1 (or uint8 in 0..255), not normalised: that is in the file
 ``scores``  (B, K) float32, in the order of the labels, comparable within a picture
 
-With onnxruntime alone, on a square picture (others are made square as ``resize`` of the file's metadata says; see
-``data.images.read_image``):
+With onnxruntime alone, on a square picture without transparency (others are made square as ``resize`` of the file's
+metadata says, and what is transparent is laid on white; see ``data.images.read_image``):
 
 >>> session = onnxruntime.InferenceSession("classifier.onnx")  # doctest: +SKIP
 >>> about = session.get_modelmeta().custom_metadata_map  # doctest: +SKIP
@@ -92,7 +92,7 @@ def export(
     method that PyTorch cannot export, more than 2 GiB, or scores that differ from PyTorch's; nothing is left behind.
     """
     _onnxruntime()
-    path, scorer = Path(path), _scorer(model, labels, embeddings, reference)
+    path, scorer = Path(path).expanduser(), _scorer(model, labels, embeddings, reference)
     program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
     program.model.metadata_props.update(_metadata(scorer, reference, uint8))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def doctor(
         decoded=decode,
     )
     if csv is not None:
-        with replacing(csv) as part:
+        with replacing(Path(csv).expanduser()) as part:
             bad.to_csv(part, index=False)
     return report
 

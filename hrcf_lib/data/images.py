@@ -85,7 +85,8 @@ def _in_folder(folder: Path) -> list[Path]:
     left_out = _left_out(folder, sorted(others))
     if not found:
         ends = list_some([*COMMON, *(known - {*COMMON})], most=len(COMMON))
-        raise ValueError(left_out or f"no pictures in {printable(folder)}: none of its files ends in {ends}")
+        why = f"; {left_out}" if left_out else f": none of its files ends in {ends}"
+        raise ValueError(f"no pictures in {printable(folder)}{why}")
     if left_out:
         tell(left_out)
     return sorted(found)
@@ -103,7 +104,7 @@ def _left_out(folder: Path, others: list[tuple[str, str, str]]) -> str:
 
 def _refuse_other_words(item: str) -> None:
     """Raise ``ValueError`` for what is no path on this machine, but an address or a pattern."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//|image/)", item):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|image/)", item):
         raise ValueError(
             f"{item[:100]!r} is an address, and nothing is downloaded: save the picture, and give its path"
         )

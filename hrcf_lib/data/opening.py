@@ -130,13 +130,13 @@ def _opened(source, name: str) -> Image.Image:
     except FileNotFoundError:
         raise FileNotFoundError(f"no picture at {name}: it has vanished") from None
     except Exception as error:  # each format raises its own
-        _check_texts(error)
+        _check_texts(error, name)
         raise _unreadable(name, _reason(source, error)) from error
 
 
-def _check_texts(error: Exception) -> None:
+def _check_texts(error: Exception, name: str) -> None:
     if isinstance(error, ValueError) and ("MAX_TEXT" in str(error) or "in text chunks" in str(error)):
-        raise _TooMuchText from error
+        raise _TooMuchText(str(_unreadable(name, f"its texts are too long: {error}"))) from error
 
 
 def _without_texts(source) -> bytes:
@@ -186,7 +186,7 @@ def _picture(image: Image.Image, name, own: bool = False) -> Picture:
         animated = image.format not in ONE_FRAME and bool(getattr(image, "is_animated", False))
         image.load()
     except Exception as error:
-        _check_texts(error)
+        _check_texts(error, name)
         raise _unreadable(name, f"corrupt or truncated: {error}") from error
     try:
         image = ImageOps.exif_transpose(image, in_place=own) or image

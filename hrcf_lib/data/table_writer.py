@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hrcf_lib.data.images import find_file
+from hrcf_lib.data.images import find_file, is_outside
 from hrcf_lib.data.table_format import FORM, count
 from hrcf_lib.engine.files import write_json
 from hrcf_lib.engine.messages import list_some
@@ -82,13 +82,16 @@ class Split:
         self._skipped = csv.writer(self._log)
 
     def add(self, id: str, files: str | Sequence[str], positives: Iterable[int], negatives: Iterable[int]) -> bool:
-        r"""Add the next row of the official list; returns False where its picture is missing or empty (listed).
+        r"""Add the next row of the official list; returns False, and names it as left out, where its picture is
+        missing, empty or outside the images root (``is_outside``).
 
         ``files``: where the picture may be below the images root; the first that exists and is not empty is taken.
         """
         self.listed += 1
         files = (files,) if isinstance(files, str) else files
         file = files[0]
+        if away := [name for name in files if is_outside(name)]:
+            return self.skip(id, "picture outside the folder", away[0])
         if self.table.images is not None:
             found = None
             for name in files:

@@ -33,7 +33,7 @@ class Rows(list):
 def read_table(path: Path, delimiter: str = ",", fix: str = FIX) -> Rows:
     """The rows of a table in UTF-8, whose first row names its columns.
 
-    Empty cells at the end of a row may be more than the columns. Raises ``ValueError`` for text that is not UTF-8, a
+    Empty cells at the end of a row, and of the first, do not count. Raises ``ValueError`` for text that is not UTF-8, a
     quotation mark that is not closed, and rows of another length, naming their lines; ``fix`` says what to do.
     """
     found: list[tuple[int, list[str]]] = []
@@ -53,6 +53,8 @@ def read_table(path: Path, delimiter: str = ",", fix: str = FIX) -> Rows:
         ) from error
     found = [(line, row) for line, row in found if any(cell.strip() for cell in row)]
     header = found[0][1] if found else []
+    while header and not header[-1].strip():
+        header.pop()
     rows = [(line, _fitted(row, len(header))) for line, row in found[1:]]
     if wrong := [f"line {line} has {len(row)} cells" for line, row in rows if len(row) != len(header)]:
         raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}; {fix}")

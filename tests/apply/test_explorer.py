@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 
+import numpy as np
 import pytest
 import synthetic
 import torch
@@ -279,6 +280,27 @@ def test_the_extra_is_named_where_ipywidgets_is_missing(monkeypatch):
 def test_texts_and_spans():
     assert split_names(" owl ,, night\nbus\r\n") == ["owl", "night", "bus"]
     assert score_span(torch.tensor([-0.2, 0.9])) == (0, 1) and score_span(torch.tensor([-2.5, 30.2])) == (-3, 31)
+
+
+def test_a_list_of_labels_is_taken_as_it_is(model):
+    explorer = Explorer(model, [15], ["owl, night", "wolf"], limit=np.int64(3))
+    assert explorer.session.labels == ["owl, night", "wolf"]
+    explorer.text.value += ", zebra"
+    assert explorer.session.labels == ["owl, night", "wolf", "zebra"], "and what is shown reads the same again"
+    assert split_names('5" disk, "a, b",c\n"d') == ['5" disk', "a, b", "c", "d"]
+
+
+def test_an_upload_is_opened_as_a_file_is(explorer):
+    at = {"type": "image/png", "size": 9, "last_modified": datetime.datetime(2025, 1, 1)}
+    with io.BytesIO() as file:
+        Image.new("RGBA", (112, 112), (200, 0, 0, 0)).save(file, "PNG")
+        explorer.upload.set_trait("value", ({"name": "clear.png", "content": file.getvalue(), **at},))
+    assert explorer.error == "" and "clear.png" in repr(explorer)
+    white = Session(explorer.session.model)
+    white.see(Image.new("RGB", (112, 112), "white"))
+    assert torch.equal(explorer.session.e_g, white.e_g)
+    explorer.upload.set_trait("value", ({"name": "owl.png", "content": b"%!PS-Adobe-3.0 EPSF-3.0\n", **at},))
+    assert "owl.png cannot be read as a picture (this is PostScript" in explorer.error
 
 
 def test_a_comma_takes_the_labels_at_once_in_a_kernel_too(model, picture):

@@ -175,6 +175,12 @@ def test_arguments_out_of_range(tmp_path, start):
         tune(tmp_path, tmp_path / "out", start, passes=0)
 
 
+def test_nothing_held_out_is_told(tmp_path, start):
+    with pytest.warns(UserWarning, match="none of the 2 pictures is held out, .* no mAP and no probabilities") as told:
+        tuned = tune(folder(tmp_path / "p", {"a.png": "owl", "b.png": "bus"}), tmp_path / "out", start, 0.5, passes=1)
+    assert tuned.held_out == [] and told[0].filename == __file__
+
+
 def test_parts_leave_each_label_a_picture():
     rng = np.random.default_rng(0)
     y = torch.from_numpy(np.where(rng.uniform(size=(60, 8)) < 0.15, 1, -1))

@@ -280,6 +280,11 @@ def test_the_command_reads_a_file_of_labels(model, tmp_path, monkeypatch, capsys
     with pytest.raises(ZeroDivisionError):
         onnx_export.main(["a-folder", str(names), "out.onnx"])
     assert scorers[0].labels == ["zebra", "dog", "côté"]
+    table = tmp_path / "labels.csv"
+    table.write_text("label\nzebra\ndog\n", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        onnx_export.main(["a-folder", str(table), "out.onnx"])
+    assert scorers[1].labels == ["zebra", "dog"], "the header is no label"
     names.write_text("dog\nDog\n")
     with pytest.raises(SystemExit) as stopped:
         onnx_export.main(["a-folder", str(names), "out.onnx"])

@@ -16,10 +16,10 @@ from PIL import Image
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods
-from hrcf_lib.apply import calibration
+from hrcf_lib.apply import calibration, predict
 from hrcf_lib.apply.calibration import Calibration, fingerprint
 from hrcf_lib.apply.label_scorer import LabelScorer
-from hrcf_lib.apply.predict import answers, classify, load_model, own_thresholds, ranked
+from hrcf_lib.apply.predict import answers, classify, gallery, load_model, own_thresholds, ranked
 from hrcf_lib.apply.region_maps import maps_for
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
 from hrcf_lib.model import HRCF
@@ -248,11 +248,14 @@ def saved(tmp_path_factory):
     return model.save_pretrained(tmp_path_factory.mktemp("model"))
 
 
-def test_a_model_from_its_folder(saved, folder):
+def test_a_model_from_its_folder(saved, folder, monkeypatch):
     expected = classify(folder, ["owl", "cat"], HRCF.from_pretrained(saved))
     assert classify(folder, ["owl", "cat"], saved).equals(expected)
     assert classify(folder, ["owl", "cat"], str(saved)).equals(expected)
     assert load_model(saved) is load_model(str(saved)), "read once"
+    monkeypatch.setenv("HOME", str(saved.parent))
+    monkeypatch.setenv("USERPROFILE", str(saved.parent))
+    assert HRCF.from_pretrained(f"~/{saved.name}").reference_labels == ("cat", "dog", "pizza")
     before = load_model(saved)
     os.utime(saved / "config.json", ns=(1, 1))
     assert load_model(saved) is not before, "until a file changes"
@@ -323,6 +326,71 @@ def test_bad_pictures_can_be_left_out(model, folder, tmp_path):
         assert classify(nameless, ["zebra"], model, skip_bad=True).image.tolist() == ["picture 1"]
     with pytest.raises(ValueError, match="none of the 1 pictures can be read; the first: .*00.png"):
         classify(tmp_path / "some" / "00.png", ["zebra"], model, skip_bad=True)
+
+
+def test_a_folder_as_people_have_it(model, folder, tmp_path):
+    """A FIFO does not stop it, a PostScript file is no picture, and a name that is not UTF-8 is a row."""
+    some = shutil.copytree(folder, tmp_path / "some")
+    os.mkfifo(some / "00.png")
+    (some / "ps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    with pytest.raises(ValueError, match="ps.png cannot be read as a picture .this is PostScript"):
+        classify(some, ["zebra"], model)
+    with pytest.warns(UserWarning, match="1 of 5 pictures left out: .*ps.png") as told:
+        assert len(classify(some, ["zebra"], model, skip_bad=True)) == 4
+    assert [warning.filename for warning in told] == [__file__]
+    (some / "ps.png").unlink()
+    try:
+        os.rename(some / "3.png", os.fsencode(some) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    found = classify(some, ["zebra"], model)
+    assert found.image.iloc[-1] == str(some / "caf\\xe9.png") and len(found.to_csv().encode()) > 0
+    assert len(gallery(found, some).html.encode()) > 0
+
+
+def test_a_picture_that_vanishes_is_named_and_the_others_stay(model, folder, tmp_path, monkeypatch):
+    paths = [shutil.copy(path, tmp_path) for path in sorted(folder.iterdir())]
+    real = predict.open_picture
+
+    def vanish(item):
+        Path(paths[1]).unlink(missing_ok=True)
+        return real(item)
+
+    monkeypatch.setattr(predict, "open_picture", vanish)
+    with pytest.raises(FileNotFoundError, match="no picture at .*1.png"):
+        classify(paths, ["zebra"], model)
+    shutil.copy(folder / "1.png", paths[1])
+    with pytest.warns(UserWarning, match="1 of 4 pictures left out: no picture at .*1.png"):
+        assert len(classify(paths, ["zebra"], model, skip_bad=True)) == 3
+
+
+def test_what_lies_under_transparency_does_not_count(model, folder, tmp_path):
+    pixels = np.array(Image.open(folder / "0.png"))
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    mask[20:80, 20:80] = 255
+    for hidden, name in ((0, "black.png"), (255, "white.png")):
+        under = np.where(mask[..., None] == 255, pixels, hidden).astype(np.uint8)
+        Image.fromarray(np.dstack([under, mask])).save(tmp_path / name)
+        Image.fromarray(under).save(tmp_path / f"opaque_{name}")
+    scores = classify(tmp_path, ["zebra"], model).set_index("image").score
+    black, opaque_black, opaque_white, white = (scores[str(tmp_path / n)] for n in sorted(os.listdir(tmp_path)))
+    assert black == white == opaque_white != opaque_black
+
+
+def test_numbers_of_numpy_are_numbers(calibrated, folder):
+    expected = classify(folder, ["zebra", "moon"], calibrated, top_k=1, threshold=0.25)
+    found = classify(
+        folder, ["zebra", "moon"], calibrated, top_k=np.int64(1), batch=np.uint8(3), threshold=np.float32(0.25)
+    )
+    pd.testing.assert_frame_equal(found, expected)
+    with pytest.raises(ValueError, match="threshold is .*nan"):
+        classify(folder, ["zebra"], calibrated, threshold=np.float32("nan"))
+
+
+def test_a_picture_given_twice_has_one_answer(calibrated, folder):
+    found = classify([folder / "0.png"] * 2, ["zebra", "moon"], calibrated, threshold=0.0)
+    assert len(found) == 4 and sorted(answers(found)["labels"].item()) == ["moon", "zebra"]
+    assert gallery(found).html.count("zebra") == gallery(found.iloc[:2]).html.count("zebra")
 
 
 # -- probabilities, thresholds, maps -----------------------------------------------------------------------------------

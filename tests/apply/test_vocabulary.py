@@ -1,5 +1,9 @@
 """A user's labels beside the reference vocabulary: one rule, the text tower's, for all that scores or shows them."""
 
+import warnings
+
+import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 import torch
@@ -10,7 +14,7 @@ from hrcf_lib.apply import onnx, region_maps
 from hrcf_lib.apply.grad_cam import grad_cam
 from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.predict import classify
-from hrcf_lib.apply.vocabulary import beside_reference, check_lengths
+from hrcf_lib.apply.vocabulary import beside_reference, check_lengths, read_labels
 from hrcf_lib.data.mojiscenes.scenes import draw
 from hrcf_lib.methods import registry
 
@@ -83,3 +87,92 @@ def test_grad_cam_reads_as_the_text_tower_does(method):
     image = torch.rand(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     maps = [grad_cam(model, image, labels) for labels in (WRITTEN[2:4], REFERENCE[2:4])]
     assert torch.equal(*maps) and maps[0].amax() > 0
+
+
+# -- files of labels ---------------------------------------------------------------------------------------------------
+
+OWL = ["owl", "polar bear, white", "pizza"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'label\nowl,\n"polar bear, white",\npizza,,\n'),
+        ("a.csv", ' Name ,n,\nowl,1\n"polar  bear, white",2\n\n,3\npizza,4,,'),
+        ("a.csv", 'id,name,label\n1,x,owl\n2,y,"polar bear, white"\n3,z,pizza\n'),
+        ("a.tsv", "label\tn\nowl\t1\npolar bear, white\t2\npizza\t3\n"),
+        ("a.JSON", '["owl", " polar bear, white", "pizza"]'),
+        ("a.txt", "owl\r\n\r\npolar bear, white \n\u200bpizza\n"),
+        ("a.txt", '"owl"\n"polar bear, white"\n"pizza"\n'),
+        ("labels", "owl\npolar bear, white\npizza"),
+    ],
+)
+def test_every_form_of_a_file_gives_the_same_names(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_labels(tmp_path / name) == OWL
+        if "." in name:
+            assert read_labels(str(tmp_path / name)) == OWL
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "label\nowl,night\npizza,wolf\n", r"a.csv: line 2 has 2 cells, line 3 has 2 cells instead of 1"),
+        ("a.csv", "label,note\nowl,night,a\npizza,wolf,b\n", "line 2 has 3 cells, line 3 has 3 cells instead of 2"),
+        ("a.csv", "label,note\nowl\n", "line 2 has 1 cells instead of 2; put cells that hold a comma in double quotes"),
+        ("a.csv", "label,Label\nowl,pizza\n", "has the columns 'label' and 'Label', of which one is read"),
+        ("a.csv", 'label\nowl\n"pizza\nwolf\n', "a.csv, line 3 to 4: .* a quotation mark is not closed"),
+        ("a.csv", "label;n\nowl;1\n", "a.csv has the columns label;n; call the one of the names 'label'"),
+        ("a.tsv", "label\tn\nowl\t1\t2\n", "a.tsv: line 2 has 3 cells instead of 2"),
+        ("a.json", "[", "a.json is not JSON .*; write a list of names"),
+        ("a.json", "[" * 100_000, "a.json is not JSON"),
+        ("a.json", '{"labels": ["owl"]}', "a.json holds a dict: write a list of names"),
+        ("a.json", '["owl", {"name": "pizza"}]', "a.json holds a dict"),
+        ("a.json", '["owl", 3]', "a.json holds a int"),
+        ("a.txt", '[\n  "owl",\n  "pizza"\n]', r"a.txt, line 1: '\[': a list, not a name; .* or save it as .json"),
+        ("a.txt", "label\tn\nowl\t1\n", "a.txt, line 1, a.txt, line 2: a tab within a name; is it a table.* a.tsv"),
+        ("a.xlsx", "PK", "a.xlsx ends in .xlsx: give a file of labels that ends in .txt, .csv, .tsv, .json"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["owl, pizza, wolf\n", "owl;pizza", "owl,1\npizza,2\n"])
+def test_lines_with_commas_are_told(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.warns(UserWarning, match="a.txt: .* holds (commas|semicolons), and is one label, such as 'owl") as told:
+        assert len(read_labels(tmp_path / "a.txt")) == len(text.splitlines())
+    assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (None, "labels is None, not a list of names; write them out, such as"),
+        (3, "labels is a int, not a list"),
+        (pd.DataFrame({"label": ["owl"]}), "labels is a DataFrame, not a list"),
+        (b"owl", "labels is the single string b'owl'"),
+        (["owl", None], r"labels\[1\] is None, not a string"),
+    ],
+)
+def test_labels_that_are_no_list_of_names(labels, what):
+    with pytest.raises(ValueError, match=what):
+        read_labels(labels)
+
+
+def test_lists_of_other_kinds():
+    for labels in (
+        np.array(["owl", "bus"]),
+        pd.Series(["owl", "bus"]),
+        ("owl", "bus\ufeff"),
+        iter(["\u200bowl", "bus"]),
+    ):
+        assert read_labels(labels) == ["owl", "bus"]
+    assert read_labels(["\U0001f469\u200d\U0001f680", "a\u00adb"]) == ["\U0001f469\u200d\U0001f680", "ab"], (
+        "emojis stay whole"
+    )

@@ -156,3 +156,10 @@ def test_a_card_of_somebody_elses_stays(model, tmp_path):
 def test_a_cell_with_a_bar_does_not_break_its_table():
     text = pretrained.markdown(pd.DataFrame({"a|b": ["x|y"], "c": [1.5]}))
     assert text.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| x\\|y | 1.5 |"]
+
+
+def test_the_card_says_how_pictures_are_made_square(model):
+    words = "shorter side resized (bicubic), centre cut out (`resize = crop`)"
+    assert f"pictures of 112 x 112 pixels: {words}" in pretrained.model_card(model).content
+    squashed = model.under(model.config.replace(resize="squash"))
+    assert "resized to the square (bicubic) (`resize = squash`)" in pretrained.model_card(squashed).content

@@ -98,6 +98,8 @@ def test_large_metadata_do_not_hide_a_picture(tmp_path):
     (tmp_path / "after.png").write_bytes(whole[:start] + whole[start + len(chunk) : end] + chunk + whole[end:])
     for path in sorted(tmp_path.iterdir()):
         assert read_image(path, 8).unique(dim=1).flatten().tolist()[::8] == [9, 8, 7], path
+    with Image.open(tmp_path / "after.png") as image, pytest.raises(ValueError, match="after.png .*texts are too long"):
+        read_image(image, 8)
     with (tmp_path / "packed.png").open("rb") as file:
         assert open_picture(file, "packed.png").image.size == (8, 8)
 
@@ -253,6 +255,7 @@ def test_a_name_that_is_not_utf8(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (Path("https://x.org/a.jpg"), "is an address"),
         ("https://x.org/a.jpg", "is an address, and nothing is downloaded: save the picture"),
         ("s3://bucket/a.jpg", "is an address"),
         ("data:image/png;base64,iVBO", "is an address"),

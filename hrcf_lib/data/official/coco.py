@@ -110,6 +110,7 @@ def prepare(
         if lacking
     ]
 
+    within_root = f"{root.name}/" if root else ""  # some programs name files from the folder above
     settings = {"year": year, "labels": labels, "annotated_only": annotated_only, "drop_unseen": drop_unseen}
     for name, c in content.items():
         _check_matches(paths[name], c, categories[name])
@@ -131,7 +132,7 @@ def prepare(
                         split.drop(image["name"], "training image with an unseen category")
                     else:
                         places = tuple(f"{folder}/{image['file_name']}" for folder in file.folders)
-                        places += (image["file_name"],)
+                        places += (image["file_name"], image["file_name"].removeprefix(within_root))
                         positives = [k for k, label in enumerate(space.names) if label in shown]
                         negatives = [k for k, label in enumerate(space.names) if label not in shown | unlisted[name]]
                         split.add(image["name"], places, positives, negatives)
