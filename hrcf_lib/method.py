@@ -245,6 +245,11 @@ class Method(Pretrained, nn.Module):
         """What trunk and image side run in: bfloat16 if ``config.bf16`` and the device has it."""
         return devices.autocast(self.vlp.mean.device, self.config.bf16)
 
+    def in_float32(self) -> "Method":
+        """Itself, or a copy in float32 of one that was cast (``half``, ``bfloat16``, ``double``), to score with."""
+        numbers = [x for x in (*self.parameters(), *self.buffers()) if x.is_floating_point()]
+        return self if all(x.dtype == torch.float32 for x in numbers) else copy.deepcopy(self).float()
+
     def under(self, config: configs.Config) -> "Method":
         """The same weights under another config, whose changes matter at test time only."""
         other = copy.copy(self)

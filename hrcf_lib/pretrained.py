@@ -11,6 +11,7 @@ passed in, each with the protocol that made it.
 
 import json
 import re
+import sys
 import warnings
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +29,8 @@ from hrcf_lib.engine.files import read_tensors, replacing, write_json, write_ten
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
 EXTRAS = ("calibration",)  # what may lie beside them as ``<name>.json``
 CARD = "README.md"
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name on the hub; no path that begins with . or /
+HUB = "hf://"  # in front of a name on the hub
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name; no path that begins with . or /
 
 
 class Pretrained:
@@ -59,9 +61,9 @@ class Pretrained:
     def from_pretrained(cls, folder: str | Path, **changes) -> "Pretrained":
         r"""The model saved in ``folder``, in evaluation mode; ``changes`` replace config values.
 
-        ``folder`` may also name a repository ``owner/name`` of the Hugging Face hub. Raises ``FileNotFoundError`` that
-        says what is missing, ``ValueError`` if method, config, weights, extras or VLP do not fit, and what ``vlp.load``
-        raises.
+        ``folder`` may also be ``hf://owner/name``, a repository of the Hugging Face hub. Raises ``FileNotFoundError``
+        that says what is missing, ``ValueError`` if method, config, weights, extras or VLP do not fit, and what
+        ``vlp.load`` raises.
         """
         about = read_about(folder := find_folder(folder))
         if about["method"] != cls.Config.method:
@@ -109,21 +111,36 @@ def read_extra(folder: Path, name: str) -> dict:
 
 
 def find_folder(source: str | Path) -> Path:
-    """A folder of ``save_pretrained`` on this machine, fetched from the hub first where the name is of that kind.
+    """A folder of ``save_pretrained`` on this machine. ``hf://owner/name`` is fetched from the Hugging Face hub first,
+    which is said; no other name is ever asked for there, as a mistyped folder may be somebody's repository.
 
-    Raises ``FileNotFoundError`` that says which file or repository is missing.
+    Raises ``FileNotFoundError`` that says which file or repository is missing, and ``ValueError`` for ``hf://`` with
+    something else.
     """
+    if str(source).startswith(HUB):
+        return _checked_folder(_fetched(str(source).removeprefix(HUB)))
     folder = Path(source).expanduser()
-    if not folder.exists() and REPOSITORY.fullmatch(str(source)):
-        try:
-            cached_only = not vlp.online()
-            wanted = [*FILES, *(f"{name}.json" for name in EXTRAS)]
-            folder = Path(snapshot_download(str(source), allow_patterns=wanted, local_files_only=cached_only))
-        except Exception as error:  # no such repository, no access, no network: every kind of its own
-            reason = str(error).strip().splitlines()[0]
-            raise FileNotFoundError(
-                f"{source} is not a folder here, and the hub gave none of that name: {reason}"
-            ) from error
+    if not folder.exists():
+        hint = f"; a repository of the Hugging Face hub is {HUB}{source}" if REPOSITORY.fullmatch(str(source)) else ""
+        raise FileNotFoundError(f"there is no folder {source} here: correct the path{hint}")
+    return _checked_folder(folder)
+
+
+def _fetched(name: str) -> Path:
+    """The folder in the hub's cache of a repository, fetched as far as it is not there."""
+    if not REPOSITORY.fullmatch(name):
+        raise ValueError(f"{HUB}{name}: give the owner and the name of a repository, as in {HUB}owner/name")
+    cached_only = not vlp.online()
+    print(f"asking {'the cache of ' * cached_only}the Hugging Face hub for {name}", file=sys.stderr)
+    wanted = [*FILES, *(f"{extra}.json" for extra in EXTRAS)]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached_only))
+    except Exception as error:  # no such repository, no access, no network: every kind of its own
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(f"the Hugging Face hub gave no repository {name}: {reason}") from error
+
+
+def _checked_folder(folder: Path) -> Path:
     for file in FILES:
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{folder} holds no {file}: give a folder that save_pretrained wrote")

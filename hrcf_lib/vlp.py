@@ -94,8 +94,15 @@ class VLP(nn.Module):
         r"""(B, 3, side, side), uint8 in 0..255 or float in 0..1 -> float with the VLP's own mean and deviation,
         on the VLP's device.
 
-        Raises ``ValueError`` for another shape or another kind of number.
+        Raises ``ValueError`` for another shape or another kind of number, and for a VLP that was cast to another
+        precision.
         """
+        cast = {self.mean.dtype, self.model.positional_embedding.dtype} - {torch.float32}
+        if cast:
+            raise ValueError(
+                f"the weights of {self.name} are {cast.pop()}, and it computes in torch.float32 alone: call float() on "
+                "the model (config.bf16 computes in bfloat16 where the device does it well)"
+            )
         images = images.to(self.mean.device)
         if images.ndim != 4 or images.shape[1:] != (3, self.side, self.side):
             raise ValueError(

@@ -24,6 +24,7 @@ from PIL import Image
 from hrcf_lib.apply import region_maps
 from hrcf_lib.apply.html import SIDE, explorer_view, map_uri, picture_uri, score_span
 from hrcf_lib.apply.label_scorer import LabelScorer
+from hrcf_lib.apply.photographs import Watch
 from hrcf_lib.apply.predict import load_model
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import find_images, name_of, read_image
@@ -82,6 +83,8 @@ class Session:
         """Take a picture: a path or a PIL image. Raises what ``read_image`` raises, and the last picture stays."""
         pixels = read_image(image, self.model.vlp.side, self.model.config.resize)[None]  # (1, 3, side, side)
         self.e_g, self.regions = self.model.embed(pixels)
+        self.watch = Watch(self.model)
+        self.watch.see(pixels[0], "this one")
         self._maps = None
 
     @torch.no_grad()
@@ -341,6 +344,8 @@ class Explorer:
             facts.append(f"scores: probabilities are calibrated at λ = {s.lam:g}{regions} (Reset)")
         else:
             facts.append("scores: the model has no calibration (python -m hrcf_lib.apply.calibration FOLDER makes one)")
+        if s.watch.photographs:
+            facts.append(f"this looks like a photograph, and {s.model.vlp.name} knows OpenMoji drawings only")
         if s.model.map_kind is None:
             facts.append(f"no maps of {s.model.title}")
         return facts

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.apply import calibration, vocabulary
+from hrcf_lib.apply.photographs import Watch
 from hrcf_lib.apply.predict import load_model
 from hrcf_lib.config import DATA, DEFAULTS, Config, names_where
 from hrcf_lib.data import load
@@ -108,6 +109,10 @@ def tune(
     if not there.any():
         raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
     labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
+    watch = Watch(model)
+    for i in range(0, len(dataset), 1 + len(dataset) // 32):  # some from all over
+        watch.see(dataset[i][0], dataset.files[i])
+    watch.warn()
     rows, held = training_and_held_out(y, held_out, seed)
     if held_out and not len(held):
         tell(
@@ -192,8 +197,12 @@ def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded 
 
 
 def _copy_of(start) -> Method:
-    """The model to train, a copy: the start stays as it is."""
+    """The model to train, a copy: the start stays as it is. Raises ``ValueError`` for one that trains nothing."""
     model = registry.for_config(start) if isinstance(start, Config) else copy.deepcopy(load_model(start))
+    if not any(model.trained_parameters().values()):
+        raise ValueError(
+            f"{model.title} has nothing to train: start from a config, such as config.nus_wide(), or a trained model"
+        )
     return model.to(devices.best()).eval()
 
 

@@ -243,7 +243,7 @@ def _onnxruntime():
 def main(words=None) -> None:
     """The command line; a user's error ends it with one line that says what to fix."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.apply.onnx", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of save_pretrained, or owner/name on the Hugging Face hub")
+    parser.add_argument("model", help="folder of save_pretrained, or hf://owner/name")
     parser.add_argument("labels", type=Path, help="file of labels: .txt, .csv, .tsv or .json, as for classify")
     parser.add_argument("out", type=Path, help="ONNX file to write")
     parser.add_argument("--uint8", action="store_true", help="take uint8 pictures in 0..255, not float32 in 0..1")

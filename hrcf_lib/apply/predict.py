@@ -11,25 +11,29 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 
+import open_clip
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hrcf_lib import config as configs
 from hrcf_lib.apply import calibration
 from hrcf_lib.apply.gallery import Gallery, gallery
 from hrcf_lib.apply.label_scorer import NO_PROBABILITY, LabelScorer
+from hrcf_lib.apply.photographs import Watch
 from hrcf_lib.apply.vocabulary import read_alike
 from hrcf_lib.data.feeds.order import read_ahead
 from hrcf_lib.data.images import find_images, name_of, resized
 from hrcf_lib.data.opening import open_picture
-from hrcf_lib.engine.messages import list_some, tell, whole_number
+from hrcf_lib.engine.messages import did_you_mean, list_some, tell, whole_number
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
 from hrcf_lib.pretrained import EXTRAS, FILES
+from hrcf_lib.vlp import MINI
 
-__all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds"]
+__all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds", "plain_clip"]
 
 
 @cache
@@ -39,18 +43,26 @@ def default_model() -> HRCF:
 
 
 def load_model(model: Method | str | Path | None = None) -> Method:
-    r"""A model, in evaluation mode: the default one for None, a folder of ``save_pretrained``, or a model itself.
+    r"""A model, in evaluation mode: the default one for None, a folder of ``save_pretrained``, a CLIP by its name in
+    open_clip (``plain_clip``), or a model itself; of one that was cast to another precision, a copy in float32.
 
-    A folder (or ``owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
-    changes. Raises ``TypeError`` for anything else, and for a folder what ``methods.load`` raises.
+    A folder (or ``hf://owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
+    changes. Raises ``TypeError`` for anything else, ``FileNotFoundError`` for a name that nothing has, and what
+    ``methods.load`` and ``plain_clip`` raise.
     """
     if model is None:
         return default_model().eval()
     if isinstance(model, Method):
-        return model.eval()
+        return model.eval().in_float32()
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, or the folder of one")
-    folder = Path(model).expanduser()
+    folder, known = Path(model).expanduser(), sorted({*open_clip.list_models()} - {MINI})
+    if str(model) in known and not folder.exists():
+        return plain_clip(str(model))
+    if folder.is_file():
+        raise ValueError(f"{model} is a file: give a folder of save_pretrained, or plain_clip(name, {str(model)!r})")
+    if not folder.exists() and (near := did_you_mean(model, known, "")):
+        raise FileNotFoundError(f"there is no folder {model} here, and no model of that name in open_clip; {near}")
     present = [path for file in (*FILES, *(f"{name}.json" for name in EXTRAS)) if (path := folder / file).is_file()]
     return _loaded(str(folder if present else model), tuple(path.stat().st_mtime_ns for path in present)).eval()
 
@@ -58,6 +70,33 @@ def load_model(model: Method | str | Path | None = None) -> Method:
 @lru_cache(maxsize=2)
 def _loaded(folder: str, changed: tuple) -> Method:
     return registry.load(folder)
+
+
+@lru_cache(maxsize=2)
+def plain_clip(name: str = "ViT-B-16", weights: str | None = None) -> Method:
+    r"""CLIP as it comes, for photographs and any labels: ``classify(photos, labels, model="ViT-B-16")`` takes it.
+
+    A picture's score for a label is the cosine of CLIP's two embeddings, of the label the mean over the prompts that
+    CLIP's authors recommend. Maps show HRCF's regions before any training, which is rough. There are no probabilities.
+
+    Args:
+        name: of an open_clip model, a plain ViT or CLIP's ResNet: "ViT-B-32", "ViT-B-16", "ViT-L-14", "RN50" ...
+        weights: open_clip tag, or the path of a checkpoint in any form that ``vlp.load`` reads; by default OpenAI's
+            where the model has them, else the first tag that open_clip lists. The file is downloaded once (ViT-B-16:
+            600 MB).
+
+    Raises what ``vlp.load`` raises: ``OSError`` where weights are neither here nor to be had.
+    """
+    if weights is None:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        weights = "openai" if "openai" in tags else next(iter(tags), None)
+    weights = None if weights is None else str(weights)
+    experiment = configs.nus_wide().replace(vlp=name, vlp_weights=weights, bf16=False)  # open_clip's own embeddings
+    settings = {"prompt_set": "openai", "similarity": "cosine", "regions": True}
+    try:
+        return registry.build("pre_clip", experiment, **settings).eval()
+    except OSError as error:
+        raise OSError(f"{error}. To classify with a file, give model=plain_clip({name!r}, its path)") from error
 
 
 @torch.no_grad()
@@ -84,7 +123,8 @@ def classify(
             over reference and own labels together, so that a single label does not always score 1; only your columns
             are returned. In a loop over pictures, pass one ``LabelScorer(load_model(model), labels)`` here, which
             embeds labels and reference vocabulary once.
-        model: an ``HRCF`` or another ``Method``, or its folder; by default the HRCF that ships (``default_model``). It
+        model: an ``HRCF`` or another ``Method``, or its folder; by default the HRCF that ships (``default_model``),
+            which knows drawings only. For photographs the name of a CLIP, such as ``"ViT-B-16"`` (``plain_clip``). It
             is left in evaluation mode. A ``LabelScorer`` brings its own model and device.
         top_k: labels to report for each picture; fewer are returned if there are fewer labels.
         batch: pictures at a time; a thread reads the next ones meanwhile.
@@ -113,7 +153,8 @@ def classify(
             does not have, or a model that cannot be read.
         FileNotFoundError: a picture, folder or file of labels that does not exist.
 
-    Transparency is laid on white. Only the first frame of an animated picture is used, with a warning.
+    Transparency is laid on white. Only the first frame of an animated picture is used, with a warning. Another says
+    that a model of the mini VLP was given what looks like photographs (``photographs.py``).
     """
     top_k, batch = whole_number("top_k", top_k), whole_number("batch", batch)
     items = find_images(images)
@@ -205,7 +246,7 @@ def _scorer(labels, model, device: str | None = None) -> LabelScorer:
 def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: bool):
     """(numbers of pictures, pictures (B, 3, side, side), resized as the model's config says); a batch without a
     readable picture is skipped."""
-    animated, unreadable = [], []
+    animated, unreadable, watch = [], [], Watch(model)
 
     def read(first: int) -> tuple[list[int], list[Tensor]]:
         numbers, pictures = [], []
@@ -214,6 +255,7 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
                 picture = open_picture(item)
                 pictures.append(resized(picture.image, model.vlp.side, model.config.resize))
                 numbers.append(i)
+                watch.see(pictures[-1], name_of(item, i))
                 if picture.animated:
                     animated.append(name_of(item, i))
             except (ValueError, OSError) as error:  # OSError: the file has vanished since it was found
@@ -235,3 +277,4 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
         tell(f"{len(unreadable)} of {len(items)} pictures left out: {list_some(unreadable, '; ')}")
     if animated:
         tell(f"animated, or of several pages; the first frame was taken: {list_some(animated)}")
+    watch.warn()

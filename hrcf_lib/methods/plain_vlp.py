@@ -10,6 +10,7 @@ $$s_k = e_p \cdot \bar t_k, \qquad \bar t_k = \frac{1}{|T|} \sum_{\tau \in T} \m
 from dataclasses import dataclass
 
 import numpy as np
+import open_clip
 import pandas as pd
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from hrcf_lib.evaluation import label_view, table_rows
 from hrcf_lib.labels import check_names
 from hrcf_lib.method import Method
 from hrcf_lib.methods.settings import MethodConfig
+from hrcf_lib.regions import HierarchicalClueGathering
 
 PROMPTS = {  # name -> templates, whose embeddings are averaged
     "name": ["{}"],
@@ -32,6 +34,9 @@ PROMPTS = {  # name -> templates, whose embeddings are averaged
     "there is": ["there is a {}."],
     "multi-label": ["A photo for multi-label classification, there is a {}."],
     "ensemble": ["a photo of a {}.", "a drawing of a {}.", "a picture of a {}.", "there is a {}.", "this is a {}."],
+}
+CLIP_PROMPTS = {  # the seven of 80 that CLIP's authors found to do as well on ImageNet; the mini VLP lacks their words
+    "openai": [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES]
 }
 SIMILARITIES = {  # global embeddings (B, D), label embeddings (K, D) -> (B, K)
     "dot": lambda e, t: e @ t.T,
@@ -46,12 +51,13 @@ class PreCLIPConfig(MethodConfig):
 
     method = "pre_clip"
 
-    prompt_set: str = "photo"  # key of ``PROMPTS``: a single template, or "ensemble"
+    prompt_set: str = "photo"  # key of ``PROMPTS`` (a single template, or "ensemble") or of ``CLIP_PROMPTS``
     similarity: str = setting("dot", scores=True)  # key of ``SIMILARITIES``
+    regions: bool = setting(False, weights=False, before=False)  # HRCF's, before any training, for maps alone
 
     def __post_init__(self):
         super().__post_init__()
-        check_known([self.prompt_set], list(PROMPTS), "unknown prompt_set")
+        check_known([self.prompt_set], [*PROMPTS, *CLIP_PROMPTS], "unknown prompt_set")
         check_known([self.similarity], list(SIMILARITIES), "unknown similarity")
 
 
@@ -64,12 +70,34 @@ class PreCLIP(Method):
     trained_blocks = 0
 
     def build(self) -> None:
-        """Nothing but the VLP."""
+        """Nothing but the VLP; for maps the merges of HRCF that its grid takes, at their start."""
+        merges = min(self.config.merges, (self.vlp.N - 1) // 4) if self.vlp.is_vit else 0
+        gathers = self.config.regions and merges
+        self.gather = HierarchicalClueGathering(self.vlp.C, self.vlp.N, merges) if gathers else None
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), and no regions (B, 0, D)."""
+        """Tokens (B, 1 + N^2, C) after the last block -> e_p (B, D), and no regions (B, 0, D).
+
+        With ``config.regions``, those of an untrained HRCF, or of a grid too small for merges and of a ResNet its N^2
+        positions: (B, J, D).
+        """
         e_p = self.vlp.teacher(trunk)  # (B, D)
-        return e_p, e_p[:, None][:, :0]
+        if not self.config.regions:
+            return e_p, e_p[:, None][:, :0]
+        if self.gather is None:
+            return e_p, self.vlp.dense(trunk)  # (B, N*N, D)
+        visual = self.vlp.model.visual
+        return e_p, self.gather(visual.ln_post(trunk[:, 1:])) @ visual.proj  # (B, J, D)
+
+    @property
+    def map_kind(self) -> str | None:
+        """Votes of the regions, if there are any."""
+        return "votes" if self.config.regions else None
+
+    @property
+    def region_sides(self) -> list[int]:
+        """One map per level of regions, or the one of the positions."""
+        return self.gather.sides if self.gather is not None else super().region_sides
 
     @torch.no_grad()
     def label_embeddings(self, names) -> Tensor:
@@ -82,8 +110,9 @@ class PreCLIP(Method):
 
 
 def prompted(vlp, names, prompt: str) -> Tensor:
-    """(K, D) mean embedding of each name over the templates of a prompt of ``PROMPTS``."""
-    return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in PROMPTS[prompt]]).mean(0)
+    """(K, D) mean embedding of each name over the templates of a prompt of ``PROMPTS`` or ``CLIP_PROMPTS``."""
+    templates = (PROMPTS | CLIP_PROMPTS)[prompt]
+    return torch.stack([vlp.encode_text([text.format(n) for n in names]) for text in templates]).mean(0)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """classify: any list of labels, pictures in any form, scores inside the reference vocabulary, errors that help."""
 
+import copy
 import inspect
 import os
 import shutil
@@ -246,6 +247,20 @@ def saved(tmp_path_factory):
     model = HRCF(configs.mini().replace(bf16=False))
     model.reference_labels = ("cat", "dog", "pizza")
     return model.save_pretrained(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_model_that_was_cast_scores_in_single_precision(model, folder, cast):
+    made = getattr(copy.deepcopy(model), cast)()
+    found = classify(folder, ["cat", "zebra"], made, explain=True)
+    expected = classify(folder, ["cat", "zebra"], copy.deepcopy(made).float())
+    assert found.drop(columns="map").equals(expected)
+    assert {p.dtype for p in made.parameters()} == {getattr(torch, cast.replace("half", "float16"))}, "left as it is"
+    with pytest.raises(
+        ValueError, match="the weights of hrcf-mini are torch.*computes in torch.float32 alone: call fl"
+    ):
+        LabelScorer(made, ["cat"])(torch.zeros(1, 3, 112, 112))
+    assert load_model(model) is model
 
 
 def test_a_model_from_its_folder(saved, folder, monkeypatch):

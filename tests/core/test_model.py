@@ -283,32 +283,34 @@ def test_a_missing_file_is_named(saved, file):
         HRCF.from_pretrained(saved[1])
 
 
-@pytest.mark.parametrize("folder", ["/nowhere", "./runs/nowhere", "runs", "../a/b/c"])
+@pytest.mark.parametrize("folder", ["/nowhere", "./runs/nowhere", "runs", "../a/b/c", "runs/nowhere", "hf:/a/b"])
 def test_a_folder_that_does_not_exist_is_no_repository(folder, monkeypatch):
     monkeypatch.setattr("hrcf_lib.vlp.online", lambda: pytest.fail("asked the hub"))
-    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {folder} here: correct the path") as error:
         HRCF.from_pretrained(folder)
+    assert ("is hf://runs/nowhere" in str(error.value)) == (folder == "runs/nowhere")
 
 
 def test_a_repository_that_cannot_be_had_is_an_error_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        FileNotFoundError, match="somebody/hrcf-nus is not a folder here, and the hub gave none of that name"
-    ):
-        HRCF.from_pretrained("somebody/hrcf-nus")
+    with pytest.raises(FileNotFoundError, match="the Hugging Face hub gave no repository somebody/hrcf-nus: "):
+        HRCF.from_pretrained("hf://somebody/hrcf-nus")
+    with pytest.raises(ValueError, match="hf://hrcf-nus: give the owner and the name"):
+        HRCF.from_pretrained("hf://hrcf-nus")
 
 
-def test_a_repository_of_the_hub_is_fetched(saved, monkeypatch):
+def test_a_repository_of_the_hub_is_fetched_and_that_is_said_before(saved, monkeypatch, capsys):
     asked = []
 
     def download(name, **options):
         asked.append((name, options))
+        assert "asking the Hugging Face hub for somebody/hrcf-nus" in capsys.readouterr().err
         return str(saved[1])
 
     monkeypatch.setattr("hrcf_lib.vlp.online", lambda: True)
     monkeypatch.setattr("hrcf_lib.pretrained.snapshot_download", download)
-    assert torch.equal(HRCF.from_pretrained("somebody/hrcf-nus").head.weight, saved[0].head.weight)
+    assert torch.equal(HRCF.from_pretrained("hf://somebody/hrcf-nus").head.weight, saved[0].head.weight)
     assert asked[0][0] == "somebody/hrcf-nus" and set(asked[0][1]["allow_patterns"]) == {
         "config.json",
         "model.safetensors",
