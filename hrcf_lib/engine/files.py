@@ -253,26 +253,25 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
     """Load ``state`` into ``module``, all of it or nothing; if names do not fit, ``unwrapped``.
 
-    Raises ``ValueError`` that lists every name and shape that does not fit, or the first ``MOST_FAULTS`` of them;
+    Raises ``ValueError`` that lists names and shapes that do not fit, of each kind the first ``MOST_FAULTS``;
     ``source``, the file of the weights, is named in the message. The module is unchanged then.
     """
     own = module.state_dict()
     if own.keys() != state.keys():
         state = unwrapped(state)
-    faults = [f"missing {n} {tuple(v.shape)}" for n, v in own.items() if n not in state]
-    faults += [f"unexpected {n} {tuple(v.shape)}" for n, v in state.items() if n not in own]
-    faults += [
+    missing = [f"missing {n} {tuple(v.shape)}" for n, v in own.items() if n not in state]
+    unexpected = [f"unexpected {n} {tuple(v.shape)}" for n, v in state.items() if n not in own]
+    other = [
         f"{n} is {tuple(v.shape)}, expected {tuple(own[n].shape)}"
         for n, v in state.items()
         if n in own and own[n].shape != v.shape
     ]
-    if faults:
-        shown = list_some(faults, "\n  ", MOST_FAULTS)
-        raise ValueError(f"{source}: these weights do not fit the config:\n  {shown}")
+    if faults := [list_some(kind, "\n  ", MOST_FAULTS) for kind in (missing, unexpected, other) if kind]:
+        raise ValueError(f"{source}: these weights do not fit the config:\n  " + "\n  ".join(faults))
     module.load_state_dict(state)
 
 
-MOST_FAULTS = 20  # lines of a message: the weights of another model miss hundreds
+MOST_FAULTS = 20  # of a kind that a message lists: the weights of another model miss hundreds
 
 
 def write_tensors(state: dict[str, Tensor], path: str | Path, **more: str) -> str:
