@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import warnings
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -189,6 +190,8 @@ def model_card(model, metrics=None, training=None, licence: str | None = None) -
         _front(model, tables, licence),
         template_str=(files("hrcf_lib") / TEMPLATE).read_text(encoding="utf-8"),
         name=f"{model.title} on {data}",
+        text=text,
+        code=code,
         mark=MARK,
         about=model.about,
         config=config,
@@ -261,14 +264,14 @@ def _front(model, tables: dict[str, pd.DataFrame], licence: str | None) -> Model
 def _changed(config) -> str:
     """What of the preset was changed, as code; paths of some machine are left out."""
     changes = {name: value for name, value in config.changes().items() if name not in ("name", "vlp_weights")}
-    return ", ".join(f"`{name} = {value!r}`" for name, value in changes.items()) or "nothing changed"
+    return ", ".join(code(f"{name} = {value!r}") for name, value in changes.items()) or "nothing changed"
 
 
 def _source(model) -> str:
     """Where the VLP's weights come from; of a path only the file's name, as its folders mean nothing elsewhere."""
     if model.config.vlp_weights is None:
         return "weights that ship with hrcf" if model.vlp.name == "hrcf-mini" else "no weights named"
-    return f"weights `{Path(model.config.vlp_weights).name}`"
+    return f"weights {code(Path(model.config.vlp_weights).name)}"
 
 
 def _training(training) -> str:
@@ -276,7 +279,7 @@ def _training(training) -> str:
     if training is None or not len(training):
         return ""
     if not isinstance(training, pd.DataFrame):
-        return "\n".join(f"* {key}: {value}" for key, value in training.items())
+        return "\n".join(f"* {text(key)}: {text(value)}" for key, value in training.items())
     losses = list(training.columns[list(training.columns).index("lr") + 1 : list(training.columns).index("seconds")])
     phases = training.groupby("phase", sort=False)
     rows = phases[["side", *losses]].last()
@@ -306,7 +309,21 @@ def markdown(table: pd.DataFrame) -> str:
     """A table as Markdown, numbers with two decimals at most (pandas' own needs a package more)."""
     rows = [list(map(str, table)), ["---"] * table.shape[1]]
     rows += [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(map(text, row)) + " |" for row in rows)
+
+
+def text(value) -> str:
+    """A name of somebody's as plain text in a line of Markdown, whatever is in it: no markup, no HTML, no new cell."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", escape(" ".join(str(value).split()), quote=False))
+
+
+def code(value) -> str:
+    """A value as inline code of Markdown, which backticks in it do not end."""
+    line = " ".join(str(value).split())
+    if "`" not in line:
+        return f"`{line}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", line))))
+    return f"{fence} {line} {fence}"
 
 
 def _cell(value) -> str:

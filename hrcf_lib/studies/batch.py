@@ -225,7 +225,7 @@ def run_job(folder: str, environment: dict, share: int | None, unwanted: Callabl
         return {"status": "failed", "error": f"{platform.node()} does not see {home}: choose a folder that all share"}
     for path in (home / name for name in MADE):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    write_status(home, status="running", host=platform.node())
+    write_status(home, status="running")
     limits = dict.fromkeys(THREADS, environment.get("OMP_NUM_THREADS", str(share)).split(",")[0])
     surroundings = os.environ | limits | environment | {"HRCF_OUT": str(home)}
     command = [sys.executable, *RUNNER, status["path"], str(home / "notebook.ipynb")]

@@ -153,6 +153,37 @@ def test_a_card_of_somebody_elses_stays(model, tmp_path):
     assert "HRCF on MojiScenes" in own.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("[click](javascript:x)", r"\[click\](javascript:x)"),
+        ("a|b*c*_d_`e`", r"a\|b\*c\*\_d\_\`e\`"),
+        ("two\nlines\n# title", "two lines # title"),
+        ("{{ config.name }}", "{{ config.name }}"),
+        ("\\$x$ ~~y~~ & z", r"\\\$x\$ \~\~y\~\~ &amp; z"),
+    ],
+)
+def test_names_are_text_and_no_markup(table, name, shown):
+    made = synthetic.model()
+    made.reference_labels = (name, *SEEN)
+    table.insert(0, "note", name)
+    card = pretrained.model_card(made, {"test": table}, training={name: "a value"}, licence=name)
+    parts = sections(card)
+    for title, around in (
+        ("Data", "config.json`): {}, thing 0"),
+        ("Evaluation", "| ZSL | {} |"),
+        ("Training", "* {}: a value"),
+        ("Licence", "* Weights: {}."),
+    ):
+        assert around.format(shown) in parts[title]
+    assert ModelCard(card.content).data.license_name == name, "the front is data, not text"
+
+
+def test_backticks_do_not_end_code():
+    assert pretrained.code("a") == "`a`" and pretrained.code("a`b``c") == "``` a`b``c ```"
+
+
 def test_a_cell_with_a_bar_does_not_break_its_table():
     text = pretrained.markdown(pd.DataFrame({"a|b": ["x|y"], "c": [1.5]}))
     assert text.splitlines() == ["| a\\|b | c |", "| --- | --- |", "| x\\|y | 1.5 |"]
