@@ -118,7 +118,8 @@ def _read_file(path: Path) -> tuple[list[str], list[str]]:
 
 
 def _table(path: Path, delimiter: str) -> list[tuple[str, str]]:
-    rows = read_table(path, delimiter)
+    sign = "comma" if delimiter == "," else "tab"
+    rows = read_table(path, delimiter, f"put cells that hold a {sign} in double quotes")
     column = rows.place(clean_name, COLUMNS[0])
     column = rows.place(clean_name, *COLUMNS) if column is None else column
     if column is None and rows.header:

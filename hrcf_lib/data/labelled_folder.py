@@ -191,10 +191,10 @@ def tell_doubtful(path: Path, table: dict[str, list[str]]) -> None:
     parts = {name: {clean_name(part) for part in JOINED.split(name)} for name in first if JOINED.search(name)}
     often = Counter(part for own in parts.values() for part in own) + Counter(list(first))
     one_each = all(len(names) < 2 for names in table.values())
-    odd = [name for name, own in parts.items() if one_each or any(often[part] > 1 for part in own if part)]
-    odd += [name for name in first if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" and name not in odd]
+    odd = {name for name, own in parts.items() if one_each or any(often[part] > 1 for part in own if part)}
+    odd |= {name for name in first if len(name) > 1 and name[0] == name[-1] and name[0] in "'\""}
     if odd:
-        named = list_some(f"{name!r} ({first[name]})" for name in sorted(odd, key=list(first).index))
+        named = list_some(f"{name!r} ({file})" for name, file in first.items() if name in odd)
         tell(f"{path}: each of these is read as one label: {named}; if they are several, join them by '|'")
     if same := alike(sorted(first)):
         named = list_some((" and ".join(f"{name!r} ({first[name]})" for name in group) for group in same), "; ")

@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple
@@ -47,6 +48,7 @@ BEGINNINGS = (  # first bytes of files that are no picture to Pillow alone -> wh
     (rb"\s*<(svg|\?xml)", "this is XML, perhaps a drawing in SVG: save it as PNG"),
     (rb"version https://git-lfs", "this is a pointer of Git LFS: run `git lfs pull`"),
 )
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # from one grey of 2 or 4 bits to the next, in 8 bits
 PNG, TEXTS, LONG_TEXT = b"\x89PNG\r\n\x1a\n", (b"tEXt", b"zTXt", b"iTXt", b"iCCP"), 2**16
 
 
@@ -88,8 +90,13 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str =
 def formats() -> tuple[str, ...]:
     """Names of the formats that are opened: ``FORMATS`` as far as this Pillow has them, and those of other packages."""
     Image.init()
-    foreign = (name for name in Image.ID if not Image.OPEN[name][0].__module__.startswith("PIL."))
-    return (*(name for name in FORMATS if name in Image.OPEN), *foreign)
+    return _formats(tuple(Image.ID))
+
+
+@cache
+def _formats(registered: tuple[str, ...]) -> tuple[str, ...]:
+    foreign = (name for name in registered if not Image.OPEN[name][0].__module__.startswith("PIL."))
+    return (*(name for name in FORMATS if name in registered), *foreign)
 
 
 def endings() -> set[str]:
@@ -183,6 +190,7 @@ def _picture(image: Image.Image, name, own: bool = False) -> Picture:
         fix = "scale the pixels to 0..255 and save them with 8 bits"
         raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {fix}")
     try:
+        _scale_key(image)
         animated = image.format not in ONE_FRAME and bool(getattr(image, "is_animated", False))
         image.load()
     except Exception as error:
@@ -196,6 +204,18 @@ def _picture(image: Image.Image, name, own: bool = False) -> Picture:
         return Picture(_on_white(image), animated)
     except ValueError as error:
         raise _unreadable(name, f"colours of mode {image.mode}: {error}") from error
+
+
+def _scale_key(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG to 8 bits, as Pillow brings its pixels but not this colour."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or not getattr(image, "tile", None) or key is None or isinstance(key, bytes):
+        return
+    stored = image.tile[0][3]  # how pixels lie in the file
+    if stored in GREY_STEPS:
+        image.info["transparency"] = key * GREY_STEPS[stored]
+    elif stored == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -3,13 +3,15 @@
 import os
 import shutil
 import socket
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
 from hrcf_lib.data import find_images, opening, read_image, scan
@@ -68,6 +70,29 @@ def test_palettes_and_colour_keys(tmp_path, transparency):
     for mode, key in (("RGB", (1, 2, 3)), ("L", 7), ("1", 1)):
         Image.new(mode, (8, 8), key).save(tmp_path / "key.png", transparency=key)
         assert lower(tmp_path / "key.png") == [255, 255, 255]
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(2, 0), (4, 0), (8, 0), (16, 2)])
+def test_a_transparent_colour_of_any_depth(tmp_path, bits, colour):
+    """Two pixels, of which the first is transparent. Optimisers write greys in 2 and 4 bits."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    key, other = (1, 2) if bits < 16 else (0x1234, 0x5678)
+    samples = [key] * (3 if colour else 1) + [other] * (3 if colour else 1)
+    row = int("".join(f"{sample:0{bits}b}" for sample in samples).ljust(8, "0"), 2)
+    pixels = b"\0" + row.to_bytes(max(1, bits * len(samples) // 8), "big")
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0))
+    content += chunk(b"tRNS", struct.pack(">H", key) * (3 if colour else 1))
+    (tmp_path / "x.png").write_bytes(content + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b""))
+    first, second = (
+        open_picture(tmp_path / "x.png").image.tobytes()[:3],
+        open_picture(tmp_path / "x.png").image.tobytes()[3:],
+    )
+    assert tuple(first) == (255, 255, 255) and tuple(second) == (round(other / (2**bits - 1) * 255),) * 3
+    with Image.open(tmp_path / "x.png") as image:
+        assert open_picture(image).image.getpixel((0, 0)) == open_picture(image).image.getpixel((0, 0)) == tuple(first)
 
 
 def test_a_drawing_of_openmoji_stands_on_white():
@@ -174,6 +199,14 @@ def test_a_format_that_another_package_registers_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(Image.EXTENSION, ".tiny", "TINY")
     assert find_images(tmp_path) == [tmp_path / "a.tiny"]
     assert read_image(tmp_path / "a.tiny", 8)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_pictures_of_other_endings_are_found_and_read():
+    with pytest.warns(UserWarning, match=r"left out of the pictures: 1 HEIC \(.heic\); the first: .*g.heic. HEIC: pip"):
+        found = find_images(CASES)
+    assert [path.name for path in found] == ["avocado.png", "b.jfif", "bigtext.png", "d.avif"]
+    for path in found[:3] + found[3:] * features.check("avif"):
+        assert read_image(path, 8).float().std() > 0
 
 
 # --- finding ---------------------------------------------------------------------------------------------------------

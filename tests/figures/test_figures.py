@@ -12,6 +12,7 @@ from PIL import Image
 from hrcf_lib import figures
 from hrcf_lib.data.mojiscenes import MojiScenes
 from hrcf_lib.figures import charts
+from hrcf_lib.figures import maps as map_figures
 from hrcf_lib.figures import methods as method_figures
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.studies import records
@@ -163,6 +164,9 @@ def test_dollar_signs_are_no_mathematics(name):
         method_figures.label_differences(pd.DataFrame({"label": [name], "HRCF": 1.0, "MKT": 2.0})),
         method_figures.predictions([image], [[name]], {"HRCF": [[(name, 0.5)]]}),
         figures.effects(measured().assign(label=name)),
+        figures.effects(measured().assign(group=name)),
+        method_figures.label_differences(pd.DataFrame({"label": ["x"], name: 1.0, "MKT": 2.0}), name, "MKT"),
+        map_figures.one_label([image], ["x"], {name: [np.zeros((8, 8))]}),
     ):
         figure.canvas.draw()  # raises where a text is read as mathematics that it is not
         texts = [text.get_text() for text in figure.findobj(figures.plt.Text)]

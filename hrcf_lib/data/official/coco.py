@@ -218,7 +218,7 @@ def read_instances(path: Path) -> dict:
     """A file in COCO's form. Raises ``ValueError`` naming what it lacks or lists twice."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): truncated? download it again") from error
     for name, keys in (
         ("images", ("id", "file_name")),
