@@ -36,6 +36,7 @@ def sources(model, table) -> dict:
         "features": gappy(),
         "accumulated": gappy(),
         "mkt": gappy(),
+        "gen_mlzsl": gappy(),
         "pictures": Pictures(dataset, model.vlp, RAND),
         "streamed": StreamedPictures(table, model.vlp, RAND, buffer=5),
     }
@@ -44,6 +45,8 @@ def sources(model, table) -> dict:
 def config_of(name: str) -> Config:
     if name == "mkt":
         return methods.configure("mkt", synthetic.config())
+    if name == "gen_mlzsl":
+        return methods.configure("gen_mlzsl", synthetic.config(), hidden=16, critic_steps=1)
     changes = {"merge_starts_at_zero": False}  # at zero, the first gradients of the other convolution are rounding
     if name == "accumulated":
         changes |= {"accumulate": 3}
@@ -67,6 +70,7 @@ def main(table: str, out: Path) -> None:
         if state.is_main_process:
             torch.save(synthetic.weights(model), out / f"{name}.pt")
             history.to_csv(out / f"{name}.csv", index=False)
+    torch.save(synthetic.weights(run("gen_mlzsl", table)[0]), out / f"turns-{state.process_index}.pt")
     model = synthetic.model().eval()
     dataset = load(table, side=112, split="test")
     tables = {n: evaluate(model, synthetic.features(n)) for n in (1, 7)}

@@ -157,7 +157,7 @@ class GenMLZSL(Method):
         self.encoder, self.critic = Encoder(R, d, c.hidden), Critic(R, d, c.hidden)
         self.register_buffer("low", torch.zeros(R))  # of each entry of e_p in training
         self.register_buffer("high", torch.ones(R))
-        self.register_buffer("sets", torch.empty(0, 0, dtype=torch.int16))  # (n, L) seen labels of pictures, -1: none
+        self.register_buffer("sets", torch.empty(0, 0, dtype=torch.int32))  # (n, L) seen labels of pictures, -1: none
         self.critics_turn = True
         self.classifiers: dict[tuple, Tensor] = {}  # what a fit depends on -> (K, R + 1), labels sorted
 
@@ -183,7 +183,7 @@ class GenMLZSL(Method):
         ranges = torch.stack(found)  # (batches, 2, R)
         self.low.copy_(ranges[:, 0].amin(dim=0))
         self.high.copy_(ranges[:, 1].amax(dim=0))
-        self.sets = torch.cat(sets).to(self.low.device, torch.int16)  # (n, slots)
+        self.sets = torch.cat(sets).to(self.low.device, torch.int32)  # (n, slots)
 
     def usable(self, labels: Tensor) -> Tensor:
         """Pictures with 1 to ``slots`` positive labels: (B, K) -> (B,) bool."""

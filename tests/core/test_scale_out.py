@@ -146,6 +146,16 @@ def test_processes_on_disks_of_their_own_are_refused():
 CONFIG = configs.mini().smoke().replace(train_size=20, val_size=8, test_size=12)
 
 
+@pytest.mark.slow
+def test_a_method_whose_steps_take_turns_has_the_same_weights_in_all_processes(two):
+    """Some parameters have no gradient in some steps, and one process has no picture of its own in some."""
+    first, second = (torch.load(two / f"turns-{rank}.pt", weights_only=True) for rank in range(2))
+    start = synthetic.weights(registry.for_config(two_processes.config_of("gen_mlzsl"), pretrained=False))
+    assert synthetic.same(first, second)
+    for part in ("critic.", "generator.", "encoder."):
+        assert not any(torch.equal(first[n], start[n]) for n in start if n.startswith(part) and n.endswith("weight"))
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Folder of a small run on one process."""

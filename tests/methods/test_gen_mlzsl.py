@@ -419,7 +419,7 @@ def test_saved_with_sets_and_ranges(trained, tmp_path):
     again = model(lr=1e-3).eval()
     again.load_trainable(state, "there")
     again.vlp, again.reference_labels = method.vlp, method.reference_labels
-    assert torch.equal(again.sets, method.sets) and again.sets.dtype == torch.int16
+    assert torch.equal(again.sets, method.sets) and again.sets.dtype == torch.int32
     assert torch.equal(again.label_embeddings(UNSEEN), method.label_embeddings(UNSEEN))
 
 
