@@ -1,7 +1,7 @@
 r"""Models on disk and on the Hugging Face hub: weights, config and a model card, in one folder.
 
 ``model.safetensors``  what was trained; the frozen VLP is not in it
-``config.json``        method, config, hash of the VLP, seen labels
+``config.json``        method, config, hashes of the VLP and of the weights, seen labels
 ``README.md``          the model card, in the form that the hub reads
 ``<name>.json``        extras of a model, such as ``calibration.json``
 
@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import warnings
+from contextlib import nullcontext
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -21,11 +22,13 @@ import open_clip
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, snapshot_download
 from pandas.api.types import is_numeric_dtype
+from torch import Tensor
 
 from hrcf_lib import config as configs
 from hrcf_lib import protocols, vlp
 from hrcf_lib.data.images import RESIZED
-from hrcf_lib.engine.files import read_tensors, replacing, write_json, write_tensors
+from hrcf_lib.engine.files import new_folder, read_tensors, write_json, write_tensors, write_text
+from hrcf_lib.engine.hashes import check_tensors
 
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
 EXTRAS = ("calibration",)  # what may lie beside them as ``<name>.json``
@@ -41,21 +44,24 @@ class Pretrained:
         r"""Write weights, config, model card and ``extras`` into ``folder``; the frozen VLP is not written.
 
         ``metrics`` (a table of ``evaluate``, or a dict split -> table), ``training`` and ``licence`` go on the card:
-        see ``model_card``. Returns the folder, which is made if need be. Raises ``ValueError`` for metrics without a
-        protocol and for an extra of an unknown name, before anything is written.
+        see ``model_card``. Returns the folder, which is made if need be: a new one is whole or not there, in one that
+        exists other files stay, and weights and config that a killed process left of two models are told apart by the
+        hash in the config. Raises ``ValueError`` for metrics without a protocol and for an extra of an unknown name,
+        before anything is written; ``OSError`` where the disk is full.
         """
         card = model_card(self, metrics, training, licence)
         if unknown := set(self.extras) - set(EXTRAS):
             raise ValueError(f"extras has {sorted(unknown)[0]!r}: a model is saved with {', '.join(EXTRAS)} alone")
         folder = Path(folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self.trainable_state(), folder / "model.safetensors")
-        about = {"method": self.config.method, "config": self.config.to_dict(), "vlp_hash": self.vlp.hash}
-        write_json(folder / "config.json", about | {"reference_labels": self.reference_labels})
-        for name in EXTRAS:
-            path = folder / f"{name}.json"
-            write_json(path, self.extras[name]) if name in self.extras else path.unlink(missing_ok=True)
-        write_card(card, folder)
+        with nullcontext(folder) if folder.exists() else new_folder(folder) as part:
+            weights = write_tensors(self.trainable_state(), part / "model.safetensors")
+            about = {"method": self.config.method, "config": self.config.to_dict(), "vlp_hash": self.vlp.hash}
+            about |= {"weights_hash": weights, "reference_labels": self.reference_labels}
+            write_json(part / "config.json", about)
+            for name in EXTRAS:
+                path = part / f"{name}.json"
+                write_json(path, self.extras[name]) if name in self.extras else path.unlink(missing_ok=True)
+            write_card(card, part)
         return folder
 
     @classmethod
@@ -83,7 +89,7 @@ class Pretrained:
                 f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "
                 f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights, side)"
             )
-        model.load_trainable(read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+        model.load_trainable(read_weights(folder, about), folder / "model.safetensors")
         model.reference_labels, model.extras = tuple(seen), extras
         return model.eval()
 
@@ -95,6 +101,21 @@ def read_about(folder: Path) -> dict:
         return {"method": "hrcf"} | json.loads(path.read_text(encoding="utf-8"))  # older folders name no method
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a config of save_pretrained: {error!r}") from error
+
+
+def read_weights(folder: Path, about: dict) -> dict[str, Tensor]:
+    """The weights of a folder. Raises ``ValueError`` if they are damaged, or not those of ``about`` (``read_about``),
+    which folders saved before there were hashes do not say."""
+    path = folder / "model.safetensors"
+    state = read_tensors(path)
+    try:
+        check_tensors(state, path, about.get("weights_hash"))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: {folder} holds weights and the config of two models, as when saving was interrupted; save the "
+            "model again, or put copies of both files back"
+        ) from error
+    return state
 
 
 def read_extra(folder: Path, name: str) -> dict:
@@ -222,8 +243,7 @@ def write_card(card: ModelCard, folder: str | Path) -> Path:
     if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         warnings.warn(f"{path} was not written by save_pretrained and stays as it is: it may not fit", stacklevel=3)
         return path
-    with replacing(path) as part:
-        part.write_text(card.content, encoding="utf-8")
+    write_text(path, card.content)
     return path
 
 

@@ -21,8 +21,8 @@ import json
 import math
 import warnings
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 import pandas as pd
@@ -38,13 +38,15 @@ from hrcf_lib.data.feeds.embeddings import Embedded, embed
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import alone, write_json
+from hrcf_lib.engine.hashes import hash_tensors
 from hrcf_lib.engine.messages import list_some, tell, whole_number
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.metrics import mean_average_precision
+from hrcf_lib.pretrained import EXTRAS, find_folder, read_about, read_extra, read_weights
 from hrcf_lib.training import learns_text, train
 
 PASSES, STEPS = 5, 60  # least passes of the image side and, roughly, least steps, if ``passes`` is not given
@@ -95,8 +97,10 @@ def tune(
         outside: as for ``data.load``.
 
     The model has a calibration if the held-out part shows labels at least 20 times. ``out/model`` is complete or does
-    not exist. Raises ``ValueError`` for words that the text tower does not know, naming each label, a folder without a
-    positive label, or an ``out`` that belongs to another run, and as ``load``, ``load_model`` and ``train``.
+    not exist; another model that somebody puts in its place is renamed, with a warning, and nothing is deleted. Raises
+    ``ValueError`` for words that the text tower does not know, naming each label, a folder without a positive label, or
+    an ``out`` that belongs to another run or holds a model of another origin, and as ``load``, ``load_model`` and
+    ``train``.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
@@ -123,23 +127,32 @@ def tune(
     scratch = isinstance(start, Config)
     lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
     about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
-    found = extract(model.vlp, dataset, dataset.labels, cache or out / "features")
-    data = _beside(found, y[:, there], labels, model.reference_labels)
-    training, test = data.take(rows), data.take(held)
-    _claim(out, about)
-    shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
-    score = lambda: mean_ap(model, test, shown) if shown else math.nan
-    before, first = score(), copy.deepcopy(model.trainable_state())
-    calibration.attach(model, None)
-    model.config = config.replace(lr=lr)
-    history = train(model, training, out)
-    model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
-    model.load_trainable(between(first, model.trainable_state(), share), out)
-    calibration.attach(model, _calibrated(model, test))
-    table = pd.DataFrame({"mAP": [before, score()], "pictures": len(test), "labels": len(shown)}, ["before", "after"])
-    files = [str(dataset.files[i]) for i in held]
-    _save(model, out / "model")
-    write_json(out / "tuned.json", about | {"labels": labels, "held out": files, "mAP": table["mAP"].tolist()}, str)
+    with alone(out):
+        noted = _noted(out, about)
+        found = extract(model.vlp, dataset, dataset.labels, cache or out / "features")
+        data = _beside(found, y[:, there], labels, model.reference_labels)
+        training, test = data.take(rows), data.take(held)
+        if not noted:
+            write_json(out / "tuned.json", about)
+        shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
+        score = lambda: mean_ap(model, test, shown) if shown else math.nan
+        before = noted["mAP"][0] if "mAP" in noted else score()
+        first = copy.deepcopy(model.trainable_state())
+        calibration.attach(model, None)
+        model.config = config.replace(lr=lr)
+        history = train(model, training, out)
+        model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
+        files = [str(dataset.files[i]) for i in held]
+        if not _take_saved(model, out / "model", noted):
+            model.load_trainable(between(first, model.trainable_state(), share), out)
+            calibration.attach(model, _calibrated(model, test))
+            noted = about | {"weights_hash": hash_tensors(model.trainable_state())}
+            write_json(out / "tuned.json", noted)  # which model this is, before there is one
+            _save(model, out / "model")
+        if "mAP" not in noted:
+            noted |= {"labels": labels, "held out": files, "mAP": [before, score()]}
+            write_json(out / "tuned.json", noted, str)
+    table = pd.DataFrame({"mAP": noted["mAP"], "pictures": len(test), "labels": len(shown)}, ["before", "after"])
     return Tuned(model, tuple(labels), table, history, files, out)
 
 
@@ -231,17 +244,45 @@ def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatur
     return replace(found, labels=torch.cat([y, unknown], dim=1), space=LabelSpace([*labels, *old]))
 
 
-def _claim(out: Path, about: dict) -> None:
-    """Note in ``out`` which run it belongs to. Raises ``ValueError`` if it belongs to another."""
+def _noted(out: Path, about: dict) -> dict:
+    """What an earlier call of the same run has noted in ``out``; nothing if there was none.
+
+    Raises ``ValueError`` if ``out`` belongs to another run, or holds a model that no run has noted.
+    """
     path = out / "tuned.json"
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else about
-    differ = [
-        f"{name}: there {there.get(name)}, here {value}" for name, value in about.items() if there.get(name) != value
-    ]
+    if not path.is_file():
+        if (out / "model").exists():
+            raise ValueError(
+                f"{out / 'model'} was not written by tune, which notes it in tuned.json: choose another out"
+            )
+        return {}
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        differ = [f"{n}: there {there.get(n)}, here {value}" for n, value in about.items() if there.get(n) != value]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not what tune wrote ({error}): choose another out, or delete {out}") from error
     if differ:
         raise ValueError(f"{out} belongs to another run ({'; '.join(differ)}): remove it or choose another folder")
-    if not path.is_file():
-        write_json(path, about)
+    return there
+
+
+def _take_saved(model: Method, folder: Path, noted: dict) -> bool:
+    """Give ``model`` what an earlier call has saved in ``folder``; False if it saved nothing, or if another model or a
+    damaged one lies there."""
+    began = "weights_hash" in noted or "mAP" in noted  # the first is not in older folders
+    try:
+        if not began or not folder.exists():
+            return False
+        there = read_about(find_folder(folder))
+        if there.get("weights_hash") != noted.get("weights_hash"):
+            return False
+        extras = {name: read_extra(folder, name) for name in EXTRAS if (folder / f"{name}.json").is_file()}
+        model.load_trainable(read_weights(folder, there), folder)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{error}", stacklevel=3)
+        return False
+    model.extras = extras
+    return True
 
 
 def _calibrated(model: Method, held: FrozenFeatures):
@@ -259,9 +300,9 @@ def _calibrated(model: Method, held: FrozenFeatures):
 
 
 def _save(model: Method, folder: Path) -> None:
-    """``save_pretrained`` into a folder that appears when it is complete."""
-    part = folder.with_name(folder.name + ".part")
-    rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    """``save_pretrained``; what lies there already, which is another model or a damaged one, gets another name."""
+    if folder.exists():
+        aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
+        warnings.warn(f"{folder} is not the model that this run makes: it is {aside} now", stacklevel=3)
+        folder.rename(aside)
+    model.save_pretrained(folder)

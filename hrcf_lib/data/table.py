@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -223,19 +222,16 @@ def read_prepared(
     known, texts, at = LabelRows(n, len(space.names), entries), [], 0
     rows = np.empty(n, np.int32)
     for path in paths:
-        try:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=BATCH):
-                    lists = {}
-                    for name in ("positives", "negatives"):
-                        column = batch.column(name)
-                        lists[name] = (column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64))
-                    known.append(lists["positives"], lists["negatives"])
-                    rows[at : at + len(batch)] = batch.column("row").to_numpy()
-                    texts.append(batch.select(["id", "file"]))
-                    at += len(batch)
-        except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); prepare the data again") from error
+        with table_format.naming_damage(path):
+            for batch in table_format.batches(path, BATCH):
+                lists = {}
+                for name in ("positives", "negatives"):
+                    column = batch.column(name)
+                    lists[name] = (column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64))
+                known.append(lists["positives"], lists["negatives"])
+                rows[at : at + len(batch)] = batch.column("row").to_numpy()
+                texts.append(batch.select(["id", "file"]))
+                at += len(batch)
     if at != n:
         raise ValueError(f"{out} has {at} rows, its about.json counts {n}; prepare the data again")
     table = pa.Table.from_batches(texts, pa.schema([("id", pa.string()), ("file", pa.string())]))

@@ -4,7 +4,7 @@ r"""The common form on disk: what every ``prepare`` writes and ``hrcf_lib.data.l
 
     train-00000.parquet   id, file, split, row, positives, negatives    (shards, some per split)
     label_space.json      seen and unseen names in column order, their hash, optional further keys such as mids
-    about.json            source, images root, counts found and expected, problems, versions
+    about.json            source, images root, counts found and expected, hashes of the shards, problems, versions
     skipped.csv           split,item,problem,detail: everything that was left out, by name
 
 ``file`` is relative to the images root; ``row`` is the picture's row in the official list of its split, pictures that
@@ -15,10 +15,15 @@ This file reads the description of a table; ``table_writer`` writes tables, ``ta
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hrcf_lib.engine.hashes import check_file
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
 
@@ -43,8 +48,11 @@ def read_label_space(out) -> tuple[LabelSpace, dict]:
 
 
 def shards(out, split: str | None = None) -> list[Path]:
-    """Parquet files of one split, or of all in the order of ``about.json``; ``ValueError`` for an unknown split, or
-    for one without pictures."""
+    """Parquet files of one split, or of all in the order of ``about.json``, each checked by its hash if it has one.
+
+    Raises ``ValueError`` for an unknown split, one without pictures, or a damaged file, ``FileNotFoundError`` for one
+    that is missing.
+    """
     out = Path(out)
     splits = read_about(out)["splits"]
     if split is not None:
@@ -59,7 +67,34 @@ def shards(out, split: str | None = None) -> list[Path]:
     lost = [path.name for path in paths if not path.is_file()]
     if lost:
         raise FileNotFoundError(f"{out} lacks {', '.join(lost)}, which its about.json counts; prepare the data again")
+    hashes = [h for name in names for h in splits[name].get("hashes") or [None] * splits[name]["shards"]]
+    if len(hashes) != len(paths):
+        raise ValueError(
+            f"{out / 'about.json'} has {len(hashes)} hashes of {len(paths)} shards; prepare the data again"
+        )
+    for path, expected in zip(paths, hashes):
+        with naming_damage(path):
+            check_file(path, expected)
     return paths
+
+
+def batches(path: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard, some at a time. Raises ``ValueError`` for rows of another split than its name says."""
+    split = path.name.rpartition("-")[0]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=rows):
+            if not pc.all(pc.equal(batch.column("split"), split), min_count=0).as_py():
+                raise ValueError(f"it has rows of another split than {split}")
+            yield batch
+
+
+@contextmanager
+def naming_damage(path: Path):
+    """Context of reading a shard: whatever goes wrong becomes a ``ValueError`` that names it and says what to do."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); prepare the data again") from error
 
 
 def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
@@ -79,9 +114,9 @@ def stream(out, split: str, shuffle_buffer: int = 0, seed: int = 0):
 def _rows(paths):
     """Rows of Parquet files, a thousand in memory at a time; a list, so that ``datasets`` can deal out the files."""
 
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
+    for path in map(Path, paths):
+        with naming_damage(path):
+            for batch in batches(path, 1000):
                 yield from batch.to_pylist()
 
 

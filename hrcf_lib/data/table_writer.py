@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from hrcf_lib.data.images import find_file, is_outside
 from hrcf_lib.data.table_format import FORM, count
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import full_disk_named, remove_abandoned, write_json
+from hrcf_lib.engine.hashes import hash_file
 from hrcf_lib.engine.messages import list_some
 from hrcf_lib.labels import LabelSpace
 
@@ -51,16 +52,18 @@ class Table:
         """
         for old in self.part.glob(f"{name}-*.parquet"):
             old.unlink()
-        split = Split(self, name)
-        try:
-            yield split
-            split.flush()
-        finally:
-            split.close()
+        with full_disk_named(self.part / f"{name}-*.parquet"):
+            split = Split(self, name)
+            try:
+                yield split
+                split.flush()
+            finally:
+                split.close()
         counts = {
             "official": official,
             "expected": expected,
             **split.counts(),
+            "hashes": [hash_file(self.part / f"{name}-{k:05d}.parquet") for k in range(split.shards)],
             "problems": dict(split.problems),
             "notes": dict(split.notes),
         }
@@ -211,6 +214,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_json(part / "key.json", state)
+    remove_abandoned(part)
     yield Table(part, images, len(space.names))
 
     names = sorted((path.name.removesuffix(COUNTS) for path in part.glob(f"*{COUNTS}")), key=_order)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
-from hrcf_lib.engine.files import replacing
+from hrcf_lib.engine.files import write_text
 from hrcf_lib.studies.notebooks import run_notebook
 from hrcf_lib.studies.records import REPOSITORY
 
@@ -47,8 +47,7 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     with tempfile.TemporaryDirectory() as folder:
         done = run_notebook(notebook, Path(folder) / notebook.name, given)
         text = html(done)
-    with replacing(out) as part:
-        part.write_text(text, encoding="utf-8")
+    write_text(out, text)
     return Path(out)
 
 

@@ -32,12 +32,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import filelock
 import joblib
 import pandas as pd
 
 from hrcf_lib.config import is_smoke
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import alone, write_json
 from hrcf_lib.studies.grid import Job, check_jobs, code_hash, folder_name, jobs, read_grid
 from hrcf_lib.studies.records import REPOSITORY, commit
 
@@ -103,22 +102,11 @@ def run(many: list[Job], out="runs/batch", workers=None, cluster=None, again=Fal
     for job in many:  # one that comes twice is run once
         chosen.setdefault(out / Path(job.notebook).stem / folder_name(job.parameters), job)
     ended: dict[Path, list] = {}  # folder -> status, seconds, error
-    with _exclusive(out), _executor(workers, cluster, len(chosen)) as submit:
+    with alone(out, "another batch", LOCK), _executor(workers, cluster, len(chosen)) as submit:
         for stage in sorted({job.stage for job in chosen.values()}):
             _run_stage({f: job for f, job in chosen.items() if job.stage == stage}, submit, again, ended, len(chosen))
     rows = [[Path(job.notebook).stem, job.parameters, *ended[folder], str(folder)] for folder, job in chosen.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-@contextmanager
-def _exclusive(out: Path):
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(out / LOCK).acquire(timeout=0)
-    except filelock.Timeout:
-        raise RuntimeError(f"another batch writes to {out}: wait until it ends, or choose another folder") from None
-    with lock:
-        yield
 
 
 def _run_stage(mine: dict[Path, Job], submit, again: bool, ended: dict[Path, list], total: int) -> None:

@@ -7,14 +7,13 @@ import argparse
 import ast
 import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 from unittest.mock import patch
 
 import papermill
-import psutil
 
+from hrcf_lib.engine.devices import end_with_parent
 from hrcf_lib.engine.messages import check_known
 
 START = 300  # seconds that a kernel may take to start: papermill's 60 are too few on a machine full of jobs
@@ -88,19 +87,6 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     return out
 
 
-def end_with_parent() -> None:
-    """End this process and the kernel that it started once standard input closes, as it does when the parent dies."""
-
-    def watch():
-        while os.read(0, 1):
-            pass
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def in_words(failure: Exception) -> str:
     """One line on why a notebook failed, such as ``cell 4: ValueError: seed was bad``."""
     if isinstance(failure, papermill.PapermillExecutionError):
@@ -119,7 +105,7 @@ def main(words=None) -> None:
     parser.add_argument("--end-with-parent", action="store_true", help="stop once standard input closes (for batches)")
     given = parser.parse_args(words)
     if given.end_with_parent:
-        end_with_parent()
+        end_with_parent()  # and the kernel with it
     try:
         known = known_parameters(given.notebook) if given.p else {}
         parameters = {name: typed(given.notebook, known, name, word, word=True) for name, word in given.p}

@@ -17,14 +17,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 
 from hrcf_lib import config as configs
 from hrcf_lib.data.feeds.sources import categories, source
-from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine import devices, files
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.methods import registry
@@ -48,27 +48,30 @@ def run(preset, data="data", out=None, changes: dict | None = None, cache=None, 
         method: a name of ``methods.names()``, to be trained in the experiment of a preset; a method's own config names
             its method itself.
 
-    Raises what ``config.preset``, ``methods.configure``, ``source``, ``train`` and ``evaluate`` raise.
+    Raises what ``config.preset``, ``methods.configure``, ``source``, ``train`` and ``evaluate`` raise, and
+    ``files.InUse`` if another run writes to ``out``.
     """
     start, state = time.time(), devices.process()
     config = configure(preset, method, changes, data)
     out = Path(out or Path("runs") / "-".join([config.name] + [config.method] * (config.method != "hrcf")))
     cache = cache or out / "features"
     model = registry.for_config(config).to(state.device)
-    with state.main_process_first():  # features are computed once, and read by the others
-        training = source(model, "train", data, cache)
-    history = train(model, training, out)
-    with state.main_process_first():
-        test = source(model, "test", data, cache)
-    table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen and asks_unseen(config) else ("seen",))
-    if state.is_main_process:
-        model.save_pretrained(out / "model", {"test": table}, history)
-        history.to_csv(out / "history.csv", index=False)
-        more = {"config": config.to_dict(), "vlp_hash": model.vlp.hash, "processes": state.num_processes}
-        protocol = ", ".join(table["protocol"].unique())
-        records.record("record", {}, {"results": table}, time.time() - start, protocol, folder=out, **more)
-        print(table.round(1).to_string())
-    state.wait_for_everyone()
+    with files.alone(out) if state.is_main_process else nullcontext():
+        with state.main_process_first():  # features are computed once, and read by the others
+            training = source(model, "train", data, cache)
+        history = train(model, training, out)
+        with state.main_process_first():
+            test = source(model, "test", data, cache)
+        table = evaluate(model, test, ("ZSL", "GZSL") if test.space.unseen and asks_unseen(config) else ("seen",))
+        if state.is_main_process:
+            model.save_pretrained(out / "model", {"test": table}, history)
+            files.write_text(out / "history.csv", history.to_csv(index=False))
+            more = {"config": config.to_dict(), "vlp_hash": model.vlp.hash, "processes": state.num_processes}
+            protocol = ", ".join(table["protocol"].unique())
+            records.record("record", {}, {"results": table}, time.time() - start, protocol, folder=out, **more)
+            print(table.round(1).to_string())
+            files.remove_abandoned(out)
+        state.wait_for_everyone()
     return table
 
 
@@ -88,22 +91,37 @@ def launch(config: configs.Config, out: str | Path, processes: int, data="data",
     r"""``run`` in ``processes`` new processes of this machine, through ``accelerate launch``, for any method's config.
 
     It works in any notebook, also after the GPU was used; without GPUs set ``ACCELERATE_USE_CPU=true``. ``words`` are
-    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. Raises ``RuntimeError`` with the
-    message of the process that failed.
+    further options of ``accelerate launch``, such as ``("--main_process_port", "0")``. The processes end with this one,
+    however it ends. Raises ``RuntimeError`` with the message of the process that failed, ``files.InUse`` if another run
+    writes to ``out``.
     """
     out = Path(out)
+    with files.alone(out, name=".launch.lock"):
+        with files.alone(out):  # which the run itself holds from here on
+            files.write_json(out / "config.json", config.to_dict())
+        _launch(config, out, processes, data, cache, words)
+
+
+def _launch(config: configs.Config, out: Path, processes: int, data, cache, words) -> None:
     path = out / "config.json"
-    write_json(path, config.to_dict())
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu"] * (processes > 1) + [*words, "-m", "hrcf_lib.studies.one_run", str(path)]
     options = {"--data": data, "--out": out, "--method": config.method} | ({"--cache": cache} if cache else {})
     command += [str(word) for option in options.items() for word in option]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    (out / "log.txt").write_text(done.stdout, encoding="utf-8")
-    if done.returncode:
-        said = done.stdout.partition(STOPPED)[2] or done.stdout  # the run's own message, not the launcher's
-        lines = said.splitlines()[:12] if STOPPED in done.stdout else said.splitlines()[-30:]
+    code, log = _output([*command, "--end-with-parent"])
+    files.write_text(out / "log.txt", log)
+    if code:
+        said = log.partition(STOPPED)[2] or log  # the run's own message, not the launcher's
+        lines = said.splitlines()[:12] if STOPPED in log else said.splitlines()[-30:]
         raise RuntimeError("\n".join([f"{processes} processes failed (the whole log: {out / 'log.txt'}):", *lines]))
+
+
+def _output(command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command, whose standard input closes when this process ends."""
+    how = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **how) as process, process.stdin:
+        said = process.stdout.read()
+        return process.wait(), said
 
 
 def _preset(word: str, method: str = "hrcf"):
@@ -146,11 +164,14 @@ def main(words=None) -> None:
     add_experiment(parser)
     parser.add_argument("--out", default=None, help="folder of results (default: runs/<preset>)")
     parser.add_argument("--cache", default=None, help="folder of frozen features (default: <out>/features)")
+    parser.add_argument("--end-with-parent", action="store_true", help="stop once standard input closes (for launch)")
     given = parser.parse_args(words)
+    if given.end_with_parent:
+        devices.end_with_parent()
     try:
         preset, changes = experiment(given)
         run(preset, given.data, given.out, changes, given.cache, given.method)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, files.InUse) as error:
         parser.exit(2, f"{STOPPED}{error}\n")
 
 

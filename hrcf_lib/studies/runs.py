@@ -28,7 +28,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks, hide_labels
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.sources import source, validation
-from hrcf_lib.engine import devices, files
+from hrcf_lib.engine import devices, files, hashes
 from hrcf_lib.labels import TASKS
 from hrcf_lib.methods import registry
 from hrcf_lib.studies import bootstrap, records
@@ -339,7 +339,8 @@ def _write_outcome(known: Outcome, config: Config, model, belongs: dict) -> None
     about = {"config": config.to_dict(), "seed": config.seed, "vlp_hash": model.vlp.hash}
     about |= {"training": known.about["training"], "trained_parameters": model.trained_parameters()}
     about |= {"belongs_to": belongs}
-    files.write_tensors({"|".join(key): value for key, value in known.resampled.items()}, known.folder / RESAMPLED)
+    resampled = {"|".join(key): value for key, value in known.resampled.items()}
+    about |= {"resampled_hash": files.write_tensors(resampled, known.folder / RESAMPLED)}
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
     tables = {"metrics": known.table}
     records.record("record", config.changes(), tables, seconds, protocol, folder=known.folder, **about)
@@ -348,7 +349,10 @@ def _write_outcome(known: Outcome, config: Config, model, belongs: dict) -> None
 
 
 def _read_outcome(folder: Path, belongs: dict) -> Outcome:
-    """The outcome that a run has already, perhaps empty. Raises ``ValueError`` if it belongs to other data."""
+    """The outcome that a run has already, perhaps empty, as where its resampled metrics are damaged (with a warning).
+
+    Raises ``ValueError`` if it belongs to other data.
+    """
     if not (folder / "record.json").is_file():
         return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
     record = records.read_record("record", folder)
@@ -356,6 +360,11 @@ def _read_outcome(folder: Path, belongs: dict) -> Outcome:
         raise ValueError(
             f"{folder} was scored on other data or with other resamples: remove it, or choose another folder of runs"
         )
-    tensors = files.read_tensors(folder / RESAMPLED)
+    try:
+        tensors = files.read_tensors(folder / RESAMPLED)
+        hashes.check_tensors(tensors, folder / RESAMPLED, record.get("resampled_hash"))
+    except ValueError as error:
+        warnings.warn(f"{error}: the run is scored again", stacklevel=3)
+        return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
     found = {tuple(key.split("|")): value for key, value in tensors.items()}
     return Outcome(record.pop("tables")["metrics"], found, record, folder)

@@ -93,7 +93,7 @@ def test_saved_and_reloaded_it_answers_alike(tmp_path):
     again = classify(pictures, tuned.labels, tmp_path / "out" / "model")
     assert again["score"].tolist() == classify(pictures, tuned.labels, tuned.model)["score"].tolist()
     assert again["score"].tolist() != classify(pictures, tuned.labels)["score"].tolist()
-    assert not (tmp_path / "out" / "model.part").exists()
+    assert not list((tmp_path / "out").glob("*.part"))
     noted = json.loads((tmp_path / "out" / "tuned.json").read_text(encoding="utf-8"))
     assert noted["labels"] == list(tuned.labels) and noted["held out"] == []
 
@@ -110,9 +110,32 @@ def test_an_interrupted_run_goes_on(tmp_path, start, monkeypatch):
     resumed = tune(pictures, tmp_path / "cut", start, held_out=0, passes=4)
     assert same(weights(whole.model), weights(resumed.model)) and len(resumed.history) == len(whole.history)
     stamp = (tmp_path / "cut" / "checkpoint.pt").stat().st_mtime_ns
+    model = tmp_path / "cut" / "model"
+    (model / "notes.txt").write_text("mine")
+    made = (model / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(fine_tune, "_save", None)
     done = tune(pictures, tmp_path / "cut", start, held_out=0, passes=4)
-    assert same(weights(whole.model), weights(done.model))
+    assert same(weights(whole.model), weights(done.model)) and done.labels == whole.labels
     assert (tmp_path / "cut" / "checkpoint.pt").stat().st_mtime_ns == stamp  # no further step
+    assert (model / "model.safetensors").stat().st_mtime_ns == made and (model / "notes.txt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*model.safetensors cannot be read")
+def test_what_tune_did_not_write_is_never_deleted(tmp_path, start):
+    pictures, out = folder(tmp_path / "p"), tmp_path / "out"
+    (out / "model").mkdir(parents=True)
+    (out / "model" / "notes.txt").write_text("mine")
+    (out / "model.part").mkdir()
+    with pytest.raises(ValueError, match="model was not written by tune, which notes it in tuned.json: choose another"):
+        tune(pictures, out, start, held_out=0, passes=1)
+    (out / "model").rename(tmp_path / "kept")
+    tuned = tune(pictures, out, start, held_out=0, passes=1)
+    (out / "model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="model is not the model that this run makes: it is .*model.1 now"):
+        again = tune(pictures, out, start, held_out=0, passes=1)
+    assert same(weights(tuned.model), weights(again.model)) and (out / "model.1" / "config.json").exists()
+    assert (tmp_path / "kept" / "notes.txt").exists() and (out / "model.part").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The model card: it says what is known, has numbers as given with their protocol, and claims nothing else."""
 
+import copy
+import json
 import re
 
 import pandas as pd
@@ -7,9 +9,11 @@ import pytest
 import synthetic
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods, pretrained, protocols
+from hrcf_lib.engine import files
 from hrcf_lib.evaluation import metrics_row
 from hrcf_lib.training import history_frame
 
@@ -182,6 +186,80 @@ def test_names_are_text_and_no_markup(table, name, shown):
 
 def test_backticks_do_not_end_code():
     assert pretrained.code("a") == "`a`" and pretrained.code("a`b``c") == "``` a`b``c ```"
+
+
+# -- what is on disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    return model.save_pretrained(tmp_path / "saved")
+
+
+def other(model):
+    """A model of the same shapes with other weights."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    return model
+
+
+@pytest.mark.parametrize("killed_at", ["config.json", "README.md"])
+def test_a_model_saved_over_another_and_killed_in_between_does_not_load(model, saved, monkeypatch, killed_at):
+    """Or is the new one, where its card alone is missing."""
+    real = files.replacing
+
+    def dies(path, *more):
+        if path.name == killed_at:
+            raise KeyboardInterrupt
+        return real(path, *more)
+
+    (saved / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replacing", dies)
+        with pytest.raises(KeyboardInterrupt):
+            other(model).save_pretrained(saved)
+    if killed_at == "config.json":
+        with pytest.raises(
+            ValueError, match="holds weights and the config of two models, as when saving was interrupt"
+        ):
+            methods.load(saved)
+        other(model).save_pretrained(saved)
+    assert torch.equal(methods.load(saved).head.weight, other(model).head.weight) and (saved / "notes.txt").exists()
+    assert not list(saved.glob("*.part"))
+
+
+def test_a_new_folder_is_whole_or_not_there(model, tmp_path, monkeypatch):
+    def dies(*_):
+        assert not (tmp_path / "new").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrained, "write_card", dies)
+    with pytest.raises(KeyboardInterrupt):
+        model.save_pretrained(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "foreign", "of another model"])
+def test_damaged_weights_are_named(model, saved, tmp_path, how):
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if how == "of another model":
+        other(model).save_pretrained(tmp_path / "other")
+        content = (tmp_path / "other" / "model.safetensors").read_bytes()
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[:-1], "foreign": b"hello"}.get(how, content))
+    with pytest.raises(ValueError, match="model.safetensors (is|cannot be read.*) .*(damaged|another file)"):
+        methods.load(saved)
+
+
+def test_a_model_saved_before_there_were_hashes_loads(model, saved):
+    about = json.loads((saved / "config.json").read_text())
+    del about["weights_hash"]
+    (saved / "config.json").write_text(json.dumps(about))
+    save_file(model.trainable_state(), saved / "model.safetensors")
+    assert torch.equal(methods.load(saved).head.weight, model.head.weight)
 
 
 def test_a_cell_with_a_bar_does_not_break_its_table():

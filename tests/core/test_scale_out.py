@@ -1,15 +1,20 @@
 """Two processes (gloo, CPU) give the numbers of one: losses, weights, evaluation, a resumed run; both launchers."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import official_formats
 import pandas as pd
 import processes
+import psutil
 import pytest
 import synthetic
 import torch
@@ -21,6 +26,7 @@ from hrcf_lib.data import load
 from hrcf_lib.data.feeds.pictures import Pictures
 from hrcf_lib.data.feeds.sources import source
 from hrcf_lib.data.official import nus_wide
+from hrcf_lib.engine import files
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
@@ -202,16 +208,49 @@ def test_launch_starts_processes_from_a_notebook(alone, tmp_path, monkeypatch):
 def test_launch_hands_on_what_the_run_says(alone, monkeypatch, capsys):
     """The command that it starts is run here, between what a launcher would add."""
 
-    def run_here(command, **options):
+    def run_here(command):
+        assert command[-1] == "--end-with-parent"
         with pytest.raises(SystemExit) as stopped:
-            main(command[command.index("hrcf_lib.studies.one_run") + 1 :])
-        said = capsys.readouterr().err
-        return subprocess.CompletedProcess(command, stopped.value.code, f"W1127 torch/distributed\n{said}")
+            main(command[command.index("hrcf_lib.studies.one_run") + 1 : -1])
+        return stopped.value.code, f"W1127 torch/distributed\n{capsys.readouterr().err}"
 
-    monkeypatch.setattr(one_run.subprocess, "run", run_here)
+    monkeypatch.setattr(one_run, "_output", run_here)
     says = "^2 processes failed.*\n.*another run.*\n  lr: there 0.001, here 0.5"
     with pytest.raises(RuntimeError, match=says):
         launch(CONFIG.replace(lr=0.5), alone, 2)
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(one_run, "_output", lambda command: pytest.fail("it was started"))
+    monkeypatch.setattr(one_run, "train", lambda *_: pytest.fail("it trains"))
+    for name in (".lock", ".launch.lock"):
+        with files.alone(tmp_path, name=name), ThreadPoolExecutor(1) as other:
+            with pytest.raises(files.InUse, match="another run writes to"):
+                other.submit(launch, CONFIG, tmp_path, 2).result()
+            if name == ".lock":
+                with pytest.raises(SystemExit):
+                    other.submit(main, ["mini", "--out", str(tmp_path)]).result()
+                assert "another run writes to" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".launch.lock"}
+
+
+def start_what_waits(pid) -> None:
+    """In a process that is killed while it waits for a command, which notes its process id in the file ``pid``."""
+    waits = f"import os, sys; open({str(pid)!r}, 'w').write(str(os.getpid())); sys.stdin.read()"
+    threading.Thread(target=one_run._output, args=([sys.executable, "-S", "-c", waits],), daemon=True).start()
+    while not pid.exists() or not pid.read_text():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_what_launch_starts_hears_that_its_caller_was_killed(tmp_path):
+    """Its standard input closes, whereupon ``devices.end_with_parent`` ends it."""
+    assert processes.run(start_what_waits, tmp_path / "pid") == [-signal.SIGKILL]
+    started = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(started) and psutil.Process(started).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

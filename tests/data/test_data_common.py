@@ -1,5 +1,6 @@
 """The common form on disk: what is written is read back, and nothing unfinished looks finished."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from hrcf_lib.data import table_format, table_writer
 from hrcf_lib.data.images import find_file
 from hrcf_lib.data.official import own_folder
 from hrcf_lib.data.table import LabelRows
+from hrcf_lib.engine.hashes import hash_file
 from hrcf_lib.labels import LabelSpace
 
 SPACE = LabelSpace(["cat", "dog"], ["sea"])
@@ -72,6 +74,7 @@ def test_what_is_written_is_read_back(tmp_path, images):
         "negatives": 3,
         "without_positives": 1,
         "shards": 1,
+        "hashes": [hash_file(out / "train-00000.parquet")],
         "problems": {},
         "notes": {},
     }
@@ -291,6 +294,66 @@ def test_damaged_tables_are_named(tmp_path):
     about.write_text(text[:50])
     with pytest.raises(ValueError, match="about.json is not JSON"):
         data.load(out)
+
+
+def without_hashes(out) -> None:
+    """As tables were written before there were any."""
+    about = json.loads((out / "about.json").read_text())
+    for counts in about["splits"].values():
+        del counts["hashes"]
+    (out / "about.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("read", [data.load, lambda out: list(table_format.stream(out, "train"))])
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path, read):
+    out = write(tmp_path / "out")
+    shard = out / "train-00000.parquet"
+    whole = shard.read_bytes()
+    for at in np.linspace(0, len(whole) - 1, 30).astype(int):
+        shard.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="train-00000.parquet is damaged .*; prepare the data again"):
+            read(out)
+    shard.write_bytes(whole)
+    assert len(read(out)) == 4
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_swapped_shards_are_told_by_their_hashes_and_by_their_split(tmp_path, old):
+    out = write(tmp_path / "out", splits=("train", "test"))
+    one, other = out / "train-00000.parquet", out / "test-00000.parquet"
+    if old:
+        without_hashes(out)
+        assert len(data.load(out)) == 8, "a table that was stored before is read as before"
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    why = "it has rows of another split than train" if old else "its hash is not the one that was stored"
+    for read in (data.load, lambda out: list(table_format.stream(out, "train"))):
+        with pytest.raises(ValueError, match=f"train-00000.parquet is damaged .*{why}.*; prepare the data again"):
+            read(out)
+
+
+def test_hashes_that_were_edited_are_told(tmp_path):
+    out = write(tmp_path / "out")
+    about = out / "about.json"
+    text = json.loads(about.read_text())
+    text["splits"]["train"]["hashes"] *= 2
+    about.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match="about.json has 2 hashes of 1 shards; prepare the data again"):
+        data.load(out)
+
+
+def test_a_full_disk_names_the_table(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    monkeypatch.setattr(table_writer.Split, "flush", fails)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000))
+    with pytest.raises(
+        OSError, match=r"train-\*.parquet cannot be written: 0.0 MB are free in .*out.part, or its quota"
+    ):
+        write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_that_moved_or_broke(tmp_path, images):
