@@ -83,13 +83,14 @@ class Pretrained:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / 'config.json'} is not a config of save_pretrained: {error!r}") from error
         extras = {name: read_extra(folder, name) for name in EXTRAS if (folder / f"{name}.json").is_file()}
+        weights = read_weights(folder, about)
         model = cls(config.replace(**changes))
         if model.vlp.hash != expected:
             raise ValueError(
                 f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "
                 f"{model.vlp.hash}: give the same VLP (vlp, vlp_weights, side)"
             )
-        model.load_trainable(read_weights(folder, about), folder / "model.safetensors")
+        model.load_trainable(weights, folder / "model.safetensors")
         model.reference_labels, model.extras = tuple(seen), extras
         return model.eval()
 
