@@ -188,14 +188,15 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False, absent: b
     if labels.dtype == torch.bool:
         raise ValueError("labels are bool, where False may mean absent or unknown; pass -1 (absent), 0 (unknown), +1")
     step = max(1, 2**22 // max(1, labels.shape[1]))  # rows at a time, so that the masks stay small beside the input
-    kinds = torch.zeros(3, dtype=torch.bool)  # whether any label is 0, 1, -1
+    some_absent = some_present = not labels.numel()
     for start in range(0, len(labels), step):
         s, y = scores[start : start + step].detach(), labels[start : start + step]
-        looks = [s.sum().isfinite() & (y == y.sign()).all()]
-        looks += [(y == kind).any() for kind in (0, 1, -1)] if absent and not kinds[2] else []
-        well, *there = torch.stack(looks).cpu()  # the normal case: one look at the device, no mask of scores
-        if there:
-            kinds |= torch.stack(there)
+        low, high = y.aminmax() if y.numel() else (y.sum(), y.sum())
+        whole = (y == y.sign()).all() if y.is_floating_point() else torch.ones_like(low, dtype=torch.bool)
+        # the normal case: one look at the device, no mask of scores
+        looks = torch.stack([s.sum().isfinite() & whole & (low >= -1) & (high <= 1), low == -1, high == 1])
+        well, *kinds = looks.tolist()
+        some_absent, some_present = some_absent | kinds[0], some_present | kinds[1]
         if well:
             continue
         odd_score = ~s.isfinite() if finite else s.isnan()  # (rows, K)
@@ -210,7 +211,7 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False, absent: b
         i, k = odd.nonzero()[0].tolist()
         value = (s if table == "scores" else y)[i, k].item()
         raise ValueError(f"{table}[{start + i}, {k}] is {value} (image {start + i}, label index {k}); {fix}")
-    if kinds[0] and kinds[1] and not kinds[2]:
+    if absent and some_present and not some_absent and (labels == 0).any():
         tell(
             "labels hold 0, which is unknown, and no -1, which is absent, so nothing is compared with what is present; "
             "if 0 is to mean absent, pass 2 * labels - 1"

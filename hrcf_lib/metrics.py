@@ -54,7 +54,8 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
         (K,) in [0, 1], NaN for a label without positives; of the scores' type but at least float32.
 
     Cost: one sort of the scores of each label, on the CPU, labels spread over PyTorch's threads (their number changes
-    no bit): about 2.6 s on two cores for 107,859 x 1,006, an eighth of scikit-learn's time, and 50 MB beside the input.
+    no bit): an eleventh of scikit-learn's time for 107,859 x 1,006 on two cores, and about 85 MB beside the input
+    (``python -m hrcf_lib.speed --rows map_metric``).
 
     Raises:
         ValueError: shapes that differ, no labels or no images, NaN scores, a label outside {-1, 0, 1}.
@@ -74,10 +75,11 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
         for k in range(0, K, step):
             s, y = scores[:, k : k + step].cpu(), labels[:, k : k + step].to("cpu", torch.int8)  # (N, step)
             s = s.float() if half else s  # NumPy sorts no bfloat16
-            parts = s.T.contiguous().split(share), y.T.contiguous().split(share)  # of (share, N): handing over costs
-            ap += chain.from_iterable(pool.map(_average_precision_of_labels, *parts))  # more than one label does
+            s, y = (x.contiguous().T.contiguous() for x in (s, y))  # (step, N): twice as fast as from a slice at once
+            found = pool.map(_average_precision_of_labels, s.split(share), y.split(share))
+            ap += chain.from_iterable(found)  # by many labels: to hand one over costs more than to compute it
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    return torch.tensor(ap, dtype=torch.float64).to(dtype).to(scores.device)  # (K,)
+    return torch.from_numpy(np.array(ap)).to(dtype).to(scores.device)  # (K,)
 
 
 def _average_precision_of_labels(s: Tensor, y: Tensor) -> list[float]:
