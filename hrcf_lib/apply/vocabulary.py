@@ -79,9 +79,11 @@ def read_labels(labels) -> list[str]:
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
         names, places = _read_file(Path(labels).expanduser())
     elif isinstance(labels, str):
+        several = [name for part in re.split("[,;\\n]", labels) if (name := clean_name(part))]
+        several = f", {several!r:.90} for several" if len(several) > 1 else ""
         raise ValueError(
             f"labels is the single string {labels[:60]!r}, not a list of names; write [{labels[:60]!r}] for one "
-            f"label, or the name of a file that ends in {', '.join(SUFFIXES)}"
+            f"label{several}, or the name of a file that ends in {', '.join(SUFFIXES)}"
         )
     else:
         names = check_names(labels)

@@ -46,6 +46,11 @@ BEGINNINGS = (  # first bytes of files that are no picture to Pillow alone -> wh
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "this is JPEG XL: save it as PNG"),
     (rb"(?i)\s*<(!doctype html|html)", "this is a page of the web, as a failed download leaves it: download it again"),
     (rb"\s*<(svg|\?xml)", "this is XML, perhaps a drawing in SVG: save it as PNG"),
+    (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf", "this is an archive: unpack it, and give the folder"),
+    (
+        rb"....ftyp(isom|iso2|mp4|M4V|avc1|qt)|RIFF....AVI |\x1aE\xdf\xa3",
+        "this is a video: save its frames as pictures",
+    ),
     (rb"version https://git-lfs", "this is a pointer of Git LFS: run `git lfs pull`"),
 )
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # from one grey of 2 or 4 bits to the next, in 8 bits

@@ -156,6 +156,7 @@ def test_lines_with_commas_are_told(tmp_path, text):
         (None, "labels is None, not a list of names; write them out, such as"),
         (3, "labels is a int, not a list"),
         (pd.DataFrame({"label": ["owl"]}), "labels is a DataFrame, not a list"),
+        ("owl, bus", r"write \['owl, bus'\] for one label, \['owl', 'bus'\] for several, or the name of a file"),
         (b"owl", "labels is the single string b'owl'"),
         (["owl", None], r"labels\[1\] is None, not a string"),
     ],

@@ -155,6 +155,8 @@ def test_filters_of_warnings_stay_as_they_were(tmp_path):
         (b"<svg xmlns='x'/>", "perhaps a drawing in SVG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
         (b"\xff\x0a" + bytes(20), "this is JPEG XL"),
+        (b"PK\x03\x04" + bytes(40), "this is an archive: unpack it"),
+        (bytes(4) + b"ftypisom" + bytes(40), "this is a video"),
         (b"GRIB" + bytes(60), "UnidentifiedImageError"),
     ],
 )

@@ -1,5 +1,9 @@
 """Parts of messages."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -27,3 +31,24 @@ def test_missing_columns_and_rows_are_named():
         messages.need(frame, ["a", "b"], "bars")
     with pytest.raises(ValueError, match="bars: the frame has no rows"):
         messages.need(frame[:0], ["a"], "bars")
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_whole_numbers_of_any_kind(value):
+    found = messages.whole_number("top_k", value, 1, 3)
+    assert found == 3 and type(found) is int
+    for wrong in (0, 4, 3.0, True, "3", None, np.float64(3), np.True_):
+        with pytest.raises(ValueError, match=r"top_k = .*: give a whole number from 1 to 3, or leave it out$"):
+            messages.whole_number("top_k", wrong, 1, 3, ", or leave it out")
+
+
+def test_names_that_are_not_utf8_can_be_printed():
+    name = os.fsdecode(b"caf\xe9.png")
+    assert messages.printable(name) == messages.printable(Path(name)) == "caf\\xe9.png"
+    assert messages.printable("café.png") == "café.png" and messages.printable("a.png") == "a.png"
+
+
+def test_a_warning_names_the_caller_outside():
+    with pytest.warns(UserWarning, match="careful") as told:
+        messages.tell("careful")
+    assert told[0].filename == __file__
