@@ -237,7 +237,7 @@ def test_own_model_folder_and_other_methods(tmp_path):
     mkt.reference_labels = ("cat", "dog")
     other = Explorer(mkt, [15], LABELS)
     assert not other.lam.disabled and other.keep.disabled and "data:image/png" in other.html
-    with pytest.raises(FileNotFoundError, match="holds no config.json"):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*other here: correct the path"):
         Explorer(tmp_path / "other", [15])
 
 
