@@ -17,7 +17,6 @@ K labels of the CSV.
 """
 
 import copy
-import json
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from hrcf_lib.data.feeds.embeddings import Embedded, embed
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import alone, write_json
+from hrcf_lib.engine.files import alone, read_json, write_json
 from hrcf_lib.engine.hashes import hash_tensors
 from hrcf_lib.engine.messages import list_some, tell, whole_number
 from hrcf_lib.evaluation import score_all
@@ -257,9 +256,9 @@ def _noted(out: Path, about: dict) -> dict:
             )
         return {}
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_json(path)
         differ = [f"{n}: there {there.get(n)}, here {value}" for n, value in about.items() if there.get(n) != value]
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not what tune wrote ({error}): choose another out, or delete {out}") from error
     if differ:
         raise ValueError(f"{out} belongs to another run ({'; '.join(differ)}): remove it or choose another folder")

@@ -14,7 +14,6 @@ The shards are plain Parquet: ``datasets.load_dataset("parquet", data_files=...)
 This file reads the description of a table; ``table_writer`` writes tables, ``table`` reads them as a Dataset.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hrcf_lib.engine.files import read_json
 from hrcf_lib.engine.hashes import check_file
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
@@ -139,11 +139,11 @@ def count(problems) -> str:
 def _read_json(out: Path, name: str, *keys: str) -> dict:
     path = out.expanduser() / name
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{out} has no {name}: it is not a prepared folder; run prepare(source, out)") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); prepare the data again") from error
+        raise ValueError(f"{error}; prepare the data again") from error
     lacking = [key for key in keys if key not in values]
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}; prepare the data again")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from hrcf_lib.data.images import find_file, is_outside
 from hrcf_lib.data.table_format import FORM, count
-from hrcf_lib.engine.files import full_disk_named, remove_abandoned, write_json
+from hrcf_lib.engine.files import full_disk_named, read_json, remove_abandoned, write_json
 from hrcf_lib.engine.hashes import hash_file
 from hrcf_lib.engine.messages import list_some
 from hrcf_lib.labels import LabelSpace
@@ -218,7 +218,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
     yield Table(part, images, len(space.names))
 
     names = sorted((path.name.removesuffix(COUNTS) for path in part.glob(f"*{COUNTS}")), key=_order)
-    splits = {name: json.loads((part / f"{name}{COUNTS}").read_text(encoding="utf-8")) for name in names}
+    splits = {name: read_json(part / f"{name}{COUNTS}") for name in names}
     problems = sum((Counter(counts["problems"]) for counts in splits.values()), Counter())
     if not sum(counts["rows"] for counts in splits.values()):
         listed = sum(counts["listed"] for counts in splits.values())
@@ -265,7 +265,7 @@ def _first_skipped(part: Path) -> str:
 
 def _same(path: Path, state: dict) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(state))
+        return read_json(path) == json.loads(json.dumps(state))
     except (FileNotFoundError, ValueError):
         return False
 

@@ -12,7 +12,6 @@ Sources: the state dicts of openai/CLIP, mlfoundations/open_clip (``model.py``) 
 (``convert_clip_original_pytorch_to_hf.py``).
 """
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.engine import torchscript
-from hrcf_lib.engine.files import read_tensors, unwrapped
+from hrcf_lib.engine.files import read_json, read_tensors, unwrapped
 
 SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside its weights
 NOT_WEIGHTS = re.compile(r"(.*\.)?(attn_mask|position_ids)")  # buffers that follow from the sizes
@@ -123,7 +122,7 @@ def _quick_gelu(path: Path, state: dict[str, Tensor]) -> bool | None:
     if not is_hugging_face(state) or not beside.is_file():
         return None
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = read_json(beside)
         named = {config[tower].get("hidden_act", "quick_gelu") for tower in ("vision_config", "text_config")}
     except (ValueError, LookupError, TypeError, AttributeError):  # of another kind, or cut: it says nothing
         return None

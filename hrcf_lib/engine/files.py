@@ -176,6 +176,28 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+LARGEST_JSON = 500_000_000  # bytes: the annotations of COCO have 448 million
+
+
+def read_json(path: str | Path, kind: type = dict):
+    """The values of a JSON file, a ``kind``. Raises ``ValueError`` that names the file and what is wrong with it, and
+    ``FileNotFoundError``."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read: it is nested too deep for JSON of this library") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: it is cut, damaged or no JSON ({error})") from error
+    if not isinstance(values, kind):
+        names = {dict: "an object", list: "a list"}
+        has = names.get(type(values), f"a {type(values).__name__}")
+        raise ValueError(f"{path} cannot be read: it holds {has}, where {names[kind]} should be")
+    return values
+
+
 ENTRIES = ("state_dict", "model_state_dict", "model", "module")  # where a checkpoint of training has its state dict
 WRAPPERS = ("module.", "model.")  # in front of every name: data-parallel runs, and a module that holds the model
 INNER = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # torch's own, at any depth

@@ -36,7 +36,7 @@ import joblib
 import pandas as pd
 
 from hrcf_lib.config import is_smoke
-from hrcf_lib.engine.files import alone, write_json
+from hrcf_lib.engine.files import alone, read_json, write_json
 from hrcf_lib.studies.grid import Job, check_jobs, code_hash, folder_name, jobs, read_grid
 from hrcf_lib.studies.records import REPOSITORY, commit
 
@@ -55,7 +55,7 @@ MISSING = 'a cluster needs Dask, which is not installed: pip install "hrcf[clust
 def read_status(folder: str | Path) -> dict:
     """What ``job.json`` says; nothing where there is none, or where it is broken."""
     try:
-        return json.loads((Path(folder) / "job.json").read_text(encoding="utf-8"))
+        return read_json(Path(folder) / "job.json")
     except (OSError, ValueError):
         return {}
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hrcf_lib.engine.files import read_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.studies.notebooks import known_parameters, typed
 
@@ -79,11 +80,8 @@ def read_grid(path: str | Path) -> list[Job]:
     path, found, faults, stage = Path(path), [], [], 0
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such grid file")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(entries, list) or not entries:
+    entries = read_json(path, list)
+    if not entries:
         raise ValueError(f"{path}: give a list of entries, such as {EXAMPLE}")
     for number, entry in enumerate(entries, 1):
         stage += number > 1 and isinstance(entry, dict) and entry.get("after") is True

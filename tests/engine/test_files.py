@@ -125,6 +125,33 @@ def test_a_file_without_a_state_dict_is_named(tmp_path, content):
         files.read_tensors(tmp_path / "odd.pt")
 
 
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b'{"a": [1, 2', "cut, damaged or no JSON"),
+        (b"", "cut, damaged or no JSON"),
+        (b"\xff{}", "cut, damaged or no JSON .*utf-8"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b"[1]", "holds a list, where an object should be"),
+        (b"3", "holds a int, where an object should be"),
+    ],
+    ids=["cut", "empty", "bytes", "deep list", "deep object", "list", "number"],
+)
+def test_json_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.json cannot be read: it .*{message.removeprefix('it ')}"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_json_beyond_reason_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+    monkeypatch.setattr(files, "LARGEST_JSON", 5)
+    with pytest.raises(ValueError, match="a.json cannot be read: .*more than 5 bytes"):
+        files.read_json(tmp_path / "a.json")
+
+
 def test_writing_that_breaks_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     files.write_tensors({"a": torch.arange(6.0).view(2, 3).T}, path)

@@ -166,7 +166,11 @@ def test_faults_of_a_grid_file_name_their_entry(tmp_path):
         assert part in str(error.value)
     with pytest.raises(FileNotFoundError, match="none.json: no such grid file"):
         read_grid(tmp_path / "none.json")
-    for text, what in (("[", "is not JSON"), ("{}", "give a list of entries"), ("[]", "give a list of entries")):
+    for text, what in (
+        ("[", "cut, damaged or no JSON"),
+        ("{}", "holds an object, where a list should be"),
+        ("[]", "give a list of entries"),
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match=what):
             read_grid(tmp_path / "bad.json")

@@ -252,3 +252,10 @@ def test_a_folder_named_in_the_environment_takes_all(repository, tiny, monkeypat
         out_folder("record")
     monkeypatch.setenv("HRCF_OUT", "")
     assert out_folder() == repository / "runs" / "smoke" / "figures"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"tables": [1]}', '{"tables": {"a": 3}}', '{"tables"', "[" * 100_000])
+def test_a_record_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="a.json (is no record|cannot be read)"):
+        records.read_record("a", tmp_path)

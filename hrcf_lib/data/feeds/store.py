@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import read_safetensors, remove_abandoned, replacing, write_json, write_tensors
+from hrcf_lib.engine.files import read_json, read_safetensors, remove_abandoned, replacing, write_json, write_tensors
 from hrcf_lib.engine.hashes import check_file, hash_file
 from hrcf_lib.engine.messages import list_some
 
@@ -184,9 +184,9 @@ class Cache:
                 raise ValueError(f"{self.home} has shards and no about.json: delete the folder, and run again")
             return
         try:
-            there = json.loads(self._about.read_text(encoding="utf-8"))
+            there = read_json(self._about)
             differ = [f"{k}: there {there.get(k)}, here {v}" for k, v in self.about.items() if there.get(k) != v]
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{self._about} is damaged ({error}): delete the folder {self.home}, and run again"
             ) from error
