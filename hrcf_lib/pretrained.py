@@ -9,7 +9,6 @@ The card says only what is known from config, VLP and labels or given by the cal
 passed in, each with the protocol that made it.
 """
 
-import json
 import re
 import sys
 import warnings
@@ -27,7 +26,7 @@ from torch import Tensor
 from hrcf_lib import config as configs
 from hrcf_lib import protocols, vlp
 from hrcf_lib.data.images import RESIZED
-from hrcf_lib.engine.files import new_folder, read_tensors, write_json, write_tensors, write_text
+from hrcf_lib.engine.files import new_folder, read_json, read_tensors, write_json, write_tensors, write_text
 from hrcf_lib.engine.hashes import check_tensors
 
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
@@ -81,7 +80,7 @@ class Pretrained:
             config = configs.from_dict(about["config"], cls.Config)
             expected, seen = about["vlp_hash"], about["reference_labels"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not a config of save_pretrained: {error!r}") from error
+            raise ValueError(f"{folder / 'config.json'} is not a config of save_pretrained: {error}") from error
         extras = {name: read_extra(folder, name) for name in EXTRAS if (folder / f"{name}.json").is_file()}
         weights = read_weights(folder, about)
         model = cls(config.replace(**changes))
@@ -95,13 +94,22 @@ class Pretrained:
         return model.eval()
 
 
+ABOUT = {"config": dict, "vlp_hash": str, "reference_labels": list, "method": str}  # what ``config.json`` has to say
+
+
 def read_about(folder: Path) -> dict:
     """What ``config.json`` of a folder says, with the name of the method. Raises ``ValueError`` for another file."""
     path = folder / "config.json"
     try:
-        return {"method": "hrcf"} | json.loads(path.read_text(encoding="utf-8"))  # older folders name no method
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a config of save_pretrained: {error!r}") from error
+        about = {"method": "hrcf"} | read_json(path)  # older folders name no method
+        for name, kind in ABOUT.items():
+            if not isinstance(about.get(name), kind):
+                raise ValueError(f"its {name} is {str(about.get(name))[:60]!r}, where a {kind.__name__} should be")
+        if odd := [label for label in about["reference_labels"] if not isinstance(label, str) or not label.strip()]:
+            raise ValueError(f"its reference_labels have {odd[0]!r}, which is no name")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a config of save_pretrained: {error}") from error
+    return about
 
 
 def read_weights(folder: Path, about: dict) -> dict[str, Tensor]:
@@ -123,14 +131,11 @@ def read_extra(folder: Path, name: str) -> dict:
     """The values in ``<name>.json`` of a folder. Raises ``ValueError`` for a file that is damaged."""
     path = folder / f"{name}.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
+        return read_json(path)
     except ValueError as error:
         raise ValueError(
             f"{path} is not a {name} ({error}): delete it (the model loads without it), or make it anew"
         ) from error
-    return values
 
 
 def find_folder(source: str | Path) -> Path:

@@ -142,7 +142,7 @@ def load(folder: str | Path, **changes):
     """The method that ``save_pretrained`` wrote, whichever it is. Raises as ``Method.from_pretrained``."""
     folder = find_folder(folder)
     about = read_about(folder)
-    return saved(about["method"], about.get("config") or {}).from_pretrained(folder, **changes)
+    return saved(about["method"], about["config"]).from_pretrained(folder, **changes)
 
 
 def asks_unseen(config) -> bool:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from hrcf_lib import config as configs
-from hrcf_lib import scores, vlp
+from hrcf_lib import methods, scores, vlp
 from hrcf_lib.engine import files
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.model import HRCF
@@ -352,12 +352,31 @@ def test_frozen_weights_cannot_be_slipped_in(saved):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"config": {"name": "mini"}, "vlp_hash": "", "reference_labels": []}']
+    "text", ["{", "[]", "{}", "[" * 100_000, '{"config": {"name": "mini"}, "vlp_hash": "", "reference_labels": []}']
 )
 def test_a_config_that_is_none_is_named(saved, text):
     (saved[1] / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json is not a config of save_pretrained"):
         HRCF.from_pretrained(saved[1])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"reference_labels": "abc"}, "its reference_labels is 'abc', where a list should be"),
+        ({"reference_labels": ["cat", ["dog"]]}, "its reference_labels have .'dog'., which is no name"),
+        ({"reference_labels": ["cat", ""]}, "its reference_labels have '', which is no name"),
+        ({"config": []}, "its config is '..', where a dict should be"),
+        ({"vlp_hash": 3}, "its vlp_hash is '3', where a str should be"),
+        ({"method": ["hrcf"]}, "its method is .*, where a str should be"),
+    ],
+)
+def test_a_part_of_a_config_of_another_kind_is_named(saved, change, message):
+    path = saved[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    for load in (HRCF.from_pretrained, methods.load):
+        with pytest.raises(ValueError, match=f"config.json is not a config of save_pretrained: {message}"):
+            load(saved[1])
 
 
 def test_unknown_changes_and_damaged_weights_are_refused(saved):
