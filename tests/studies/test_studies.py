@@ -1,6 +1,7 @@
 """Runs of a study: trained once, scored in every setting, read back; and what their differences say."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import processes
@@ -13,9 +14,11 @@ from hrcf_lib import evaluation, methods, metrics, scores, studies
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.features import FrozenFeatures
+from hrcf_lib.engine import files
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
 from hrcf_lib.studies import compare, controls, runs
+from hrcf_lib.studies.compare import KEYS
 
 # words that the mini VLP knows
 SPACE = LabelSpace(seen=["ant", "axe", "bat", "bed", "bell"], unseen=["anchor", "bone"])
@@ -87,6 +90,25 @@ def test_a_run_is_not_computed_twice(done, feats, monkeypatch):
     assert all(torch.equal(again.resampled[key], value) for key, value in outcomes["HRCF", 0].resampled.items())
     fewer = studies.run(config(), feats, folder, {"": {}}, resamples=30)
     assert fewer.table["setting"].unique().tolist() == [""]
+
+
+@pytest.mark.parametrize("how", ["cut", "of another run", "gone"])
+def test_resampled_metrics_that_are_damaged_are_scored_again(tmp_path, how):
+    model, rows = SimpleNamespace(vlp=SimpleNamespace(hash="h"), trained_parameters=lambda: 3), dict.fromkeys(KEYS, "")
+    key, values = ("", "test", "ZSL", "mAP"), torch.arange(3.0)
+    known = runs.Outcome(pd.DataFrame([rows | {"mAP": 1.0}]), {key: values}, {"training": {"seconds": 1.0}}, tmp_path)
+    runs._write_outcome(known, config(), model, {"resamples": 2})
+    assert torch.equal(runs._read_outcome(tmp_path, {"resamples": 2}).resampled[key], values)
+    path = tmp_path / runs.RESAMPLED
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif how == "gone":
+        path.unlink()
+    else:
+        files.write_tensors({"|".join(key): values + 1}, path)
+    with pytest.warns(UserWarning, match="resampled.safetensors .*: the run is scored again"):
+        found = runs._read_outcome(tmp_path, {"resamples": 2})
+    assert found.resampled == {} and len(found.table) == 0
 
 
 def test_a_new_setting_is_scored_without_training(done, feats, monkeypatch):
