@@ -387,5 +387,9 @@ def test_unknown_changes_and_damaged_weights_are_refused(saved):
     with pytest.raises(ValueError, match="model.safetensors cannot be read as plain tensors"):
         HRCF.from_pretrained(saved[1])
     save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="holds weights and the config of two models"):
+        HRCF.from_pretrained(saved[1])
+    config = saved[1] / "config.json"  # as it was saved before there were hashes
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"weights_hash": None}))
     with pytest.raises(ValueError, match=r"unexpected a \(1,\)"):
         HRCF.from_pretrained(saved[1])
