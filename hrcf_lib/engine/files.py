@@ -102,9 +102,10 @@ def full_disk_named(path: str | Path, needs: int = 0):
         if number not in FULL and not (said and free < max(needs, 2**20)):  # with room left it was another disk
             raise
         size = f"{needs / 1e6:,.1f} MB are needed, " if needs else ""
+        path = Path(*(part for part in Path(path).parts if not PART.search(part)))  # as it would be called at the end
         raise OSError(
-            f"{path} cannot be written: {size}{free / 1e6:,.1f} MB are free in {folder}, or its quota is used up; make "
-            "room and run again, or choose another folder"
+            f"{path} cannot be written: {size}{free / 1e6:,.1f} MB are free in {path.parent}, or its quota is used up; "
+            "make room and run again, or choose another folder"
         ) from error
 
 

@@ -365,6 +365,14 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatc
         call[kind](tmp_path / f"a{kind}", state)
 
 
+def test_a_full_disk_names_a_file_of_a_new_folder_as_it_would_be_called(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", full(free=1000))
+    with pytest.raises(OSError, match=f"^{re.escape(str(tmp_path / 'model' / 'a.json'))} cannot be written: "):
+        with files.new_folder(tmp_path / "model") as part, files.full_disk_named(part / "a.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_quota_is_told_like_a_full_disk(tmp_path):
     with pytest.raises(OSError, match="a.csv cannot be written: .* MB are free in .*, or its quota is used up; make"):
         with files.full_disk_named(tmp_path / "a.csv"):
