@@ -389,6 +389,11 @@ def _check_names(names, known: list[str]) -> None:
 def _checked(field: dataclasses.Field, value):
     """The value in the type of its field. Raises ``ValueError`` for another type, choice or a number out of bounds."""
     about = stated(field)
+    if isinstance(field.type, str):
+        raise TypeError(
+            f"{field.name} of a config has its type as text, so that values are not checked: leave "
+            "'from __future__ import annotations' out of the module of its class"
+        )
     if about["choices"] and value not in about["choices"]:
         raise ValueError(f"{field.name} = {value!r}: choose one of {', '.join(map(str, about['choices']))}")
     if field.type in (int, float) or (field.type in (int | None, float | None) and value is not None):

@@ -60,9 +60,9 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     Started by ``accelerate launch`` or ``notebook_launcher``, every process runs this and computes its share of each
     batch; a phase's batch is that of all processes together, and losses are sums over the kept pictures of all
     processes divided by their number: losses and weights do not depend on how many processes there are, nor on
-    ``config.accumulate``, up to rounding (except BiAM's batch norm and OVML-VLP's contrastive loss, which look at the
-    pictures of one process and part, and what is drawn at random: dropout, and Gen-MLZSL's noise). A run may be resumed
-    by another number of processes.
+    ``config.accumulate``, up to rounding (except batch norm, as in BiAM and LESA, OVML-VLP's contrastive loss and
+    LESA's loss of diversity, which look at the pictures of one process and part, and what is drawn at random: dropout,
+    and Gen-MLZSL's noise). A run may be resumed by another number of processes.
 
     Raises ``ValueError`` if a checkpoint is damaged or belongs to another method, config or data, if the features hold
     NaN, are not what config and method ask for, or show no positive seen label, and for a method whose ``trainable``

@@ -85,6 +85,7 @@ COUNTS = {  # image side, text side, all: millions with ViT-B/16; 15.2 of the pa
     "MKT": (14.570496, 25.296896, 39.867392),
     "MKT with the unused MLP": (15.227648, 25.296896, 40.524544),
     "BiAM": (3.84, None, 3.84),
+    "LESA": (1.57953, None, 1.57953),
 }
 
 

@@ -59,6 +59,7 @@ class LESAConfig(WordVectorConfig):
     """Marks as in the module: [C] the released code, [S] silent and ours."""
 
     method = "lesa"
+    small = {"optimizer": "adamw", "convolution": False, "start": "clip"}  # chosen on val: papers/lesa.md
 
     attentions: int = setting(10, low=1)  # [C] M
     convolution: bool = True  # [C] the entry of 2 x 2; off: attentions look at f itself
@@ -206,10 +207,15 @@ def attend(e: Tensor, g: Tensor) -> Tensor:
 
 
 def attention_overlap(e: Tensor) -> Tensor:
-    """How alike the attentions of each picture are, squared cosines of all ordered pairs: (B, M, J) -> (B,), >= 0."""
-    e = F.normalize(e.float(), dim=2, eps=1e-6)  # (B, M, J)
-    cosines = e @ e.transpose(1, 2)  # (B, M, M)
-    others = 1 - torch.eye(e.shape[1], device=e.device)  # (M, M)
+    """How alike the attentions of each picture are, squared cosines of all ordered pairs: (B, M, J) -> (B,), >= 0.
+
+    At least float32. NaN where a length is too large for a number, so that a diverged run is told.
+    """
+    e = e.to(torch.promote_types(e.dtype, torch.float32))
+    products = e @ e.transpose(1, 2)  # (B, M, M)
+    lengths = products.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()  # (B, M)
+    cosines = products / lengths[:, :, None] / lengths[:, None]  # (B, M, M)
+    others = ~torch.eye(e.shape[1], dtype=torch.bool, device=e.device)  # (M, M)
     return (cosines.square() * others).sum(dim=(1, 2))
 
 

@@ -57,6 +57,7 @@ class ZSSDLConfig(WordVectorConfig):
     """Marks as in the module: [C] the released code, [R] a reading, [S] silent and ours."""
 
     method = "zs_sdl"
+    small = {"start": "clip", "blocks": 0, "pool": "mean", "lr": 3e-4}  # chosen on val: papers/zs_sdl.md
 
     directions: int = setting(7, low=1)  # [C] M on NUS-WIDE; 2 on COCO
     variance: float | None = setting(0.3, high=1)  # [C] lambda of Eq. 5; None: L_i alone, without the factor 2

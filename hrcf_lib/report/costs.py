@@ -13,6 +13,7 @@ OTHER = "notebook 05 makes it"  # ours of another method
 ELSEWHERE = "not timed at this size: see costs on the mini VLP"  # ours of another method, where notebook 05 has run
 SIDES = {"image_encoder_M": "image side", "text_encoder_M": "text side", "all_M": "all"}
 ON_THE_VLP = ("MKT", "HRCF")  # methods of Table VI that stand on CLIP there, as here
+TITLES = {"LESA (M=10)": "LESA"}  # a row whose name says more than the title of our method
 UNUSED = {"MKT": "MKT with the unused MLP"}  # a method -> its second row: the paper counts what the forward never uses
 
 
@@ -77,13 +78,13 @@ def _counted(records: Records, method: str, paper: list[str]) -> list[tuple[str,
         numbers = [_value(records, SPEED, "parameters", "HRCF, counted here", side) for side in SIDES]
         return [(method, " / ".join(_text(n, "{:.6f}") for n in numbers), _as_printed(numbers, paper))]
     found = []
-    for name in (method, UNUSED.get(method)):
+    for name, title in ((method, TITLES.get(method, method)), (UNUSED.get(method),) * 2):
         try:
             frame = records.table(MAIN, "parameters", ["method", *SIDES.values()]).set_index("method")
         except Missing as why:
             return [(method, str(why), "")]
-        if name in frame.index:
-            numbers = frame.loc[name, list(SIDES.values())].astype(float)
+        if title in frame.index:
+            numbers = frame.loc[title, list(SIDES.values())].astype(float)
             texts = ["" if pd.isna(n) else f"{n:.6f}" for n in numbers]
             found.append((name, " / ".join(texts), _as_printed(numbers, paper)))
     return found or [(method, f"the record of notebook 05 has no row {method!r}", "")]

@@ -118,6 +118,17 @@ def test_bad_values_are_errors_that_name_the_field(wrong):
         dataclasses.replace(configs.mini(), **wrong)
 
 
+def test_types_given_as_text_are_refused():
+    """As all are behind 'from __future__ import annotations': no value would be checked."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(Config):
+        width: "int" = 3
+
+    with pytest.raises(TypeError, match="width of a config has its type as text.*leave 'from __future__ import"):
+        Own(**configs.mini().to_dict())
+
+
 def test_lists_as_papermill_gives_them():
     config = configs.preset("mini", ks=[1, 2], phases=[["hcg", 1, 8], {"trains": "prompts", "epochs": 2, "batch": 4}])
     assert config.ks == (1, 2)

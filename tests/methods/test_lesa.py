@@ -163,7 +163,7 @@ def test_scores_and_losses_equal_their_slow_twins(B, M, K, J, D):
         overlap += sum(float(unit[m] @ unit[n]) ** 2 for m in range(M) for n in range(M) if m != n)
     assert_close(distribution_loss(s_m, labels).item(), distribution / B)
     assert_close(relevance_loss(s_m.amax(dim=1), s_mean, labels, 0.5).item(), relevance / B)
-    assert_close(diversity_loss(attention_overlap(e)).item(), math.sqrt(overlap / B), rtol=1e-5, atol=1e-6)
+    assert_close(diversity_loss(attention_overlap(e)).item(), math.sqrt(overlap / B))
 
 
 def test_losses_without_pictures_positives_or_a_second_attention():
@@ -176,13 +176,17 @@ def test_losses_without_pictures_positives_or_a_second_attention():
     assert loss == 0 and torch.autograd.grad(loss, e)[0].abs().max() == 0, "the slope of a root at 0 is infinite"
     zero = torch.zeros(2, 3, 5, requires_grad=True)
     assert torch.autograd.grad(diversity_loss(attention_overlap(zero)), zero)[0].isfinite().all()
+    assert attention_overlap(torch.full((1, 2, 3), 1e30)).isnan().all(), "a diverged run is told"
 
 
 # The method -----------------------------------------------------------------------------------------------------------
 
 
+RELEASED = {"convolution": True, "start": "random", "optimizer": "rmsprop"}  # val has other values, on the mini VLP
+
+
 def build(**changes) -> LESA:
-    return methods.build("lesa", synthetic.config(), pretrained=False, **changes)
+    return methods.build("lesa", synthetic.config(), pretrained=False, **RELEASED | changes)
 
 
 @pytest.fixture(scope="module")

@@ -456,6 +456,8 @@ def test_parameters_of_other_methods_with_and_without_what_is_never_used(main, f
     assert whole[ours] == "15.227648 / 25.296896 / 40.524544" and whole["as printed"] == "yes"
     assert mkt.iloc[1] == whole.iloc[1] == "15.2 / 25.3 / 40.5"
     assert biam[ours] == "3.840000 /  / 3.840000" and biam["as printed"] == "yes"
+    lesa = rows(table, method="LESA (M=10)").iloc[0]
+    assert lesa[ours] == "1.579530 /  / 1.579530" and lesa["as printed"] == "no", "called LESA in the record"
     assert rows(table, method="ZS-SDL")[ours].item() == "the record of notebook 05 has no row 'ZS-SDL'"
     runs = read_record("05_main_results", main.sources[0].folder)["tables"]["runs"]
     part = rows(runs, variant="MKT", split="test", task="ZSL")[list(METRICS)]
