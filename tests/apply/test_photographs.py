@@ -151,6 +151,7 @@ def test_flat_and_grey_drawings_are_no_photographs():
         assert not is_photograph(read_image(drawing, 112))
 
 
+@pytest.mark.slow
 def test_the_model_that_ships_says_that_it_knows_drawings_only(photos):
     with pytest.warns(UserWarning, match="2 of 2 pictures have as many colours as .*astronaut.jpg.*model='ViT-B-16'"):
         classify(photos, ["cat"])
@@ -159,6 +160,7 @@ def test_the_model_that_ships_says_that_it_knows_drawings_only(photos):
     assert session.watch.photographs
 
 
+@pytest.mark.slow
 def test_other_vlps_and_drawings_are_not_told(plain, photos):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
