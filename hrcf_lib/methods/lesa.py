@@ -212,7 +212,7 @@ def attention_overlap(e: Tensor) -> Tensor:
     At least float32. NaN where a length is too large for a number, so that a diverged run is told.
     """
     e = e.to(torch.promote_types(e.dtype, torch.float32))
-    products = e @ e.transpose(1, 2)  # (B, M, M)
+    products = (e[:, :, None] * e[:, None]).sum(dim=3)  # (B, M, M); autocast would halve the precision of a product @
     lengths = products.diagonal(dim1=1, dim2=2).clamp(min=1e-12).sqrt()  # (B, M)
     cosines = products / lengths[:, :, None] / lengths[:, None]  # (B, M, M)
     others = ~torch.eye(e.shape[1], dtype=torch.bool, device=e.device)  # (M, M)

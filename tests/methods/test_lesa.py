@@ -115,6 +115,13 @@ def test_every_number_of_the_released_code_is_ours(compared):
         near(ours[name].detach(), value, "gradient" if name.startswith("grad") else "value")
 
 
+def test_autocast_leaves_the_overlap_in_single_precision():
+    e = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = attention_overlap(e)
+    assert low.dtype == torch.float32 and torch.equal(low, attention_overlap(e))
+
+
 def test_the_padding_is_at_the_far_side():
     network = SharedAttentions(1, 1, 1)
     padded = network.entry[0](torch.ones(1, 1, 3, 3))
