@@ -100,6 +100,7 @@ class GenMLZSLConfig(WordVectorConfig):
     """Default values of the released script for NUS-WIDE."""
 
     method = "gen_mlzsl"
+    small = {"hidden": 256, "lr": 3e-3, "critic_steps": 1, "centred": True, "classifier_epochs": 20}
 
     released: bool = setting(True, scores=True)  # heads that never look at both levels; off: the evident intent
     fusion: str = setting("cross", choices=FUSIONS, scores=True)
