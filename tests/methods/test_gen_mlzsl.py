@@ -253,7 +253,7 @@ def test_a_classifier_tells_features_apart():
 
 # -- the method --------------------------------------------------------------------------------------------------------
 
-SMALL = {"hidden": 16, "classifier_epochs": 3, "critic_steps": 2}
+SMALL = {"hidden": 16, "classifier_epochs": 3, "critic_steps": 2, "centred": False}
 UNSEEN = ["boat", "beach"]
 
 
