@@ -65,7 +65,7 @@ class ML2PEncoderConfig(WordVectorConfig):
     """Default values of the released options, where they say."""
 
     method = "ml2p_encoder"
-    small = {"groups": 2, "lr": 3e-3}  # with M = 4 or 7 a few hundred steps teach it next to nothing
+    small = {"groups": 2, "lr": 1e-2}  # with M = 4 or 7 a few hundred steps teach it next to nothing
 
     groups: int = setting(7, low=1)  # M
     map_side: int = setting(7, low=1)  # of the map after max-pooling; a smaller map stays as it is
