@@ -247,4 +247,4 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(SystemExit) as stop:
         calibration.main([str(tmp_path / "nowhere")])
-    assert stop.value.code == 2 and "holds no config.json" in capsys.readouterr().err
+    assert stop.value.code == 2 and "nowhere here: correct the path" in capsys.readouterr().err
