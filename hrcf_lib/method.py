@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from hrcf_lib import config as configs
 from hrcf_lib import vlp
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import load_into
 from hrcf_lib.engine.schedules import learning_rate
+from hrcf_lib.engine.weights import load_into
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.pretrained import Pretrained
 

@@ -26,8 +26,9 @@ from torch import Tensor
 from hrcf_lib import config as configs
 from hrcf_lib import protocols, vlp
 from hrcf_lib.data.images import RESIZED
-from hrcf_lib.engine.files import new_folder, read_json, read_tensors, write_json, write_tensors, write_text
+from hrcf_lib.engine.files import new_folder, read_json, write_json, write_text
 from hrcf_lib.engine.hashes import check_tensors
+from hrcf_lib.engine.weights import read_tensors, write_tensors
 
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
 EXTRAS = ("calibration",)  # what may lie beside them as ``<name>.json``

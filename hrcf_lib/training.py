@@ -28,7 +28,7 @@ from hrcf_lib.config import SIDES, Config, names_where, values_before
 from hrcf_lib.data.feeds.embeddings import fix_image_side
 from hrcf_lib.data.feeds.feed import Feed, check_depth
 from hrcf_lib.data.feeds.order import BatchOrder
-from hrcf_lib.engine import files
+from hrcf_lib.engine import files, weights
 from hrcf_lib.engine.devices import process
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
@@ -302,12 +302,12 @@ def _about(model, data) -> dict:
 def _save(path: Path, about: dict, model, optimizers, history, step: int) -> None:
     state = {"about": about, "step": step, "history": history, "model": model.trainable_state()}
     state["optimizers"] = {side: o.state_dict() for side, o in optimizers.items()}
-    files.save_checkpoint(state, path)
+    weights.save_checkpoint(state, path)
 
 
 def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     parts = ("about", "step", "history", "model", "optimizers")
-    state = files.read_checkpoint(path, parts, model.vlp.mean.device)
+    state = weights.read_checkpoint(path, parts, model.vlp.mean.device)
     known = {f.name: f.default for f in dataclasses.fields(model.config)} | values_before(type(model.config))
     known = {name: repr(value) for name, value in known.items()}  # of a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say

@@ -36,8 +36,8 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from hrcf_lib.engine import clip_weights
-from hrcf_lib.engine.files import load_into, read_tensors, write_tensors
 from hrcf_lib.engine.messages import did_you_mean
+from hrcf_lib.engine.weights import load_into, read_tensors, write_tensors
 
 MINI = "hrcf-mini"
 ASSETS = files("hrcf_lib") / "assets"

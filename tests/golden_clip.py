@@ -7,7 +7,7 @@ import numpy as np
 import open_clip
 import torch
 
-from hrcf_lib.engine.files import load_into
+from hrcf_lib.engine.weights import load_into
 from hrcf_lib.vlp import VLP
 
 FOLDER = Path(__file__).parent / "golden"

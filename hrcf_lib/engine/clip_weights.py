@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.engine import torchscript
-from hrcf_lib.engine.files import read_json, read_tensors, unwrapped
+from hrcf_lib.engine.files import read_json
+from hrcf_lib.engine.weights import read_tensors, unwrapped
 
 SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI keeps beside its weights
 NOT_WEIGHTS = re.compile(r"(.*\.)?(attn_mask|position_ids)")  # buffers that follow from the sizes
@@ -61,7 +62,7 @@ class Weights(NamedTuple):
 def read(path: str | Path) -> Weights:
     r"""The weights in a file of any of the three kinds, and what it says of the activation.
 
-    They are not checked against a model (``files.load_into`` does it). Raises ``ValueError`` as ``files.read_tensors``.
+    They are not checked against a model: ``weights.load_into`` does it. Raises what ``weights.read_tensors`` raises.
     """
     path = Path(path)
     state = unwrapped(read_tensors(path))
@@ -72,7 +73,7 @@ def read(path: str | Path) -> Weights:
 
 def open_clip_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of any of the three under open_clip's names; what is no weight is left out, and what has a name of
-    none of them stays, for ``files.load_into`` to tell."""
+    none of them stays, for ``weights.load_into`` to tell."""
     state = {name: value for name, value in state.items() if name not in SIZES and not NOT_WEIGHTS.fullmatch(name)}
     if is_hugging_face(state):
         return _from_hugging_face(state)

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-import threading
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -46,22 +45,6 @@ def neighbours() -> int:
 def leads_here() -> bool:
     """Whether this process does what one of those that were started together on this machine has to do."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def end_with_parent() -> None:
-    """End this process and all that it started once standard input closes, as it does when the parent dies.
-
-    The parent gives it a pipe as standard input, and holds the only other end.
-    """
-
-    def watch():
-        while os.read(0, 1):
-            pass
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def native_bf16(device: torch.device | str) -> bool:

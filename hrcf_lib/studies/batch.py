@@ -38,7 +38,7 @@ import pandas as pd
 from hrcf_lib.config import is_smoke
 from hrcf_lib.engine.files import alone, read_json, write_json
 from hrcf_lib.studies.grid import Job, check_jobs, code_hash, folder_name, jobs, read_grid
-from hrcf_lib.studies.records import REPOSITORY, commit
+from hrcf_lib.studies.repository import REPOSITORY, commit
 
 __all__ = ["Job", "jobs", "read_grid", "records", "run"]
 

@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 import papermill
 
-from hrcf_lib.engine.devices import end_with_parent
 from hrcf_lib.engine.messages import check_known
+from hrcf_lib.engine.parents import end_with_parent
 
 START = 300  # seconds that a kernel may take to start: papermill's 60 are too few on a machine full of jobs
 INLINE = "module://matplotlib_inline.backend_inline"  # a shell without a screen often sets one that shows no figure

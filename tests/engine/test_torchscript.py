@@ -9,7 +9,7 @@ import clip_files
 import pytest
 import torch
 
-from hrcf_lib.engine import files, torchscript
+from hrcf_lib.engine import torchscript, weights
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_tensors_are_those_that_torch_reads(tmp_path, dtype):
     torch.manual_seed(0)
     torch.jit.script(Odd().to(dtype).eval()).save(tmp_path / "odd.pt")
     expected = torch.jit.load(tmp_path / "odd.pt").state_dict()
-    found = files.read_tensors(tmp_path / "odd.pt")
+    found = weights.read_tensors(tmp_path / "odd.pt")
     assert found.keys() == expected.keys() and len(found) == 12
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
@@ -53,7 +53,7 @@ def test_tensors_are_those_that_torch_reads(tmp_path, dtype):
 def test_a_traced_model_is_read_as_a_scripted_one(tmp_path):
     layer = torch.nn.Sequential(torch.nn.Linear(2, 2), clip_files.QuickGELU())
     torch.jit.trace(layer, torch.zeros(1, 2)).save(tmp_path / "w.pt")
-    assert torch.equal(files.read_tensors(tmp_path / "w.pt")["0.weight"], layer[0].weight)
+    assert torch.equal(weights.read_tensors(tmp_path / "w.pt")["0.weight"], layer[0].weight)
     assert {"Linear", "QuickGELU"} <= torchscript.class_names(tmp_path / "w.pt")
 
 
@@ -62,7 +62,7 @@ def test_the_code_is_not_read(tmp_path):
     rewrite(tmp_path / "w.pt", "/code/", b"def forward(: this is no code")
     with pytest.raises(RuntimeError):
         torch.jit.load(tmp_path / "w.pt")
-    assert "layer.weight" in files.read_tensors(tmp_path / "w.pt")
+    assert "layer.weight" in weights.read_tensors(tmp_path / "w.pt")
 
 
 def test_a_file_of_torch_save_is_no_archive(tmp_path):
@@ -128,14 +128,14 @@ def test_what_no_model_has_is_refused(tmp_path, kind):
     torch.jit.script(layer).save(tmp_path / "w.pt")
     rewrite(tmp_path / "w.pt", "/data.pkl", content)
     with pytest.raises(ValueError, match=f"w.pt cannot be read as plain tensors: .*{message}"):
-        files.read_tensors(tmp_path / "w.pt")
+        weights.read_tensors(tmp_path / "w.pt")
 
 
 def test_a_trap_is_not_sprung(tmp_path):
     torch.jit.script(Odd()).save(tmp_path / "w.pt")
     rewrite(tmp_path / "w.pt", "/data.pkl", pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
     with pytest.raises(ValueError, match="Path.*which is no part of a tree of modules|asks for"):
-        files.read_tensors(tmp_path / "w.pt")
+        weights.read_tensors(tmp_path / "w.pt")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -149,7 +149,7 @@ def test_names_that_multiply_are_refused(tmp_path, monkeypatch):
     torch.jit.script(Odd()).save(tmp_path / "w.pt")
     rewrite(tmp_path / "w.pt", "/data.pkl", content + b".")
     with pytest.raises(ValueError, match="more than 1,000 modules and tensors, which no model has"):
-        files.read_tensors(tmp_path / "w.pt")
+        weights.read_tensors(tmp_path / "w.pt")
 
 
 def test_a_flipped_bit_and_a_missing_storage_are_told(tmp_path):
@@ -158,25 +158,25 @@ def test_a_flipped_bit_and_a_missing_storage_are_told(tmp_path):
     at = whole.index(torch.arange(64.0).numpy().tobytes()) + 40
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
     with pytest.raises(ValueError, match="w.pt cannot be read as plain tensors: .*CRC"):
-        files.read_tensors(path)
+        weights.read_tensors(path)
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="w.pt cannot be read as plain tensors: .*damaged"):
-        files.read_tensors(path)
+        weights.read_tensors(path)
     path.write_bytes(whole)
     rewrite(path, "/data/0", b"short")
     with pytest.raises(ValueError, match="storage 0 has 5 bytes"):
-        files.read_tensors(path)
+        weights.read_tensors(path)
 
 
 def test_an_archive_of_another_kind_of_machine_is_refused(tmp_path, monkeypatch):
     path = clip_files.openai({"a": torch.ones(2)}, tmp_path / "w.pt")
     monkeypatch.setattr(torchscript.sys, "byteorder", "big")
     with pytest.raises(ValueError, match="byte order of another kind of machine"):
-        files.read_tensors(path)
+        weights.read_tensors(path)
 
 
 def test_a_pickle_beyond_reason_is_not_read(tmp_path, monkeypatch):
     path = clip_files.openai({"a": torch.ones(2)}, tmp_path / "w.pt")
     monkeypatch.setattr(torchscript, "LARGEST_PICKLE", 100)
     with pytest.raises(ValueError, match="data.pkl has .* bytes, which no model needs"):
-        files.read_tensors(path)
+        weights.read_tensors(path)

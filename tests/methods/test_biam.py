@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from hrcf_lib import config as configs
 from hrcf_lib import methods, scores
-from hrcf_lib.engine import files
+from hrcf_lib.engine import weights
 from hrcf_lib.losses import ranking_loss
 from hrcf_lib.methods import biam
 from hrcf_lib.methods.biam import FORM, BiAM, BiAMConfig, BiAMReleased, BiLevelAttention
@@ -310,7 +310,7 @@ def test_what_was_saved_before_is_the_released_form(tmp_path):
     again = configs.from_dict(about["config"], read.Config)
     assert read is BiAMReleased and again == method.config and runs.run_name(again) == runs.run_name(method.config)
     loaded = read(again, pretrained=False)
-    loaded.load_trainable(files.read_tensors(tmp_path / "model.safetensors"), tmp_path)
+    loaded.load_trainable(weights.read_tensors(tmp_path / "model.safetensors"), tmp_path)
     assert synthetic.same(loaded.trainable_state(), method.trainable_state())
 
 
@@ -531,7 +531,7 @@ def test_saved_and_loaded(trained, embedded, features, tmp_path):
     t = method.label_embeddings(names(3))
     loaded = methods.for_config(method.config, pretrained=False)
     loaded.vlp = copy.deepcopy(method.vlp)
-    loaded.load_trainable(files.read_tensors(tmp_path / "model.safetensors"), tmp_path)
+    loaded.load_trainable(weights.read_tensors(tmp_path / "model.safetensors"), tmp_path)
     e = loaded.eval().image_embeddings(features.batch(torch.arange(4))[0])
     assert_close(loaded.score_embeddings(*e, t), method.score_embeddings(*embedded, t))
 

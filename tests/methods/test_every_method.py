@@ -19,7 +19,7 @@ from hrcf_lib.apply.predict import classify
 from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
-from hrcf_lib.engine import files
+from hrcf_lib.engine import weights
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.methods import plain_vlp, registry
@@ -402,7 +402,7 @@ def test_save_and_load(name, tmp_path):
     assert type(again) is type(model) and again.config == model.config and not again.training
     assert torch.equal(again.score(pictures(), names), s)
     assert again.reference_labels == model.reference_labels
-    assert not any(n.startswith("vlp.") for n in files.read_tensors(folder / "model.safetensors"))
+    assert not any(n.startswith("vlp.") for n in weights.read_tensors(folder / "model.safetensors"))
     found = classify([Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures()], names, again, top_k=2)
     assert list(found.groupby("image").size()) == [2, 2, 2] and found["score"].notna().all()
     other = methods.method("mkt" if name != "mkt" else "biam")
@@ -625,7 +625,7 @@ def test_pre_clip_is_the_zero_shot_evaluation(prompt, similarity):
 def golden(monkeypatch, tmp_path):
     """``build(name, **changes)`` on the tiny CLIP that the golden arrays were made with."""
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "golden-quickgelu", golden_clip.CONFIG)
-    files.write_tensors(golden_clip.state(), tmp_path / "clip.safetensors")
+    weights.write_tensors(golden_clip.state(), tmp_path / "clip.safetensors")
     base = configs.mini().replace(vlp="golden-quickgelu", vlp_weights=str(tmp_path / "clip.safetensors"), bf16=False)
 
     def make(name, **changes):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hrcf_lib import config, methods, training
 from hrcf_lib.apply import region_maps
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.engine import chunks, files
+from hrcf_lib.engine import chunks, weights
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.methods import ovml_vlp
 from hrcf_lib.methods.losses import pairwise_logistic
@@ -395,5 +395,5 @@ def test_saved_and_loaded(tmp_path):
     state = synthetic.weights(model)
     assert "projection.2.weight" in state
     loaded = build(seed=1, contrastive_layers=2)
-    loaded.load_trainable(files.read_tensors(tmp_path / "model.safetensors"), tmp_path)
+    loaded.load_trainable(weights.read_tensors(tmp_path / "model.safetensors"), tmp_path)
     assert synthetic.same(model.trainable_state(), loaded.trainable_state())

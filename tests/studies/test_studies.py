@@ -14,7 +14,7 @@ from hrcf_lib import evaluation, methods, metrics, scores, studies
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.engine import files
+from hrcf_lib.engine import weights
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.model import HRCF
 from hrcf_lib.studies import compare, controls, runs
@@ -105,7 +105,7 @@ def test_resampled_metrics_that_are_damaged_are_scored_again(tmp_path, how):
     elif how == "gone":
         path.unlink()
     else:
-        files.write_tensors({"|".join(key): values + 1}, path)
+        weights.write_tensors({"|".join(key): values + 1}, path)
     with pytest.warns(UserWarning, match="resampled.safetensors .*: the run is scored again"):
         found = runs._read_outcome(tmp_path, {"resamples": 2})
     assert found.resampled == {} and len(found.table) == 0

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import read_json, read_safetensors, remove_abandoned, replacing, write_json, write_tensors
+from hrcf_lib.engine.files import read_json, remove_abandoned, replacing, write_json
 from hrcf_lib.engine.hashes import check_file, hash_file
 from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.weights import read_safetensors, write_tensors
 
 FORM = 2  # of the files: raise it when they, or how pictures are read, change
 SHARD = 4096  # pictures per shard, at most

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from hrcf_lib import config, evaluation, methods, training
 from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds.features import FrozenFeatures, extract
-from hrcf_lib.engine import chunks, files
+from hrcf_lib.engine import chunks, weights
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.methods import registry
 from hrcf_lib.methods.first import ovml_vlp
@@ -278,5 +278,5 @@ def test_saved_and_loaded(tmp_path):
     state = synthetic.weights(model)
     assert "projection.weight" in state and model.trainable_state().keys() == {n for n in state if n[:4] != "vlp."}
     loaded = build(seed=1)
-    loaded.load_trainable(files.read_tensors(tmp_path / "model.safetensors"), tmp_path)
+    loaded.load_trainable(weights.read_tensors(tmp_path / "model.safetensors"), tmp_path)
     assert synthetic.same(model.trainable_state(), loaded.trainable_state())
