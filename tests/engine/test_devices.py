@@ -42,7 +42,8 @@ def test_the_peak_of_memory_is_reset():
     held = np.ones(50_000_000)  # 400 MB
     before = devices.memory_gb()[1]
     del held
-    assert devices.memory_gb()[1] >= before >= 0.4, "the peak stays when memory is freed"
+    assert before >= 0.4
+    assert devices.memory_gb()[1] > before - 0.05, "the peak stays when memory is freed (the kernel's count is rounded)"
     assert devices.reset_peak_memory()
     now, peak = devices.memory_gb()
     assert peak < now + 0.1
