@@ -92,11 +92,12 @@ def test_features_on_the_device_are_the_same_feed():
 
 @pytest.mark.slow
 def test_a_rehearsal_of_stages(tmp_path):
+    """The first in a process of its own, as all are by the command; another here, which starts faster."""
     out = tmp_path / "gpu.json"
-    assert gpu.main(["--out", str(out), "--rehearse", "--minutes", "20", "--stages", "machine,inference"]) == 0
+    assert gpu.main(["--out", str(out), "--rehearse", "--minutes", "20", "--stages", "machine"]) == 0
+    gpu.inference(gpu.Stage(out, "inference", seconds=600, rehearse=True))
     found = json.loads(out.read_text())
     assert found["rehearsal"] and {"rates", "float32"} <= {found["stages"]["machine"]["rows"][0]["name"], "float32"}
-    assert {row["name"] for row in found["stages"]["inference"]["rows"]} >= {
-        "HRCF, bfloat16, B = 4",
-        "MKT, float32, B = 1",
-    }
+    rows = found["stages"]["inference"]["rows"]
+    assert {row["name"] for row in rows} >= {"HRCF, bfloat16, B = 4", "MKT, float32, B = 1"}
+    assert all("error" not in row for row in rows)
