@@ -113,7 +113,7 @@ class Config:
     # Hybrid prompt learning (Sec. III-E)
     prompt: str = setting("hybrid", choices=("fixed", "learnable", "coop", "hybrid", "tuning"))  # Table III
     tuning_template: str = setting("mkt", choices=("mkt", "hrcf"), before="mkt")  # of the prompt "tuning" alone
-    prompt_vectors: int = setting(8, low=1)  # M
+    prompt_vectors: int = setting(8, low=1, high=1000)  # M
 
     # Losses (Eqs. 5 and 15, Sec. III-F)
     ranking_reduction: str = setting("violations", choices=("violations", "pairs", "sum"))  # sum: Eq. 15; first: MKT
@@ -140,7 +140,7 @@ class Config:
     tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
     data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
     vocabulary_seed: int = setting(0, of=DATA, before=0)  # which labels of MojiScenes are unseen; 0: as shipped
-    side: int | None = setting(None, of=DATA, low=1, before=None)  # pixels of the VLP's input; None: the VLP's own
+    side: int | None = setting(None, of=DATA, low=1, high=4096, before=None)  # pixels; None: the VLP's own
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
     workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores
@@ -173,9 +173,10 @@ class Config:
     seed: int = setting(0, of=RUN)  # weights and order of training pictures
 
     def __post_init__(self):
-        object.__setattr__(self, "phases", tuple(_phase(p) for p in self.phases))  # lists come from JSON and papermill
-        object.__setattr__(self, "ks", tuple(self.ks))
-        object.__setattr__(self, "levels", tuple(self.levels))
+        for name in ("phases", "ks", "levels"):  # lists come from JSON and papermill
+            if not isinstance(value := getattr(self, name), (list, tuple)):
+                raise ValueError(f"{name} = {value!r}: give a list")
+            object.__setattr__(self, name, tuple(map(_phase, value)) if name == "phases" else tuple(value))
         if not self.phases:
             raise ValueError("phases is empty: give at least one, such as ('hcg', 4, 64)")
         for field in dataclasses.fields(self):

@@ -28,6 +28,9 @@ INVISIBLE = re.compile(
 )  # no joiners: emojis have them
 
 
+BROKEN = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")  # control characters; surrogates, which UTF-8 lacks
+
+
 def clean_name(name: str) -> str:
     r"""A name without invisible characters and outer white space; inner white space becomes one blank.
 
@@ -35,6 +38,18 @@ def clean_name(name: str) -> str:
     'polar bear'
     """
     return " ".join(INVISIBLE.sub("", name).split()).strip("\u200c\u200d")
+
+
+MISSING = ("nan", "none", "null", "n/a", "na", "<na>", "-", "?")  # what tables have where a name is missing
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is a number, a row of numbers, or a truth value.
+
+    >>> [is_number(name) for name in ("0", "1.5", "0,1, 0", "False", "7 up")]
+    [True, True, True, True, False]
+    """
+    return re.fullmatch(r"[-+\d.,; ]*\d[-+\d.,; ]*|true|false", name.lower()) is not None
 
 
 def alike(names: Iterable[str]) -> list[list[str]]:
@@ -63,11 +78,14 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         ValueError: no names, a bare string or another thing instead of a list, an item that is not a string or is
             blank, or a name that occurs twice. All faulty items are reported at once.
 
+    A name with characters that no text has, such as bytes of 0 or halves of surrogate pairs, is refused too.
+
     >>> check_names([" polar  bear", "sea"])
     ['polar bear', 'sea']
     """
     if isinstance(names, (str, bytes)):
-        raise ValueError(f"{what} is the single string {names!r}, not a list of names; write [{names!r}]")
+        one = names if isinstance(names, str) else names.decode("utf-8", "replace")
+        raise ValueError(f"{what} is the single string {one!r:.80}, not a list of names; write [{one!r:.80}]")
     if not isinstance(names, Iterable) or hasattr(names, "columns"):  # a frame would give the names of its columns
         kind = "None" if names is None else f"a {type(names).__name__}"
         raise ValueError(f"{what} is {kind}, not a list of names; write them out, such as ['owl', 'polar bear']")
@@ -78,6 +96,8 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
     if wrong:
         raise ValueError(list_some(wrong) + "; give every label as text")
     clean = [clean_name(name) for name in names]
+    if wrong := [f"{what}[{i}] is {name!r}" for i, name in enumerate(clean) if BROKEN.search(name)]:
+        raise ValueError(f"{list_some(wrong)}, with characters that no text has: write it anew")
     wrong = [f"{what}[{i}] is blank ({names[i]!r})" for i, name in enumerate(clean) if not name]
     if wrong:
         raise ValueError(list_some(wrong) + "; name the label or drop the item")
@@ -181,6 +201,9 @@ def check_scores(scores: Tensor, labels: Tensor, finite: bool = False, absent: b
     for name, table in (("scores", scores), ("labels", labels)):
         if not isinstance(table, Tensor):
             raise ValueError(f"{name} are a {type(table).__name__}: give a tensor, as torch.as_tensor makes one")
+        if table.is_complex() or table.layout != torch.strided:
+            kind = "complex" if table.is_complex() else "sparse"
+            raise ValueError(f"{name} are {kind}: give a dense tensor of real numbers")
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must have one shape (images, labels)"

@@ -199,13 +199,19 @@ def check(scores, labels, absent: bool = False) -> tuple[Tensor, Tensor]:
     return scores, labels
 
 
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # of which PyTorch finds no least and no largest number
+
+
 def _tensor(table, name: str) -> Tensor:
-    """A table as a tensor, itself if it is one."""
+    """A table as a tensor, itself if it is one that PyTorch can compute with."""
     if isinstance(table, Tensor):
-        return table
+        return table.long() if table.dtype in UNSIGNED else table
+    if isinstance(table, np.ma.MaskedArray):
+        raise ValueError(f"{name} are a masked array: fill it, as with .filled(0), where 0 is an unknown label")
     try:
         values = np.asarray(table)
-        return torch.from_numpy(np.require(values, requirements=("C", "W")))
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)  # files of other machines
+        return _tensor(torch.from_numpy(np.require(values, requirements=("C", "W"))), name)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} are no table of numbers ({error}); give a row of K numbers for each image") from error
 
@@ -238,6 +244,10 @@ def precision_recall_f1_at_threshold(values: Tensor, labels: Tensor, threshold: 
     {'OP': 66.7, 'OR': 66.7, 'OF1': 66.7, 'CP': 50.0, 'CR': 50.0, 'CF1': 50.0}
     """
     values, labels = check(values, labels, absent=True)
+    try:
+        threshold = float(threshold)
+    except (TypeError, ValueError):
+        raise ValueError(f"the threshold is {threshold!r}: give a number") from None
     if math.isnan(threshold):
         raise ValueError("the threshold is NaN: give a number")
     chosen, present = (values >= threshold) & (labels != 0), labels == 1  # (n, K)

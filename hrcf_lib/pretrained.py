@@ -28,12 +28,15 @@ from hrcf_lib import protocols, vlp
 from hrcf_lib.data.images import RESIZED
 from hrcf_lib.engine.files import new_folder, read_json, write_json, write_text
 from hrcf_lib.engine.hashes import check_tensors
+from hrcf_lib.engine.messages import user_path
 from hrcf_lib.engine.weights import read_tensors, write_tensors
+from hrcf_lib.labels import check_names
 
 FILES = ("config.json", "model.safetensors")  # what a folder has to hold
 EXTRAS = ("calibration",)  # what may lie beside them as ``<name>.json``
 CARD = "README.md"
 HUB = "hf://"  # in front of a name on the hub
+PAGE = re.compile(r"https?://(?:www\.)?huggingface\.co/([\w-][\w.-]*/[\w-][\w.-]*)")
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name; no path that begins with . or /
 
 
@@ -52,7 +55,9 @@ class Pretrained:
         card = model_card(self, metrics, training, licence)
         if unknown := set(self.extras) - set(EXTRAS):
             raise ValueError(f"extras has {sorted(unknown)[0]!r}: a model is saved with {', '.join(EXTRAS)} alone")
-        folder = Path(folder).expanduser()
+        folder = user_path(folder, "the model's folder")
+        if folder.is_file():
+            raise NotADirectoryError(f"{folder} is a file, and no folder: choose another folder for the model")
         with nullcontext(folder) if folder.exists() else new_folder(folder) as part:
             weights = write_tensors(self.trainable_state(), part / "model.safetensors")
             about = {"method": self.config.method, "config": self.config.to_dict(), "vlp_hash": self.vlp.hash}
@@ -106,8 +111,8 @@ def read_about(folder: Path) -> dict:
         for name, kind in ABOUT.items():
             if not isinstance(about.get(name), kind):
                 raise ValueError(f"its {name} is {str(about.get(name))[:60]!r}, where a {kind.__name__} should be")
-        if odd := [label for label in about["reference_labels"] if not isinstance(label, str) or not label.strip()]:
-            raise ValueError(f"its reference_labels have {odd[0]!r}, which is no name")
+        if about["reference_labels"]:
+            check_names(about["reference_labels"], "its reference_labels")
     except ValueError as error:
         raise ValueError(f"{path} is not a config of save_pretrained: {error}") from error
     return about
@@ -148,7 +153,9 @@ def find_folder(source: str | Path) -> Path:
     """
     if str(source).startswith(HUB):
         return _checked_folder(_fetched(str(source).removeprefix(HUB)))
-    folder = Path(source).expanduser()
+    if page := PAGE.match(str(source)):
+        raise FileNotFoundError(f"{source} is a page, and no folder: a repository of the hub is {HUB}{page[1]}")
+    folder = user_path(source, "the model's folder")
     if not folder.exists():
         hint = f"; a repository of the Hugging Face hub is {HUB}{source}" if REPOSITORY.fullmatch(str(source)) else ""
         raise FileNotFoundError(f"there is no folder {source} here: correct the path{hint}")
@@ -166,6 +173,8 @@ def _fetched(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=cached_only))
     except Exception as error:  # no such repository, no access, no network: every kind of its own
         reason = str(error).strip().splitlines()[0]
+        if cached_only:
+            reason = "its cache has none, and there is no network (or HF_HUB_OFFLINE is set)"
         raise FileNotFoundError(f"the Hugging Face hub gave no repository {name}: {reason}") from error
 
 

@@ -19,8 +19,9 @@ import argparse
 import hashlib
 import json
 import math
-import warnings
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.messages import check_known, tell
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.methods import registry
 from hrcf_lib.metrics import best_threshold
@@ -62,13 +64,20 @@ class Calibration:
     about: dict = field(default_factory=dict)  # what it was fitted on
 
     def __post_init__(self):
+        for name in ("scores", "logits"):
+            if not isinstance(value := getattr(self, name), Iterable) or isinstance(value, str | dict):
+                raise ValueError(f"{name} is a {type(value).__name__}, where a list should be")
+        if not isinstance(self.thresholds, dict):
+            raise ValueError(f"thresholds is a {type(self.thresholds).__name__}, where a dict should be")
+        if odd := [value for value in (*self.scores, *self.logits) if not isinstance(value, Real)]:
+            raise ValueError(f"scores and logits have {odd[0]!r:.60}, which is no number")
         x, f = tuple(map(float, self.scores)), tuple(map(float, self.logits))
         rising = all(a < b for a, b in zip(x, x[1:])) and all(a <= b for a, b in zip(f, f[1:]))
         if not x or len(x) != len(f) or not rising or not all(map(math.isfinite, x + f)):
-            raise ValueError(f"scores {x} and logits {f} are not a rising curve: fit it again")
+            raise ValueError(f"{len(x)} scores and {len(f)} logits are not a rising curve: fit it again")
         for name, value in {"threshold": self.threshold, "prevalence": self.prevalence, **self.thresholds}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value!r} is not a probability: give a number from 0 to 1")
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise ValueError(f"{name} = {value!r:.60} is not a probability: give a number from 0 to 1")
         object.__setattr__(self, "scores", x)
         object.__setattr__(self, "logits", f)
 
@@ -292,9 +301,13 @@ def of_model(model) -> Calibration | None:
     one."""
     if (values := model.extras.get(NAME)) is None:
         return None
+    known = {field.name: field.default is MISSING and field.default_factory is MISSING for field in fields(Calibration)}
     try:
+        check_known(values, list(known), "it has")
+        if lacking := [name for name, needed in known.items() if needed and name not in values]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
         return Calibration(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"the model's calibration is damaged ({error}): {ANEW}") from error
 
 
@@ -305,10 +318,9 @@ def for_model(model) -> Calibration | None:
     """
     own = of_model(model)
     if own is not None and own.made_for and own.made_for != fingerprint(model):
-        warnings.warn(
+        tell(
             "the model's calibration was made for other weights, settings (lam, keep, ...) or reference labels: no "
-            "probabilities; make it anew (python -m hrcf_lib.apply.calibration FOLDER)",
-            stacklevel=3,
+            "probabilities; make it anew (python -m hrcf_lib.apply.calibration FOLDER)"
         )
         return None
     return own

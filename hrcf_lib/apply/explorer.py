@@ -26,6 +26,7 @@ from hrcf_lib.apply.html import SIDE, explorer_view, map_uri, picture_uri, score
 from hrcf_lib.apply.label_scorer import LabelScorer
 from hrcf_lib.apply.photographs import Watch
 from hrcf_lib.apply.predict import load_model
+from hrcf_lib.apply.vocabulary import SUFFIXES
 from hrcf_lib.config import Config
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.data.mojiscenes.scenes import draw
@@ -153,7 +154,7 @@ class Explorer:
         model: as for ``classify``: a ``Method``, its folder, or None for the HRCF that ships.
         pictures: to choose from: paths, folders and PIL images as for ``classify``, and numbers, which are test scenes
             of MojiScenes. By default eight of its scenes.
-        labels: to begin with, a list, or a text with commas.
+        labels: to begin with, a list, a file of labels as for ``classify``, or a text with commas.
         limit: the largest number of labels to show, the best ones; all are scored.
 
     Attributes: ``session`` has the model, the picture and the labels; ``found`` is the frame that is shown
@@ -171,7 +172,8 @@ class Explorer:
         self._thresholds = {}  # kind of number -> threshold that a user chose
         self._overlays = None, {}  # maps, and data URIs of those that were shown
         self._busy, self._timer, self._faults = False, None, {}
-        names = split_names(labels) if isinstance(labels, str) else labels
+        typed = isinstance(labels, str) and not labels.lower().endswith(SUFFIXES)
+        names = split_names(labels) if typed else labels
         self._make_widgets("")
         self._look(self.samples[0])
         self.session.ask(names)

@@ -21,6 +21,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from itertools import count
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import alone, read_json, write_json
 from hrcf_lib.engine.hashes import hash_tensors
-from hrcf_lib.engine.messages import list_some, tell, whole_number
+from hrcf_lib.engine.messages import list_some, tell, user_path, whole_number
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.method import Method
@@ -101,11 +102,11 @@ def tune(
     an ``out`` that belongs to another run or holds a model of another origin, and as ``load``, ``load_model`` and
     ``train``.
     """
-    if not 0 <= held_out < 1:
+    if isinstance(held_out, bool) or not isinstance(held_out, Real) or not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
     passes = None if passes is None else whole_number("passes", passes, otherwise=", or leave it out")
     seed = whole_number("seed", seed, least=0)
-    out, model = Path(out).expanduser(), _copy_of(start)
+    out, model = user_path(out, "out"), _copy_of(start)
     dataset = load(folder, side=model.vlp.side, skip_bad=skip_bad, resize=model.config.resize, outside=outside)
     y = label_matrix(dataset)[:, dataset.labels.columns("seen")]  # (n, K)
     there = (y == 1).any(dim=0)  # (K,)
@@ -257,6 +258,11 @@ def _noted(out: Path, about: dict) -> dict:
         return {}
     try:
         there = read_json(path)
+        if not isinstance(there.get("weights_hash", ""), str):
+            raise ValueError(f"its weights_hash is {there['weights_hash']!r:.60}, where a hash should be")
+        found = there.get("mAP", [math.nan, math.nan])
+        if not isinstance(found, list) or len(found) != 2 or not all(isinstance(v, Real) for v in found):
+            raise ValueError(f"its mAP is {found!r:.60}, where two numbers should be")
         differ = [f"{n}: there {there.get(n)}, here {value}" for n, value in about.items() if there.get(n) != value]
     except ValueError as error:
         raise ValueError(f"{path} is not what tune wrote ({error}): choose another out, or delete {out}") from error

@@ -7,6 +7,7 @@ with the list.
 """
 
 import os
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +31,7 @@ from hrcf_lib.engine.messages import did_you_mean, list_some, tell, whole_number
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
-from hrcf_lib.pretrained import EXTRAS, FILES
+from hrcf_lib.pretrained import EXTRAS, FILES, HUB
 from hrcf_lib.vlp import MINI
 
 __all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_model", "own_thresholds", "plain_clip"]
@@ -56,12 +57,15 @@ def load_model(model: Method | str | Path | None = None) -> Method:
         return model.eval().in_float32()
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, or the folder of one")
+    if not str(model).strip():
+        raise ValueError("model is an empty text: give a folder or a name, or leave it out for the one that ships")
     folder, known = Path(model).expanduser(), sorted({*open_clip.list_models()} - {MINI})
     if str(model) in known and not folder.exists():
         return plain_clip(str(model))
     if folder.is_file():
         raise ValueError(f"{model} is a file: give a folder of save_pretrained, or plain_clip(name, {str(model)!r})")
-    if not folder.exists() and (near := did_you_mean(model, known, "")):
+    near = did_you_mean(model, known, "") or ("clip" in str(model).lower() and "CLIP's own are 'ViT-B-16' and so on")
+    if not folder.exists() and not str(model).startswith(HUB) and near:
         raise FileNotFoundError(f"there is no folder {model} here, and no model of that name in open_clip; {near}")
     present = [path for file in (*FILES, *(f"{name}.json" for name in EXTRAS)) if (path := folder / file).is_file()]
     return _loaded(str(folder if present else model), tuple(path.stat().st_mtime_ns for path in present)).eval()
@@ -221,7 +225,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     A label gets a threshold only if at least one picture shows it and one does not. Raises ``ValueError`` if ``images``
     and ``present`` differ in number, for a name that is not in ``labels``, and as ``classify``.
     """
-    items, present = find_images(images), [[names] if isinstance(names, str) else list(names) for names in present]
+    items, present = find_images(images), _names_in(present)
     if len(items) != len(present):
         raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list per picture")
     named = dict.fromkeys(name for names in present for name in names)
@@ -236,6 +240,17 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
         y[i, [column[read_alike(name)] for name in names]] = 1
     s = torch.cat([scorer.alone(x) for _, x in _batches(items, scorer.model, batch, False, False)])
     return calibration.own_thresholds(scorer.curve, s, y, scorer.labels, random)
+
+
+def _names_in(present) -> list[list[str]]:
+    """Names of what is in each picture. Raises ``ValueError`` for what is no list of names for each."""
+    if isinstance(present, (str, bytes)) or not isinstance(present, Iterable):
+        raise ValueError(f"present = {present!r:.60}: give a list of names for each picture, as in [['owl'], []]")
+    found = [[names] if isinstance(names, str) else names for names in present]
+    for i, names in enumerate(found):
+        if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"present[{i}] is {names!r:.60}: give the names of what is in picture {i}, or []")
+    return [list(names) for names in found]
 
 
 def _scorer(labels, model, device: str | None = None) -> LabelScorer:

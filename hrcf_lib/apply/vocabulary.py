@@ -25,7 +25,7 @@ from open_clip.tokenizer import get_clean_fn
 
 from hrcf_lib.engine.messages import check_known, list_some, tell
 from hrcf_lib.engine.tables import read_table
-from hrcf_lib.labels import check_names, clean_name
+from hrcf_lib.labels import BROKEN, MISSING, check_names, clean_name, is_number
 from hrcf_lib.vlp import check_length
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".json")
@@ -98,6 +98,8 @@ def read_labels(labels) -> list[str]:
 
 def _read_file(path: Path) -> tuple[list[str], list[str]]:
     """Names, and where each one is."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a folder, or a FIFO or a device, not a file of labels: name a file")
     if not path.is_file():
         raise FileNotFoundError(
             f"no file {path} of labels: correct the path, or write [{str(path)!r}] if that is the label itself"
@@ -116,7 +118,32 @@ def _read_file(path: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"{path} holds no label; write one name per line")
     if lists := [f"{place}: {name!r}" for name, place in rows if name[0] in "[{"]:
         raise ValueError(f"{list_some(lists, '; ')}: a list, not a name; write one name per line, or save it as .json")
+    if broken := [f"{place}: {name!r}" for name, place in rows if BROKEN.search(name)]:
+        raise ValueError(f"{list_some(broken)}, with characters that no text has: save {path} as text in UTF-8")
+    for names, why in _doubtful([name for name, _ in rows], suffix in (".txt", "")):
+        tell(f"{path}: {list_some(map(repr, names))}: {why}; each is read as a label as it stands")
     return [name for name, _ in rows], [place for _, place in rows]
+
+
+NUMBERED = re.compile(r"([-*\u2022]|\(?\d+[.:)]?|n\d{8})\s")  # "1. owl", "- owl", "n01440764 owl"
+
+
+def _doubtful(names: list[str], lines: bool):
+    """(names, what they look like) of labels in a file that look like something else; ``lines``: of a plain text."""
+    if lines and names[0].lower() in ("label", "labels", "name", "names", "class", "classes"):
+        yield names[:1], "the name of a column? take it out"
+    if comments := [name for name in names if name[0] == "#" or name.startswith("//")]:
+        yield comments, "a comment? take it out"
+    if all(map(is_number, names)):
+        yield names, "numbers, where names should be"
+    elif all(map(NUMBERED.match, names)):
+        yield names, "numbers or signs in front of the names? take them out"
+    if joined := [name for name in names if "|" in name]:
+        yield joined, "several names, joined by '|'? write one per line"
+    if quoted := [name for name in names if name[0] in "'\"" or name.rstrip(",;")[-1:] == '"']:
+        yield quoted, "quotation marks around a name? take them out"
+    if missing := [name for name in names if name.lower() in MISSING]:
+        yield missing, "a missing name? take it out"
 
 
 def _table(path: Path, delimiter: str) -> list[tuple[str, str]]:
@@ -135,8 +162,11 @@ def _json(path: Path) -> list[tuple[str, str]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not JSON ({error}); write a list of names, as in ["owl", "night"]') from error
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        odd = next((v for v in values if not isinstance(v, str)), None) if isinstance(values, list) else values
-        raise ValueError(f'{path} holds a {type(odd).__name__}: write a list of names, as in ["owl", "night"]')
+        if isinstance(values, list):
+            what = list_some((f"item {i} is {v!r:.60}" for i, v in enumerate(values) if not isinstance(v, str)), most=3)
+        else:
+            what = f"it holds a {type(values).__name__}"
+        raise ValueError(f'{path}: {what}; write a list of names, as in ["owl", "night"]')
     return [(value, f"{path.name}, item {i}") for i, value in enumerate(values)]
 
 

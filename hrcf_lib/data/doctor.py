@@ -16,6 +16,7 @@ from hrcf_lib.data.images import look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder
 from hrcf_lib.data.load import load
 from hrcf_lib.engine.files import replacing
+from hrcf_lib.engine.messages import user_path
 from hrcf_lib.labels import LabelSpace, alike
 
 BAD = ("missing", "corrupt", "too small")  # kinds of pictures that cannot be used
@@ -115,11 +116,15 @@ def _open(data, split, images) -> tuple[ImageFolderTable, list[tuple]]:
     """The dataset, and what its ``prepare`` left out."""
     if isinstance(data, ImageFolderTable):
         return data, []
-    folder = Path(data).expanduser()
+    folder = user_path(data, "the folder")
     if not (folder / "about.json").is_file():
         return read_folder(folder, None, side=112, strict=True, hide_unseen=False), []
-    frame = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)
-    return load(folder, split=split, images=images), list(frame.itertuples(index=False, name=None))
+    try:
+        frame = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)
+        rows = list(frame[["split", "item", "problem", "detail"]].itertuples(index=False, name=None))
+    except (ValueError, KeyError) as error:  # what pandas raises for a table of another kind
+        raise ValueError(f"{folder / 'skipped.csv'} is damaged ({error}); prepare the data again") from error
+    return load(folder, split=split, images=images), rows
 
 
 def _look(dataset, splits, workers, least_side):

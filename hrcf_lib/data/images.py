@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from hrcf_lib.config import choices
 from hrcf_lib.data.opening import NOT_READ, endings, not_read, open_picture
 from hrcf_lib.engine.folders import walk
-from hrcf_lib.engine.messages import check_known, list_some, printable, tell
+from hrcf_lib.engine.messages import check_known, is_address, list_some, printable, tell
 
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # the endings that messages name
 RESIZES = choices("resize")  # how a picture becomes square, see ``read_image``
@@ -30,6 +30,7 @@ RESIZED = {  # the same in words: for model cards, and for callers of an exporte
     "squash": "resized to the square (bicubic)",
     "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
 }
+LONGEST_NAME = 300  # letters of a path in a message
 LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 
@@ -46,7 +47,10 @@ def find_images(source) -> list[Path | Image.Image]:
         TypeError: anything else than paths and PIL images, naming its place in the list.
     """
     single = isinstance(source, (str, os.PathLike, Image.Image))
-    if not single and (isinstance(source, (bytes, bytearray)) or not isinstance(source, Iterable)):
+    if isinstance(source, Mapping) or hasattr(source, "columns"):
+        raise TypeError(f"images is a {type(source).__name__}: give the list of its paths or PIL images")
+    no_list = isinstance(source, (bytes, bytearray)) or hasattr(source, "read") or not isinstance(source, Iterable)
+    if not single and no_list:
         raise TypeError(f"images is a {type(source).__name__}: give a path, a folder, a PIL image, or a list of them")
     items = [source] if single else list(source)
     if not items:
@@ -58,13 +62,15 @@ def find_images(source) -> list[Path | Image.Image]:
         elif not isinstance(item, (str, os.PathLike)):
             fix = "give paths or PIL images (Image.fromarray makes one of an array)"
             raise TypeError(f"images[{i}] is a {type(item).__name__}: {fix}")
+        elif not str(item).strip():
+            raise ValueError(f"images{'' if single else f'[{i}]'} is an empty text: give a path")
         elif os.path.isdir(path := Path(item).expanduser()):
             found += _in_folder(path)
         else:
             found.append(path)
             if not os.path.exists(path):
                 _refuse_other_words(str(item))
-                missing.append(printable(path))
+                missing.append(printable(path)[:LONGEST_NAME])
     if missing:
         raise FileNotFoundError(f"no such file or folder: {list_some(missing)}; correct the path")
     return found
@@ -104,11 +110,11 @@ def _left_out(folder: Path, others: list[tuple[str, str, str]]) -> str:
 
 def _refuse_other_words(item: str) -> None:
     """Raise ``ValueError`` for what is no path on this machine, but an address or a pattern."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|image/)", item):
+    if is_address(item):
         raise ValueError(
             f"{item[:100]!r} is an address, and nothing is downloaded: save the picture, and give its path"
         )
-    if any(sign in item for sign in "*?["):
+    if any(sign in item for sign in "*?[") and len(item) < LONGEST_NAME:
         raise ValueError(
             f"{item!r} is no file, and a pattern is not looked up: give the folder, or a list such as "
             f"sorted(glob.glob({item!r}))"
@@ -142,7 +148,7 @@ def find_file(root: Path, file: str) -> tuple[str, int] | None:
     for name in forms:
         try:
             status = (root / name).stat()
-        except OSError:
+        except (OSError, ValueError):  # the latter: a name that no file can have
             continue
         if S_ISREG(status.st_mode):
             return name, status.st_size

@@ -25,9 +25,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from hrcf_lib.data.images import RESIZES, find_file, is_outside, read_image, rgb
-from hrcf_lib.engine.messages import check_known, list_some, tell
+from hrcf_lib.engine.messages import check_known, is_address, list_some, tell
 from hrcf_lib.engine.tables import FIX, read_table
-from hrcf_lib.labels import LabelSpace, alike, clean_name
+from hrcf_lib.labels import BROKEN, MISSING, LabelSpace, alike, check_names, clean_name, is_number
 
 
 class ImageFolderTable(Dataset):
@@ -110,7 +110,7 @@ def read_folder(
             raise ValueError(f"{folder / 'labels.csv'} holds no labels at all; pass load(..., labels=[names])")
         labels = LabelSpace(named)
     elif not isinstance(labels, LabelSpace):
-        labels = LabelSpace(labels)
+        labels = LabelSpace(check_names(labels))
     ignored = count_unknown_labels(folder, table, labels, strict)
     annotated = stated[1] if stated else set(labels.names)
     hidden = set(labels.unseen) if hide_unseen else set()
@@ -140,6 +140,8 @@ def read_labels_csv(folder: Path, outside: bool = False) -> dict[str, list[str]]
     if not path.is_file():
         why = "; an export writes it last: if this is one, it was interrupted or is still running; run it again"
         fix = "write one with the columns file,labels, one row per picture, labels joined by '|'"
+        near = [p.name for p in folder.iterdir() if p.name.lower().startswith("labels.") and p.is_file()]
+        fix = f"there is {list_some(map(repr, sorted(near)))}; {fix}" if near else fix
         raise FileNotFoundError(f"{folder} has no labels.csv: {fix}{why if (folder / 'images').is_dir() else ''}")
     table: dict[str, list[str]] = {}
     first: dict[str, int] = {}
@@ -148,6 +150,9 @@ def read_labels_csv(folder: Path, outside: bool = False) -> dict[str, list[str]]
         file = file.strip()
         if not file:
             wrong.append(f"line {line} names no file")
+            continue
+        if is_address(file):
+            wrong.append(f"line {line} names the address {file!r:.100}; download the picture, and name its file")
             continue
         if is_outside(file) and not outside:
             away.append(f"line {line} names {file!r}")
@@ -177,15 +182,18 @@ def read_labels_csv(folder: Path, outside: bool = False) -> dict[str, list[str]]
     return table
 
 
-NO_NAME = re.compile(r"""^[\[{]|^\(\s*['"]|[\n\r\t]""")  # a list of JSON or Python, or several cells in one
+NO_NAME = re.compile(r"""^[\[{]|[\[{(]\s*['"]|[\n\r\t]""")  # a list of JSON or Python, or several cells in one
 JOINED = re.compile("[,;]")  # what others join names with
+SIGNS = re.compile(r"\s*[/+&\\]\s*")  # the same, where a part is a label
+AND, WORDS = re.compile(" and "), re.compile(r" and |\s")  # the same, where all parts are; the latter in tags
 
 
 def tell_doubtful(path: Path, table: dict[str, list[str]]) -> None:
     r"""Warn of names in a table, read as one label each, that look like several names or like another label.
 
     They hold a comma or a semicolon where a part of them is a label or comes more than once, or where no picture of
-    the table has several labels; they stand in quotation marks; or they differ from another in case only.
+    the table has several labels; parts between other signs are labels; they stand in quotation marks; or they
+    differ from another in case only. Warns too where all labels are numbers, and of words for what is missing.
     """
     first = {name: file for file, names in reversed(table.items()) for name in names}
     parts = {name: {clean_name(part) for part in JOINED.split(name)} for name in first if JOINED.search(name)}
@@ -193,9 +201,18 @@ def tell_doubtful(path: Path, table: dict[str, list[str]]) -> None:
     one_each = all(len(names) < 2 for names in table.values())
     odd = {name for name, own in parts.items() if one_each or any(often[part] > 1 for part in own if part)}
     odd |= {name for name in first if len(name) > 1 and name[0] == name[-1] and name[0] in "'\""}
+    for name in first:
+        signs, words = SIGNS.split(name), (WORDS if one_each else AND).split(name)
+        odd |= {name} if len(signs) > 1 and any(part in first for part in signs) else set()
+        odd |= {name} if len(words) > 1 and all(part in first for part in words) else set()
+    odd |= {name for name in first if BROKEN.search(name)}
     if odd:
         named = list_some(f"{name!r} ({file})" for name, file in first.items() if name in odd)
         tell(f"{path}: each of these is read as one label: {named}; if they are several, join them by '|'")
+    if first and all(map(is_number, first)):
+        tell(f"{path}: its labels are the numbers {list_some(first)}: write names, which the text tower reads")
+    if missing := [f"{name!r} ({first[name]})" for name in first if name.lower() in MISSING]:
+        tell(f"{path}: read as labels: {list_some(missing)}; where a picture has none, leave the cell empty")
     if same := alike(sorted(first)):
         named = list_some((" and ".join(f"{name!r} ({first[name]})" for name in group) for group in same), "; ")
         tell(f"{path}: labels that differ in case only are labels of their own: {named}; write each in one way")

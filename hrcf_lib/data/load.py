@@ -9,8 +9,8 @@ import pandas as pd
 from hrcf_lib.data.images import find_images, look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder, read_labels_csv
 from hrcf_lib.data.table import read_prepared
-from hrcf_lib.engine.messages import list_some, printable
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.engine.messages import list_some, printable, user_path, whole_number
+from hrcf_lib.labels import LabelSpace, check_names
 
 
 def load(
@@ -56,9 +56,9 @@ def load(
 
     Warns of names that look like several, or like another one in another case (``labelled_folder.tell_doubtful``).
     """
-    folder = Path(folder).expanduser()
+    folder, side = user_path(folder, "the folder"), whole_number("side", side)
     if (folder / "about.json").is_file():
-        labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(labels)
+        labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(check_names(labels))
         dataset = read_prepared(folder, labels, side, hide_unseen, split, images, resize)
         _count_ignored(folder, dataset, strict)
     elif split is not None or images is not None:
@@ -80,7 +80,7 @@ def scan(folder) -> pd.DataFrame:
     ``find_images`` finds. Several threads decode them; ``doctor`` examines more. Raises what ``load`` and
     ``find_images`` raise where it cannot begin.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder, "the folder")
     if (folder / "about.json").is_file():
         dataset = load(folder)
         return _bad_pictures(dataset.folder, dataset.files)
@@ -104,7 +104,7 @@ def _count_ignored(folder: Path, dataset, strict: bool) -> None:
 
 def _refuse_missing(folder: Path, dataset) -> None:
     """Raise ``FileNotFoundError`` that names the pictures which do not exist, if there are any."""
-    if missing := [file for file in dataset.files if not (folder / file).exists()]:
+    if missing := [file for file in dataset.files if not (folder / file).is_file()]:
         raise FileNotFoundError(
             f"{folder / 'labels.csv'} lists pictures that do not exist: {list_some(missing)}; restore them, correct "
             "the table, or load with skip_bad=True"

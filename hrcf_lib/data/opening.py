@@ -17,7 +17,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hrcf_lib.engine.messages import printable
 
@@ -182,6 +182,8 @@ def _reason(source, error: Exception) -> str:
         for pattern, words in BEGINNINGS:
             if re.match(pattern, beginning, re.DOTALL):
                 return words
+    if isinstance(error, UnidentifiedImageError):
+        return "its bytes begin as those of no format that is read"
     return f"{type(error).__name__}: {error}"
 
 

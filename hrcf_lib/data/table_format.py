@@ -14,6 +14,7 @@ The shards are plain Parquet: ``datasets.load_dataset("parquet", data_files=...)
 This file reads the description of a table; ``table_writer`` writes tables, ``table`` reads them as a Dataset.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +26,52 @@ import pyarrow.parquet as pq
 from hrcf_lib.engine.files import read_json
 from hrcf_lib.engine.hashes import check_file
 from hrcf_lib.engine.messages import check_known
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.labels import LabelSpace, check_names
 
 FORM = 1  # version of the form
+MOST = 10**12  # of anything that is counted
 
 
 def read_about(out) -> dict:
     """``about.json`` of a prepared folder. Raises ``FileNotFoundError`` or ``ValueError`` where it is not one."""
-    return _read_json(Path(out), "about.json", "form")
+    about = _read_json(Path(out), "about.json", "form", "splits", "images")
+    if fault := _fault(about):
+        raise ValueError(f"{Path(out) / 'about.json'} was changed, or is damaged: {fault}; prepare the data again")
+    return about
+
+
+COUNTED = ("listed", "rows", "positives", "negatives", "shards")  # what is said of each split, whole numbers
+
+
+def _fault(about: dict) -> str | None:
+    """What in ``about.json`` is of another kind than a ``prepare`` writes, of all that is read again."""
+    images, splits = about["images"], about["splits"]
+    if not isinstance(images, str | None):
+        return f"its images are {images!r:.60}, where the path of a folder should be"
+    if not isinstance(splits, dict) or not splits:
+        return f"its splits are {splits!r:.60}, where splits by name should be"
+    for name, counts in splits.items():
+        if not re.fullmatch(r"[\w.-]+", name) or not isinstance(counts, dict):
+            return f"its split {name!r:.60} is {counts!r:.60}"
+        for key in COUNTED:
+            value = counts.get(key)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+                return f"{key} of its split {name} is {value!r:.60}, where a number from 0 to {MOST:,} should be"
+        if counts["shards"] > counts["rows"]:
+            return f"its split {name} has {counts['shards']:,} shards of {counts['rows']:,} rows"
+        if not isinstance(counts.get("hashes"), list | None) or not isinstance(counts.get("problems", {}), dict):
+            return f"hashes or problems of its split {name} are of another kind"
+    return None
 
 
 def read_label_space(out) -> tuple[LabelSpace, dict]:
     """The ``LabelSpace`` of a prepared folder and further keys of its file; raises ``ValueError`` if it was edited."""
     values = _read_json(Path(out), "label_space.json", "seen", "unseen", "hash")
-    space = LabelSpace(values.pop("seen"), values.pop("unseen"))
+    seen, unseen = values.pop("seen"), values.pop("unseen")
+    try:
+        space = LabelSpace(check_names(seen, "seen"), unseen if unseen == [] else check_names(unseen, "unseen"))
+    except ValueError as error:
+        raise ValueError(f"{Path(out) / 'label_space.json'}: {error}; prepare the data again") from error
     if space.hash != (stated := values.pop("hash")):
         raise ValueError(
             f"{Path(out) / 'label_space.json'} was changed: its names have the hash {space.hash}, it states {stated}; "
@@ -63,8 +96,13 @@ def shards(out, split: str | None = None) -> list[Path]:
                 f"({count(splits[split]['problems'])}, see skipped.csv); prepare the data again when they are there"
             )
     names = list(splits) if split is None else [split]
-    paths = [out / f"{name}-{k:05d}.parquet" for name in names for k in range(splits[name]["shards"])]
-    lost = [path.name for path in paths if not path.is_file()]
+    paths, lost = [], []
+    for name in names:
+        for k in range(splits[name]["shards"]):
+            path = out / f"{name}-{k:05d}.parquet"
+            (paths if path.is_file() else lost).append(path if path.is_file() else path.name)
+            if len(lost) > 5:  # however many are counted
+                break
     if lost:
         raise FileNotFoundError(f"{out} lacks {', '.join(lost)}, which its about.json counts; prepare the data again")
     hashes = [h for name in names for h in splits[name].get("hashes") or [None] * splits[name]["shards"]]

@@ -23,7 +23,7 @@ from hrcf_lib.data.images import find_file, is_outside
 from hrcf_lib.data.table_format import FORM, count
 from hrcf_lib.engine.files import full_disk_named, read_json, remove_abandoned, write_json
 from hrcf_lib.engine.hashes import hash_file
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import list_some, user_path
 from hrcf_lib.labels import LabelSpace
 
 SHARD = 200_000  # rows of one Parquet file
@@ -198,7 +198,7 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         FileExistsError: ``out`` holds other files than a table in the common form, or pictures or folders beside it.
         ValueError: the table has no rows; the message counts what was skipped.
     """
-    out = Path(out).expanduser()
+    out = user_path(out, "out")
     if out.exists() and not (out / "about.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} holds something other than a prepared table; choose another folder for out")
     if foreign := sorted(p.name for p in out.glob("*") if p.is_dir() or p.suffix not in ENDINGS):
@@ -223,9 +223,10 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
     if not sum(counts["rows"] for counts in splits.values()):
         listed = sum(counts["listed"] for counts in splits.values())
         place = "correct the tables" if images is None else f"images are looked for in {images}: correct the path"
+        first = _first_skipped(part)
+        shutil.rmtree(part)  # nothing to continue: the next run looks for the pictures again
         raise ValueError(
-            f"none of the {listed} pictures of {source} can be used ({count(problems)}; the first: "
-            f"{_first_skipped(part)}); {place}"
+            f"none of the {listed} pictures of {source} can be used ({count(problems)}; the first: {first}); {place}"
         )
     with (part / "skipped.csv").open("w", newline="", encoding="utf-8") as file:
         file.write("split,item,problem,detail\n")

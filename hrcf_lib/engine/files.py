@@ -39,6 +39,8 @@ def replacing(path: str | Path, needs: int = 0):
     Raises ``OSError`` that names ``path`` where the disk is full.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     with _beside(path) as (part, permissions), full_disk_named(path, needs):
         yield part
         with part.open("rb+") as file:
@@ -66,7 +68,7 @@ def new_folder(path: str | Path):
 @contextmanager
 def _beside(path: Path):
     """A path of the same name in a private folder beside ``path``, and the permissions of a new folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     folder = path.with_name(f"{path.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.part")
     with full_disk_named(path):
         folder.mkdir()
@@ -132,14 +134,24 @@ def _machine() -> str:
     return hashlib.sha256(repr(words).encode()).hexdigest()[:8]
 
 
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if need be. Raises ``NotADirectoryError`` where a file has its name, or that of one above it."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next((parent for parent in (path, *path.parents) if parent.exists()), path)
+        raise NotADirectoryError(f"{there} is a file, and no folder: choose another folder") from None
+    return path
+
+
 @contextmanager
 def alone(folder: str | Path, what: str = "another run", name: str = LOCK):
     """Context: this thread is the only one that writes to ``folder``, which is made if need be; it may nest.
 
     Raises ``InUse`` at once if ``what`` writes to it.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     lock = filelock.FileLock(folder / name, is_singleton=True)
     try:
         lock.acquire(timeout=0)
@@ -177,7 +189,7 @@ def read_json(path: str | Path, kind: type = dict):
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"more than {LARGEST_JSON:,} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{path} cannot be read: it is nested too deep for JSON of this library") from None
     except ValueError as error:

@@ -2,15 +2,19 @@
 
 import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from pathlib import Path
 
 
 def did_you_mean(name, known: Sequence[str], otherwise: str) -> str:
-    """``did you mean 'x'?`` with the nearest known name, or ``otherwise`` if none is similar."""
-    near = difflib.get_close_matches(str(name), known, 1)
+    """``did you mean 'x'?`` with the nearest known name, first one in another case, or ``otherwise`` if none is
+    similar."""
+    same = [other for other in known if other.casefold() == str(name).casefold()]
+    near = same or difflib.get_close_matches(str(name), known, 1)
     return f"did you mean {near[0]!r}?" if near else otherwise
 
 
@@ -45,6 +49,23 @@ def whole_number(name: str, value, least: int = 1, most: int | None = None, othe
         bounds = f"from {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} = {value!r}: give a whole number {bounds}{otherwise}")
     return int(value)
+
+
+def user_path(value, what: str) -> Path:
+    """A path that somebody gave, ``~`` included. Raises ``TypeError`` for what is no path, and ``ValueError`` for an
+    empty text, which would be the folder that the process runs in, and for an address of the web."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{what} is a {type(value).__name__}: give a path")
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"{what} is an empty text: give a path ('.' is the folder that this process runs in)")
+    if is_address(str(value)):
+        raise ValueError(f"{what} is the address {str(value)[:100]!r}, and nothing is downloaded: give a path")
+    return Path(value).expanduser()
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address of the web, a data URI or the like, and no path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|image/)|www\.\w", text) is not None
 
 
 def printable(path: str | os.PathLike) -> str:

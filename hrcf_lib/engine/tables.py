@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hrcf_lib.engine.messages import list_some
 
+SIGNS = {",": "commas between cells", ";": "semicolons between cells", "\t": "tabs between cells"}
 FIX = "put cells that hold a comma in double quotes"
 
 
@@ -34,7 +35,8 @@ def read_table(path: Path, delimiter: str = ",", fix: str = FIX) -> Rows:
     """The rows of a table in UTF-8, whose first row names its columns.
 
     Empty cells at the end of a row, and of the first, do not count. Raises ``ValueError`` for text that is not UTF-8, a
-    quotation mark that is not closed, and rows of another length, naming their lines; ``fix`` says what to do.
+    quotation mark that is not closed, another sign between the cells, a first row that comes again, and rows of another
+    length, naming their lines; ``fix`` says what to do.
     """
     found: list[tuple[int, list[str]]] = []
     reader = None
@@ -55,10 +57,21 @@ def read_table(path: Path, delimiter: str = ",", fix: str = FIX) -> Rows:
     header = found[0][1] if found else []
     while header and not header[-1].strip():
         header.pop()
+    if len(header) == 1 and (other := next((sign for sign in SIGNS if sign in header[0] and sign != delimiter), None)):
+        raise ValueError(f"{path}: its first line, {header[0]!r:.60}, has {SIGNS[other]}: write {SIGNS[delimiter]}")
     rows = [(line, _fitted(row, len(header))) for line, row in found[1:]]
     if wrong := [f"line {line} has {len(row)} cells" for line, row in rows if len(row) != len(header)]:
-        raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}; {fix}")
+        first = f" of the first line ({delimiter.join(header)!r:.60})"
+        raise ValueError(f"{path}: {list_some(wrong)} instead of {len(header)}{first}; {fix}")
+    if again := [f"line {line}" for line, row in rows if _plain(row) == _plain(header)]:
+        raise ValueError(f"{path}: {list_some(again)} repeats the first line, which names the columns: leave it out")
+    if broken := [f"line {line}" for line, row in rows if any("\0" in cell for cell in row)]:
+        raise ValueError(f"{path}: {list_some(broken)} holds bytes of 0, as in UTF-16: save it as a CSV in UTF-8")
     return Rows(path, header, rows)
+
+
+def _plain(row: Sequence[str]) -> list[str]:
+    return [cell.strip().lower() for cell in row]
 
 
 def _fitted(row: Sequence[str], width: int) -> list[str]:

@@ -4,6 +4,7 @@ Files are written by ``files.replacing``: they are whole or not there.
 """
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -34,20 +35,45 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         state = _kind_of(path)(path)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path} cannot be read as plain tensors: {reason[:200]}. It is damaged, or it needs unpickling (a whole "
+            f"{path} cannot be read as plain tensors: {_reason(error)}. It is damaged, or it needs unpickling (a whole "
             "model, an optimiser of your own), which this library never does; save its state dict as .safetensors"
         ) from error
     while isinstance(state, dict) and (inner := next((e for e in ENTRIES if isinstance(state.get(e), dict)), None)):
         state = state[inner]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a state dict (name -> tensor)")
+        entries = state.items() if isinstance(state, dict) else [(path.name, state)]
+        odd = [f"{name!r} is a {type(value).__name__}" for name, value in entries if not isinstance(value, Tensor)]
+        raise ValueError(
+            f"{path} does not hold a state dict (name -> tensor){'; ' * bool(odd)}{list_some(odd)}: save the state "
+            f"dict alone, or as {list_some(map(repr, ENTRIES))}"
+        )
     return state
 
 
+def _reason(error: Exception) -> str:
+    """Why a file of weights cannot be read, without what its library advises."""
+    words = str(error).strip()
+    if foreign := re.search(r"GLOBAL (\S+)", words):
+        return f"it holds a {foreign[1]}, which is neither a tensor nor a plain value"
+    if "eights only load failed" in words or "weights_only" in words:
+        return "it is no file of PyTorch, or holds something else than tensors and plain values"
+    if "central directory" in words or "zip archive" in words:
+        return "its end is missing"
+    if isinstance(error, EOFError):
+        return "it is empty, or its end is missing"
+    telling = isinstance(error, (OSError, ValueError, RuntimeError, zipfile.BadZipFile)) and "enforce fail" not in words
+    if telling and words:
+        return words.splitlines()[0][:200]
+    return f"its bytes are none of a file of weights ({type(error).__name__})"
+
+
 def _kind_of(path: Path):
-    """The function that reads a file. Raises ``ValueError`` for what only stands for weights."""
+    """The function that reads a file. Raises ``ValueError`` for what only stands for weights, and ``OSError``."""
+    if path.is_dir():
+        raise IsADirectoryError("it is a folder, not a file of weights")
+    if path.exists() and not path.is_file():
+        raise OSError("it is a FIFO, a socket or a device, not a file")  # opening a FIFO would wait for ever
     with path.open("rb") as file:
         first = file.read(64)
     if first.startswith(b"version https://git-lfs"):
@@ -60,8 +86,18 @@ def _kind_of(path: Path):
 
 
 def _load_checkpoint(path: Path):
-    with path.open("rb") as file:  # of a path, PyTorch would look at the suffix
+    with path.open("rb") as file, warnings.catch_warnings():  # of a path, PyTorch would look at the suffix
+        warnings.simplefilter("ignore")  # what is wrong is an error here
+        _check_parts(file)
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_parts(file) -> None:
+    """Raise ``ValueError`` where a part of an archive of ``torch.save`` is not as it was written: a CRC-32 of each is
+    stored, which ``torch.load`` does not look at."""
+    if zipfile.is_zipfile(file) and (part := zipfile.ZipFile(file).testzip()) is not None:
+        raise ValueError(f"its part {part} is not what was written")
+    file.seek(0)
 
 
 def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -95,7 +131,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
     """Load ``state`` into ``module``, all of it or nothing; if names do not fit, ``unwrapped``.
 
-    Raises ``ValueError`` that lists names and shapes that do not fit, of each kind the first ``MOST_FAULTS``;
+    Raises ``ValueError`` that lists names, shapes and types that do not fit, of each kind the first ``MOST_FAULTS``;
     ``source``, the file of the weights, is named in the message. The module is unchanged then.
     """
     own = module.state_dict()
@@ -108,7 +144,12 @@ def load_into(module: nn.Module, state: dict[str, Tensor], source) -> None:
         for n, v in state.items()
         if n in own and own[n].shape != v.shape
     ]
-    if faults := [list_some(kind, "\n  ", MOST_FAULTS) for kind in (missing, unexpected, other) if kind]:
+    whole = [
+        f"{n} has {v.dtype} without numbers" if v.is_meta else f"{n} has {v.dtype}, expected {own[n].dtype}"
+        for n, v in state.items()
+        if n in own and (v.is_meta or own[n].is_floating_point() and not v.is_floating_point())
+    ]
+    if faults := [list_some(kind, "\n  ", MOST_FAULTS) for kind in (missing, unexpected, other, whole) if kind]:
         raise ValueError(f"{source}: these weights do not fit the config:\n  " + "\n  ".join(faults))
     module.load_state_dict(state)
 
@@ -143,21 +184,18 @@ def _bytes(state) -> int:
 def read_checkpoint(path: str | Path, needs: tuple[str, ...], device="cpu") -> dict:
     """What ``save_checkpoint`` wrote, with tensors on ``device``. Nothing is unpickled but tensors and plain values.
 
-    Raises ``ValueError`` that names the file and the fix, if a part of it is not as it was written (``torch.save``
-    stores a CRC-32 of each, which ``torch.load`` does not look at), or if it lacks one of the names it ``needs``.
+    Raises ``ValueError`` that names the file and the fix, if a part of it is not as it was written, or if it lacks one
+    of the names it ``needs``.
     """
     with Path(path).open("rb") as file:
         try:
-            if (part := zipfile.ZipFile(file).testzip()) is not None:
-                raise ValueError(f"its part {part} is not what was written")
-            file.seek(0)
+            _check_parts(file)
             state = torch.load(file, map_location=device, weights_only=True)
             if not isinstance(state, dict) or (lacking := [name for name in needs if name not in state]):
                 raise ValueError(f"it lacks {', '.join(lacking) if isinstance(state, dict) else 'names'}")
         except Exception as error:  # zip, pickle and torch have many kinds of their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"{path} is damaged, or no checkpoint of this library ({reason[:200]}): put a copy of it back, or "
+                f"{path} is damaged, or no checkpoint of this library ({_reason(error)}): put a copy of it back, or "
                 "delete it, and training begins anew"
             ) from error
     return state

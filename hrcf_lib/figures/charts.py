@@ -86,7 +86,10 @@ def wrapped(text, width: int, max_lines: int | None = None) -> str:
 
 
 def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
-    """A grid of pictures (H, W, 3), each with its title; returns the figure."""
+    """A grid of pictures (H, W, 3), each with its title; returns the figure. Raises ``ValueError`` where there is none,
+    or as many titles as pictures are not given."""
+    if not len(images) or len(titles) != len(images):
+        raise ValueError(f"{len(images)} pictures with {len(titles)} titles: give at least one, and a title for each")
     rows = int(np.ceil(len(images) / columns))
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.5) * rows), squeeze=False)
     for i, axis in enumerate(axes.flat):

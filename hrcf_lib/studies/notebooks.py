@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import papermill
 
+from hrcf_lib.engine.files import read_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.engine.parents import end_with_parent
 
@@ -20,14 +21,25 @@ START = 300  # seconds that a kernel may take to start: papermill's 60 are too f
 INLINE = "module://matplotlib_inline.backend_inline"  # a shell without a screen often sets one that shows no figure
 
 
+def _checked(path: str | Path) -> Path:
+    """The path of a notebook. Raises ``FileNotFoundError``, and ``ValueError`` where the file is none."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such notebook")
+    try:
+        is_one = isinstance(read_json(path).get("cells"), list)
+    except ValueError as error:
+        raise ValueError(f"{path} is no notebook: {error}") from error
+    if not is_one:
+        raise ValueError(f"{path} is no notebook: it has no list of cells")
+    return Path(path)
+
+
 def known_parameters(path: str | Path) -> dict[str, str]:
     """Each parameter of a notebook and its value, as the cell tagged ``parameters`` spells it.
 
     Raises ``FileNotFoundError``; ``ValueError`` where there is no such cell.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such notebook")
-    found = papermill.inspect_notebook(str(path))
+    found = papermill.inspect_notebook(str(_checked(path)))
     if not found:
         raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
     return {name: about["default"] for name, about in found.items()}
@@ -72,8 +84,10 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
             another type (``typed``); or ``out`` is the notebook itself.
         papermill.PapermillExecutionError: a cell failed; ``out`` shows which.
     """
-    path, out, parameters = Path(path), Path(out), parameters or {}
-    if parameters or not path.is_file():
+    path, out, parameters = _checked(path), Path(out), parameters or {}
+    if out.is_dir():
+        raise IsADirectoryError(f"{out} is a folder: give the name of the copy, such as {out / path.name}")
+    if parameters:
         known = known_parameters(path)
         check_known(parameters, list(known), f"{path} has no parameter")
         parameters = {name: typed(path, known, name, value) for name, value in parameters.items()}

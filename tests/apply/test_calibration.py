@@ -248,3 +248,25 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         calibration.main([str(tmp_path / "nowhere")])
     assert stop.value.code == 2 and "nowhere here: correct the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": None}, "scores is a NoneType, where a list should be"),
+        ({"logits": "x"}, "logits is a str"),
+        ({"scores": ["x"]}, "scores and logits have 'x', which is no number"),
+        ({"thresholds": []}, "thresholds is a list, where a dict should be"),
+        ({"threshold": None}, "threshold = None is not a probability"),
+        ({"zzz": 1}, "it has 'zzz'"),
+    ],
+)
+def test_kinds_in_a_calibration_are_named(change, message):
+    model = synthetic.model()
+    values = {"scores": [0.0], "logits": [0.0], "threshold": 0.5, "prevalence": 0.5}
+    model.extras = {"calibration": values | change}
+    with pytest.raises(ValueError, match=f"calibration is damaged .{message}"):
+        calibration.of_model(model)
+    model.extras = {"calibration": {name: value for name, value in values.items() if name != "threshold"}}
+    with pytest.raises(ValueError, match="it lacks threshold"):
+        calibration.of_model(model)

@@ -261,3 +261,12 @@ def test_mean_ap_is_that_of_classify(tmp_path, start):
     with pytest.raises(ValueError, match="no picture shows any of"):
         mean_ap(start, empty)
     assert not math.isnan(mean_ap(start, data, ["sea"]))
+
+
+def test_arguments_and_notes_of_other_kinds_are_named(tmp_path):
+    with pytest.raises(ValueError, match="held_out = 'x': give a share"):
+        tune(tmp_path, tmp_path / "out", held_out="x")
+    for notes in ({"mAP": "x"}, {"mAP": [1]}, {"weights_hash": 3}):
+        (tmp_path / "tuned.json").write_text(json.dumps(notes))
+        with pytest.raises(ValueError, match="tuned.json is not what tune wrote .its (mAP|weights_hash) is"):
+            fine_tune._noted(tmp_path, {})

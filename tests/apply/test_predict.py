@@ -583,3 +583,26 @@ def test_a_call_after_training_scores_with_the_new_weights(folder):
     fresh.load_state_dict(model.state_dict())
     fresh.reference_labels = REFERENCE
     assert classify(folder, ["zebra", "moon"], fresh).equals(after)
+
+
+@pytest.mark.parametrize(
+    ("present", "message"),
+    [("owl", "present = 'owl': give a list"), ([None], r"present\[0\] is None"), ([[1]], r"present\[0\] is \[1\]")],
+)
+def test_what_is_in_pictures_is_given_as_names(present, message):
+    with pytest.raises(ValueError, match=message):
+        own_thresholds(Image.new("RGB", (8, 8)), present)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", "model is an empty text"),
+        ("vit-b-16", "did you mean 'ViT-B-16'"),
+        ("openai/clip-vit-base-patch16", "CLIP's own are 'ViT-B-16'"),
+        ("https://huggingface.co/a/b", "a repository of the hub is hf://a/b"),
+    ],
+)
+def test_names_of_models_as_people_write_them(model, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_model(model)

@@ -121,16 +121,21 @@ def test_every_form_of_a_file_gives_the_same_names(tmp_path, name, text):
     [
         ("a.csv", "label\nowl,night\npizza,wolf\n", r"a.csv: line 2 has 2 cells, line 3 has 2 cells instead of 1"),
         ("a.csv", "label,note\nowl,night,a\npizza,wolf,b\n", "line 2 has 3 cells, line 3 has 3 cells instead of 2"),
-        ("a.csv", "label,note\nowl\n", "line 2 has 1 cells instead of 2; put cells that hold a comma in double quotes"),
+        ("a.csv", "label,note\nowl\n", "line 2 has 1 cells instead of 2 of the first line .'label,note'.; put"),
         ("a.csv", "label,Label\nowl,pizza\n", "has the columns 'label' and 'Label', of which one is read"),
         ("a.csv", 'label\nowl\n"pizza\nwolf\n', "a.csv, line 3 to 4: .* a quotation mark is not closed"),
-        ("a.csv", "label;n\nowl;1\n", "a.csv has the columns label;n; call the one of the names 'label'"),
+        ("a.csv", "label;n\nowl;1\n", "its first line, 'label;n', has semicolons between cells: write commas"),
+        ("a.csv", "n\tlabel\n1\towl\n", "has tabs between cells: write commas between cells"),
+        ("a.csv", "n,label\n1,owl\nN,Label\n2,pizza\n", "a.csv: line 3 repeats the first line, which names"),
+        ("a.csv", "l\0a\0b\0e\0l\0", "has the columns"),
+        ("a.csv", "label\no\0w\0l\0\n", "line 2 holds bytes of 0, as in UTF-16: save it"),
+        ("a.txt", "o\0w\0l\0\n", "a.txt, line 1: .*, with characters that no text has: save .*a.txt as text in UTF-8"),
         ("a.tsv", "label\tn\nowl\t1\t2\n", "a.tsv: line 2 has 3 cells instead of 2"),
         ("a.json", "[", "a.json is not JSON .*; write a list of names"),
         ("a.json", "[" * 100_000, "a.json is not JSON"),
-        ("a.json", '{"labels": ["owl"]}', "a.json holds a dict: write a list of names"),
-        ("a.json", '["owl", {"name": "pizza"}]', "a.json holds a dict"),
-        ("a.json", '["owl", 3]', "a.json holds a int"),
+        ("a.json", '{"labels": ["owl"]}', "a.json: it holds a dict; write a list of names"),
+        ("a.json", '["owl", {"name": "pizza"}]', "a.json: item 1 is {'name': 'pizza'}; write a list of names"),
+        ("a.json", '["owl", 3]', "a.json: item 1 is 3; write a list of names"),
         ("a.txt", '[\n  "owl",\n  "pizza"\n]', r"a.txt, line 1: '\[': a list, not a name; .* or save it as .json"),
         ("a.txt", "label\tn\nowl\t1\n", "a.txt, line 1, a.txt, line 2: a tab within a name; is it a table.* a.tsv"),
         ("a.xlsx", "PK", "a.xlsx ends in .xlsx: give a file of labels that ends in .txt, .csv, .tsv, .json"),
@@ -140,6 +145,31 @@ def test_files_that_hold_something_else_are_refused(tmp_path, name, text, messag
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("label\nowl\n", "'label': the name of a column"),
+        ("# mine\nowl\n", "'# mine': a comment"),
+        ("1\n2\n", "'1', '2': numbers, where names should be"),
+        ("1. owl\n2. pizza\n", "'1. owl', '2. pizza': numbers or signs in front of the names"),
+        ("- owl\n- pizza\n", "in front of the names"),
+        ("n01440764 owl\n", "in front of the names"),
+        ("owl|pizza\n", "several names, joined by '|'"),
+        ('"owl"\npizza\n', "quotation marks around a name"),
+        ("nan\nowl\n", "'nan': a missing name"),
+    ],
+)
+def test_lines_that_look_like_something_else_are_told(tmp_path, text, why):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.warns(UserWarning, match=f"a.txt: .*{why}.*; each is read as a label as it stands"):
+        assert len(read_labels(tmp_path / "a.txt")) == len(text.splitlines())
+
+
+def test_a_folder_is_no_file_of_labels(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, or a FIFO or a device, not a file of labels"):
+        read_labels(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["owl, pizza, wolf\n", "owl;pizza", "owl,1\npizza,2\n"])
@@ -157,7 +187,7 @@ def test_lines_with_commas_are_told(tmp_path, text):
         (3, "labels is a int, not a list"),
         (pd.DataFrame({"label": ["owl"]}), "labels is a DataFrame, not a list"),
         ("owl, bus", r"write \['owl, bus'\] for one label, \['owl', 'bus'\] for several, or the name of a file"),
-        (b"owl", "labels is the single string b'owl'"),
+        (b"owl", "labels is the single string 'owl'"),
         (["owl", None], r"labels\[1\] is None, not a string"),
     ],
 )

@@ -217,3 +217,12 @@ def test_another_split_of_the_vocabulary_is_one_of_mojiscenes():
     values = configs.preset("mini", seed=2).to_dict()
     del values["vocabulary_seed"]
     assert configs.from_dict(values) == configs.preset("mini", seed=2), "a config that is older than the field"
+
+
+@pytest.mark.parametrize(
+    "change", [{"phases": None}, {"ks": 3}, {"levels": "12"}, {"prompt_vectors": 10**12}, {"side": 10**9}]
+)
+def test_lists_and_sizes_beyond_reason(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} = .*(give a list|must be from 1 to)"):
+        configs.mini().replace(**change)

@@ -169,3 +169,9 @@ def test_tasks_are_those_of_the_views():
 def test_doctests():
     result = doctest.testmod(hrcf_lib.labels)
     assert result.attempted and not result.failed
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "a\x07"])
+def test_names_that_no_text_has(name):
+    with pytest.raises(ValueError, match="labels.1. is .*, with characters that no text has: write it anew"):
+        check_names(["owl", name])

@@ -297,3 +297,21 @@ def test_arrays_frames_and_lists_are_taken_and_other_things_refused():
         metrics.mean_average_precision([[1.0], [1.0, 2.0]], y)
     with pytest.raises(ValueError, match="labels are a ndarray: give a tensor, as torch.as_tensor makes one"):
         ranking_loss(torch.tensor(s), y)
+
+
+def test_tables_of_other_kinds_of_numbers():
+    scores, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[1, -1], [-1, 1]])
+    expected = mean_average_precision(scores, labels)
+    assert mean_average_precision(scores.numpy().astype(">f4"), labels.numpy().astype(">i8")) == expected
+    with pytest.warns(UserWarning, match="no -1, which is absent"):
+        mean_average_precision(scores, (labels > 0).numpy().astype(np.uint64))
+    for odd, message in (
+        (scores + 0j, "scores are complex: give a dense tensor of real numbers"),
+        (scores.to_sparse(), "scores are sparse"),
+        (np.ma.masked_less(scores.numpy(), 0.5), "scores are a masked array: fill it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mean_average_precision(odd, labels)
+    for threshold in (None, "x"):
+        with pytest.raises(ValueError, match="the threshold is .*: give a number"):
+            metrics.precision_recall_f1_at_threshold(scores, labels, threshold)

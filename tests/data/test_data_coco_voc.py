@@ -338,3 +338,36 @@ def test_no_voc(tmp_path):
     (lists / "test.txt").write_text("000003\n000003\n")
     with pytest.raises(ValueError, match="test.txt lists '000003' more than once"):
         voc.prepare(tmp_path, tmp_path / "out")
+
+
+def test_names_that_no_file_and_no_text_can_have(source, tmp_path):
+    change(source, lambda content: content["images"][0].update(file_name="a\0.jpg"))
+    coco.prepare(source, tmp_path / "a")
+    assert any(row[2] == "missing picture" for row in skipped(tmp_path / "a"))
+    change(source, lambda content: content["categories"][0].update(name="a\ud800"))
+    with pytest.raises(ValueError, match="its categories.[0-9]+. is .*, with characters that no text has"):
+        coco.prepare(source, tmp_path / "b", labels="file")
+
+
+def test_pictures_that_come_later_are_found(tmp_path):
+    own(tmp_path / "train" / "_annotations.coco.json", "a.jpg")
+    with pytest.raises(ValueError, match="none of the 1 pictures"):
+        coco.prepare(tmp_path, tmp_path / "out", labels="file")
+    assert not (tmp_path / "out.part").exists()
+    jpeg(tmp_path / "train" / "a.jpg")
+    assert len(data.load(coco.prepare(tmp_path, tmp_path / "out", labels="file"))) == 1
+
+
+def test_objects_of_other_classes_than_vocs_are_told(tmp_path):
+    home = voc_tree(tmp_path)
+    for path in (home / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("<annotation>", '<annotation xmlns="http://x.org">'))
+    assert present(data.load(voc.prepare(tmp_path, tmp_path / "namespace"))) == [["dog"], [], [], ["dog"]]
+    for path in (home / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace(">dog<", ">tiger<"))
+    with pytest.warns(UserWarning, match="Annotations: 3 objects are of none of VOC's 20 classes"):
+        voc.prepare(tmp_path, tmp_path / "many")
+    for path in (home / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace(">cat<", ">lion<"))
+    with pytest.raises(ValueError, match="4 objects are of none .* of your own write a labels.csv"):
+        voc.prepare(tmp_path, tmp_path / "all")

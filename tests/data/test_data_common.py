@@ -415,3 +415,46 @@ def test_an_interrupted_folder_with_another_label_space_begins_anew(tmp_path, mo
         own_folder.prepare(splits, tmp_path / "out")
     space.write_text("part,label,annotated\nseen,cat,no\nunseen,sea,no\n")
     assert vectors(data.load(own_folder.prepare(splits, tmp_path / "out"), split="train")) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda about: about.pop("splits"), "about.json lacks splits"),
+        (lambda about: about.update(splits=[]), r"its splits are \[\], where splits by name should be"),
+        (lambda about: about.update(images=3), "its images are 3, where the path of a folder should be"),
+        (lambda about: about["splits"].update({"../x": {}}), "its split '../x' is {}"),
+        (lambda about: about["splits"].update(train=3), "its split 'train' is 3"),
+        (
+            lambda about: about["splits"]["train"].update(rows="x"),
+            "rows of its split train is 'x', where a number from 0",
+        ),
+        (lambda about: about["splits"]["train"].update(shards=10**9), "shards of [0-9]+ rows"),
+        (lambda about: about["splits"]["train"].update(shards=10**9, rows=10**9), "lacks train-00001.parquet, "),
+        (lambda about: about["splits"]["train"].update(hashes=3), "hashes or problems of its split train"),
+    ],
+)
+def test_kinds_of_what_a_table_says_of_itself(tmp_path, edit, message):
+    out = write(tmp_path / "out")
+    about = json.loads((out / "about.json").read_text())
+    edit(about)
+    (out / "about.json").write_text(json.dumps(about))
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{message}.*; prepare the data again"):
+        data.load(out)
+
+
+def test_kinds_of_the_label_space_and_of_what_was_skipped(tmp_path):
+    out = write(tmp_path / "out")
+    (out / "skipped.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="skipped.csv is damaged .*; prepare the data again"):
+        data.doctor(out)
+    space = json.loads((out / "label_space.json").read_text())
+    (out / "label_space.json").write_text(json.dumps(space | {"unseen": 3}))
+    with pytest.raises(ValueError, match="label_space.json: unseen is a int, .*; prepare the data again"):
+        data.load(out)
+
+
+def test_sources_of_ones_own_that_are_none(tmp_path):
+    for source, message in (({}, "source is empty"), ({"../x": tmp_path}, "names '../x' as a split")):
+        with pytest.raises(ValueError, match=message):
+            own_folder.prepare(source, tmp_path / "out")

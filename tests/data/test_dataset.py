@@ -122,7 +122,7 @@ def bad_files(folder):
     return {
         "truncated.jpg": "cannot be read as a picture .corrupt or truncated: .*; replace the file",
         "damaged.png": "cannot be read as a picture .corrupt or truncated: .*; replace the file",
-        "text.png": "cannot be read as a picture .UnidentifiedImageError.*; replace the file",
+        "text.png": "cannot be read as a picture .its bytes begin as .*; replace the file",
         "empty.jpg": "cannot be read as a picture .the file is empty.; replace the file",
         "folder.png": "is a folder, not a picture; name a file|is a folder, not a picture: name a file",
         "deep.png": "16-bit or float pixels .mode I;16.*, which 8 bits would clip; .* save them with 8 bits",
@@ -276,7 +276,7 @@ def test_labels_outside_the_label_space(folder):
     ("text", "message"),
     [
         ("file,label\na.png,cat\n", "begins with 'file,label'; its first line has to name the columns file,labels"),
-        ("file;labels\na.png;cat\n", "begins with 'file;labels'; .* separated by commas"),
+        ("file;labels\na.png;cat\n", "its first line, 'file;labels', has semicolons between cells: write commas"),
         ("photos/a.png,cat\n", "begins with 'photos/a.png,cat'"),
         ("", "begins with ''"),
         ("file,labels\n", "labels.csv lists no pictures; add rows"),
@@ -290,7 +290,7 @@ def test_labels_outside_the_label_space(folder):
         ),
         (
             "file,labels\nphotos/a.png,cat,dog\nphotos/b.png\n",
-            "line 2 has 3 cells, line 3 has 1 cells instead of 2; join labels by '|'",
+            "line 2 has 3 cells, line 3 has 1 cells instead of 2 of the first line .*; join labels by '|'",
         ),
         (b"file,labels\nphotos/a.png,caf\xe9\n", "is not a CSV in UTF-8"),
     ],
@@ -312,6 +312,9 @@ def test_faulty_tables(folder, text, message):
         ('photos/a.png,"cat\ndog"', "line 3 has 'cat\\ndog', a list or several lines"),
         ("photos/a.png,cat\tdog", "line 2 has 'cat\\tdog'"),
         ('photos/a.png,cat\nphotos/b.png,"dog', "line 3: .*: a quotation mark is not closed"),
+        ("photos/a.png,array(['cat'])", "a list or several lines as one label"),
+        ("file,labels", "line 2 repeats the first line, which names the columns: leave it out"),
+        ("https://x.org/a.png,cat", "line 2 names the address 'https://x.org/a.png'; download"),
         ("../a.png,cat", "line 2 names '../a.png', outside the folder: write names relative to"),
         ("/etc/a.png,cat", "line 2 names '/etc/a.png', outside .* load(..., outside=True)"),
         ("photos\\..\\..\\a.png,cat", "outside the folder"),
@@ -448,3 +451,40 @@ def test_fingerprint_follows_pictures_and_labels(folder):
     table(folder, "photos/a.png,cat", "photos/b.png,dog", "photos/c.png,")
     seen.add(data.load(folder, SPACE).fingerprint())
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (("1", "0"), "its labels are the numbers 0, 1: write names"),
+        (("0 1 0", "1 0 0"), "its labels are the numbers"),
+        (("True", "False"), "its labels are the numbers"),
+        (("nan", "cat"), "read as labels: 'nan' .photos/a.png.; where a picture has none, leave the cell empty"),
+        (("cat/dog", "dog"), "read as one label: 'cat/dog'"),
+        (("cat dog", "dog", "cat"), "read as one label: 'cat dog'"),
+        (("cat and dog", "dog", "cat"), "read as one label: 'cat and dog'"),
+    ],
+)
+def test_cells_that_are_no_names_are_told(folder, cells, message):
+    table(folder, *[f"photos/{name}.png,{cell}" for name, cell in zip("abc", cells)])
+    with pytest.warns(UserWarning, match=message):
+        data.load(folder)
+
+
+def test_names_of_several_words_are_not_told(folder):
+    table(folder, "photos/a.png,hot dog|hot", "photos/b.png,dog|rock and roll", "photos/c.png,AC/DC")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.load(folder)
+
+
+def test_a_folder_is_no_picture_and_a_side_no_text(folder):
+    table(folder, "photos,cat")
+    with pytest.raises(FileNotFoundError, match="lists pictures that do not exist: photos"):
+        data.load(folder)
+    for side in (0, "112", 1.5):
+        with pytest.raises(ValueError, match="side = .*: give a whole number from 1"):
+            data.load(folder, side=side)
+    (folder / "labels.csv").rename(folder / "labels.txt")
+    with pytest.raises(FileNotFoundError, match="has no labels.csv: there is 'labels.txt'; write one"):
+        data.load(folder)

@@ -1,5 +1,6 @@
 """Opening pictures as people have them: transparency, metadata, formats, links, and what is no picture at all."""
 
+import io
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image, features
@@ -157,7 +159,7 @@ def test_filters_of_warnings_stay_as_they_were(tmp_path):
         (b"\xff\x0a" + bytes(20), "this is JPEG XL"),
         (b"PK\x03\x04" + bytes(40), "this is an archive: unpack it"),
         (bytes(4) + b"ftypisom" + bytes(40), "this is a video"),
-        (b"GRIB" + bytes(60), "UnidentifiedImageError"),
+        (b"GRIB" + bytes(60), "its bytes begin as those of no format that is read"),
     ],
 )
 def test_files_that_are_no_pictures_are_named_by_what_they_are(tmp_path, content, why, monkeypatch):
@@ -309,3 +311,19 @@ def test_bytes_and_names_that_no_file_can_have():
     for name in ("a" * 5000, "nul\0.png"):
         with pytest.raises(FileNotFoundError):
             find_images(name)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "images is an empty text"),
+        (["x.png", " "], r"images\[1\] is an empty text"),
+        ({"a": "x.png"}, "images is a dict: give the list"),
+        (pd.DataFrame({"image": ["x.png"]}), "images is a DataFrame: give the list"),
+        (io.BytesIO(b"x"), "images is a BytesIO: give a path"),
+        ("x" * 5000, "no such file or folder: x{300}; correct"),
+    ],
+)
+def test_what_would_be_taken_for_other_pictures_is_refused(source, message):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
+        find_images(source)

@@ -381,3 +381,58 @@ def test_a_quota_is_told_like_a_full_disk(tmp_path):
     with pytest.raises(OSError, match="a.csv cannot be written: .* MB are free in .*, or its quota is used up; make"):
         with files.full_disk_named(tmp_path / "a.csv"):
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+def test_weights_that_are_none_are_told_in_the_users_words(tmp_path):
+    state = {"a": torch.zeros(100)}
+    os.mkfifo(tmp_path / "fifo.pt")
+    torch.save({"state_dict": state, "args": Trap(tmp_path)}, tmp_path / "more.pt")
+    torch.save({"ema": state, "epoch": 3}, tmp_path / "names.pt")
+    torch.save(state, tmp_path / "cut.pt")
+    whole = (tmp_path / "cut.pt").read_bytes()
+    (tmp_path / "flipped.pt").write_bytes(whole.replace(bytes(400), bytes(399) + b"\1"))
+    (tmp_path / "cut.pt").write_bytes(whole[:-100])
+    (tmp_path / "empty.pt").touch()
+    (tmp_path / "text.pt").write_text("hello world, this is a text")
+    for name, words in {
+        "": "it is a folder, not a file of weights",
+        "fifo.pt": "a FIFO, a socket or a device",
+        "more.pt": "it holds a .*, which is neither a tensor nor a plain value",
+        "names.pt": "names.pt does not hold a state dict .*; 'ema' is a dict, 'epoch' is a int: save the state dict",
+        "flipped.pt": "its part .* is not what was written",
+        "cut.pt": "its end is missing",
+        "empty.pt": "it is empty",
+        "text.pt": "its bytes are none of a file of weights",
+    }.items():
+        with pytest.raises(ValueError, match=words) as error:
+            weights.read_tensors(tmp_path / name)
+        assert "load failed" not in str(error.value) and "weights_only" not in str(error.value)
+
+
+def test_whole_numbers_and_tensors_without_numbers_are_no_weights():
+    layer = torch.nn.BatchNorm1d(2)
+    state = {name: x.double() for name, x in layer.state_dict().items()}  # counts of batches too
+    weights.load_into(layer, state, "a.pt")
+    for odd, words in (
+        (torch.ones(2).int(), "weight has torch.int32, expected"),
+        (torch.ones(2).to("meta"), "without"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            weights.load_into(layer, state | {"weight": odd}, "a.pt")
+
+
+def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"), files.replacing(tmp_path):
+        pass
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(NotADirectoryError, match="file is a file, and no folder: choose another"),
+            files.alone(path),
+        ):
+            pass
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}

@@ -52,3 +52,26 @@ def test_a_warning_names_the_caller_outside():
     with pytest.warns(UserWarning, match="careful") as told:
         messages.tell("careful")
     assert told[0].filename == __file__
+
+
+def test_a_name_in_another_case_is_the_nearest():
+    assert messages.did_you_mean("vit-b-16", ["ViT-S-16", "ViT-B-16"], "") == "did you mean 'ViT-B-16'?"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "out is a NoneType: give a path"),
+        (["a"], "out is a list"),
+        (b"a", "out is a bytes"),
+        ("", "out is an empty text"),
+        (" ", "out is an empty text"),
+        ("https://x.org/a", "out is the address 'https://x.org/a', and nothing is downloaded"),
+        (Path("https://x.org/a"), "is the address"),
+        ("www.x.org", "is the address"),
+    ],
+)
+def test_what_is_no_path_is_told(value, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        messages.user_path(value, "out")
+    assert messages.user_path("~", "out") == Path.home() and messages.user_path("C:/a", "out") == Path("C:/a")

@@ -126,3 +126,14 @@ def test_the_command_line_says_in_one_line_why_a_notebook_failed(notebook, tmp_p
     with pytest.raises(SystemExit) as stop:
         main([str(notebook), str(tmp_path / "out.ipynb"), "-p", "seed", "104", "-p", "name", "3,4"])
     assert stop.value.code == "cell 3: AssertionError:" and printed(tmp_path / "out.ipynb").startswith("105 3,4")
+
+
+def test_files_that_are_no_notebooks(tmp_path):
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "a.ipynb").write_text(text)
+        for parameters in ({}, {"seed": 1}):
+            with pytest.raises(ValueError, match="a.ipynb is no notebook: "):
+                run_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", parameters)
+    (tmp_path / "a.ipynb").write_text('{"cells": []}')
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of the copy, such as .*a.ipynb"):
+        run_notebook(tmp_path / "a.ipynb", tmp_path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from hrcf_lib.engine.folders import walk
-from hrcf_lib.engine.messages import did_you_mean, list_some
+from hrcf_lib.engine.messages import did_you_mean, list_some, user_path
 
 ARCHIVES = (".zip", ".rar", ".tar", ".gz", ".tgz", ".7z")
 PLACEHOLDER_BYTES = 10_000  # "photo unavailable" pictures are small; larger files are not compared
@@ -42,7 +42,9 @@ class Source:
     """
 
     def __init__(self, folder, endings: Sequence[str], prune: Iterable[str] = ()):
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder, "source")
+        if self.folder.is_file():
+            raise ValueError(f"{self.folder} is a file: give the folder that it lies in, {str(self.folder.parent)!r}")
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"no folder {self.folder}: give the one that the official archives were unpacked in"

@@ -24,7 +24,7 @@ from hrcf_lib.data import table_writer
 from hrcf_lib.data.images import is_outside
 from hrcf_lib.data.official import checks
 from hrcf_lib.engine.messages import check_known, did_you_mean, list_some, tell
-from hrcf_lib.labels import LabelSpace, clean_name
+from hrcf_lib.labels import LabelSpace, alike, check_names, clean_name
 
 IMAGES = {2014: {"train": 82_783, "test": 40_504}, 2017: {"train": 118_287, "test": 5_000}}  # published numbers
 SPLITS = {"train": "train", "test": "val"}  # ours -> official
@@ -197,6 +197,8 @@ def label_space(labels: str, categories: dict[str, dict], paths: dict[str, Path]
         first, *others = categories
         for other in others:
             checks.same_list(list(categories[other].values()), list(categories[first].values()), str(paths[other]))
+        for group in alike(categories[first].values()):
+            tell(f"{paths[first]}: categories that differ in case only: {list_some(map(repr, group))}; use one name")
         return LabelSpace(list(categories[first].values()))
     known = checks.label_list("coco80.txt")
     for split, named in categories.items():
@@ -232,12 +234,14 @@ def read_instances(path: Path) -> dict:
             lacking = [key for key in keys if not isinstance(row, dict) or not _is_stated(row.get(key))]
             if lacking:
                 raise ValueError(f"{path}: {name}[{i}] has no {' and no '.join(lacking)}; correct the file")
+    if not content["images"]:
+        raise ValueError(f"{path}: its list of images is empty, so it has no pictures; export it with images")
     if not content["categories"]:
         raise ValueError(f"{path}: its list of categories is empty, so it has no labels; export it with categories")
     for i, image in enumerate(content["images"]):
         image["name"] = image["id"].strip() if isinstance(image["id"], str) else str(one_id(image["id"]))
         image["id"] = one_id(image["id"])
-        image["file_name"] = str(image["file_name"]).replace("\\", "/").removeprefix("./")
+        image["file_name"] = str(image["file_name"]).strip().replace("\\", "/").removeprefix("./")
         if is_outside(image["file_name"]):
             raise ValueError(
                 f"{path}: images[{i}] has the file_name {image['file_name']!r}, which leads outside the folder of "
@@ -284,6 +288,7 @@ def _categories(path: Path, rows: list[dict]) -> dict[int | str, str]:
         found.append((one_id(id), clean_name(name)))
     found.sort(key=lambda pair: (isinstance(pair[0], str), pair[0]))
     checks.unique([name for _, name in found], f"{path} lists the categories", "keep one of each")
+    check_names([name for _, name in found], f"{path}: its categories")
     checks.unique([str(id) for id, _ in found], f"{path} lists the category ids", "keep one of each")
     return dict(found)
 

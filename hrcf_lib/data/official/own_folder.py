@@ -5,6 +5,7 @@ for many pictures, for several splits under one name, or for streaming.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.data import labelled_folder, table_writer
 from hrcf_lib.data.official import checks
-from hrcf_lib.labels import LabelSpace
+from hrcf_lib.engine.messages import user_path
+from hrcf_lib.labels import LabelSpace, check_names
 
 
 def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Path:
@@ -32,7 +34,9 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     two splits.
     """
     source = source if isinstance(source, dict) else {"train": source}
-    folders = {name: Path(folder).expanduser().resolve() for name, folder in source.items()}
+    if not source or (odd := [name for name in source if not re.fullmatch(r"[\w.-]+", str(name))]):
+        raise ValueError(f"source names {odd[0]!r} as a split" if source else "source is empty: give split -> folder")
+    folders = {str(name): user_path(folder, "source").resolve() for name, folder in source.items()}
     tables = {name: labelled_folder.read_labels_csv(folder) for name, folder in folders.items()}
     stated = {name: labelled_folder.read_label_space_csv(folder) for name, folder in folders.items()}
     if labels is None:
@@ -42,7 +46,7 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
         named = sorted({label for table in tables.values() for names in table.values() for label in names})
         labels = first[0] if first else LabelSpace(named)
     elif not isinstance(labels, LabelSpace):
-        labels = LabelSpace(labels)
+        labels = LabelSpace(check_names(labels))
     column = {label: k for k, label in enumerate(labels.names)}
     for name, table in tables.items():
         labelled_folder.count_unknown_labels(folders[name], table, labels)

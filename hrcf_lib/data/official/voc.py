@@ -20,11 +20,13 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.data import table_writer
 from hrcf_lib.data.official import checks
-from hrcf_lib.engine.messages import check_known
+from hrcf_lib.engine.messages import check_known, tell, user_path
 from hrcf_lib.labels import LabelSpace
 
 LISTS = {2007: {"train": "trainval", "test": "test"}, 2012: {"train": "train", "test": "val"}}  # ours -> official
 IMAGES = {2007: {"train": 5_011, "test": 4_952}, 2012: {"train": 5_717, "test": 5_823}}  # published numbers
+OUTSIDE = "label outside the list"
+FEW = 0.1  # a larger share of objects of other classes is told
 DIFFICULT = ("absent", "unknown", "present")
 
 
@@ -41,14 +43,17 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
     Missing pictures, annotations that are missing or no XML, and objects of other classes are counted and named in
     ``skipped.csv``.
 
+    Warns where many objects are of other classes.
+
     Raises:
         FileNotFoundError: no such folder, or no ``ImageSets/Main`` list and no ``Annotations`` below it.
-        ValueError: an id twice in one list or in both, a list that is not text, or an unknown year or rule.
+        ValueError: an id twice in one list or in both, a list that is not text, objects all of which are of other
+            classes, or an unknown year or rule.
     """
     if year not in (None, *LISTS):
         raise ValueError(f"no lists of VOC {year!r}; known: 2007, 2012")
     check_known([difficult], DIFFICULT, "unknown rule for difficult objects")
-    year, home = _home(Path(source).expanduser(), year)
+    year, home = _home(user_path(source, "source"), year)
     paths = {name: home / "ImageSets" / "Main" / f"{file}.txt" for name, file in LISTS[year].items()}
     lists = {name: checks.lines(path) for name, path in paths.items() if path.is_file()}
     lists = {name: [line.split()[0] for line in found] for name, found in lists.items()}
@@ -66,8 +71,10 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
     with table_writer.writing(
         out, f"voc{year}", source, LabelSpace(names), root, {**settings, "source": state}, about
     ) as table:
+        shown = others = 0
         for name, ids in lists.items():
             if table.done(name):
+                shown += 1  # an earlier run has looked
                 continue
             with table.split(name, LISTS[year][name], IMAGES[year][name]) as split:
                 stated = class_files(home, LISTS[year][name], names, split)
@@ -85,8 +92,22 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
                     unknown = hard - sure if difficult == "unknown" else set()
                     positives = [k for k, label in enumerate(names) if label in present]
                     negatives = [k for k, label in enumerate(names) if label not in present | unknown]
+                    shown += len(sure | hard)
                     split.add(id, f"{id}.jpg", positives, negatives)
+                others += split.problems[OUTSIDE]
+        _check_classes(home / "Annotations", shown, others)
     return Path(out)
+
+
+def _check_classes(folder: Path, shown: int, others: int) -> None:
+    """Raise ``ValueError`` if all objects are of other classes than VOC's, warn if many are. ``shown``: how often a
+    picture shows a class of VOC; ``others``: objects of others."""
+    if others <= FEW * (others + shown):
+        return
+    what = f"{folder}: {others:,} objects are of none of VOC's 20 classes (skipped.csv names them)"
+    if not shown:
+        raise ValueError(f"{what}, and no other is there; for classes of your own write a labels.csv (data.load)")
+    tell(f"{what}; they are skipped")
 
 
 def objects(path: Path, names, split: table_writer.Split) -> tuple[set[str], set[str]] | None:
@@ -95,16 +116,16 @@ def objects(path: Path, names, split: table_writer.Split) -> tuple[set[str], set
     Parts of objects (head, hand, foot) have names too and are not labels. None for a file that is missing or not XML.
     """
     try:
-        objects = ET.parse(path).getroot().findall("object")
+        objects = ET.parse(path).getroot().findall("{*}object")  # in a namespace or not
     except (OSError, ET.ParseError, LookupError, ValueError):  # the last two: of encodings
         return None
     sure, hard = set(), set()
     for item in objects:
-        label = (item.findtext("name") or "").strip().lower()  # Dog and dog are one
+        label = (item.findtext("{*}name") or "").strip().lower()  # Dog and dog are one
         if label not in names:
-            split.skip(path.name, "label outside the list", repr(label))
+            split.skip(path.name, OUTSIDE, repr(label))
         else:
-            (hard if (item.findtext("difficult") or "0").strip() == "1" else sure).add(label)
+            (hard if (item.findtext("{*}difficult") or "0").strip().lower() in ("1", "true") else sure).add(label)
     return sure, hard
 
 
