@@ -34,7 +34,10 @@ def list_some(items: Iterable, separator: str = ", ", most: int = 5) -> str:
 
 
 def need(frame, columns, name: str) -> None:
-    """Raise ``ValueError`` for a missing column or a frame without rows. ``name`` is the function that needs them."""
+    """Raise ``ValueError`` for a missing column or a frame without rows, ``TypeError`` for what is no frame. ``name``
+    is the function that needs them."""
+    if not hasattr(frame, "columns"):
+        raise TypeError(f"{name} takes a frame with the columns {', '.join(columns)}, not a {type(frame).__name__}")
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(f"{name}: the frame has no column {missing[0]!r}, only {', '.join(frame.columns)}")

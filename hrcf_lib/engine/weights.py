@@ -29,11 +29,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     The bytes say which of them a file is, not its name. A training checkpoint is read from its state dict, the first of
     ``ENTRIES`` that it has, also where one lies in another. No code of a file is ever run: pickles are read by
-    unpicklers that know tensors and plain containers. Raises ``ValueError`` for a damaged file, and for one with more.
+    unpicklers that know tensors and plain containers. Raises ``FileNotFoundError``, and ``ValueError`` for a damaged
+    file, and for one with more.
     """
     path = Path(path)
     try:
         state = _kind_of(path)(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error}; correct the path") from None
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as plain tensors: {_reason(error)}. It is damaged, or it needs unpickling (a whole "
@@ -72,6 +75,8 @@ def _kind_of(path: Path):
     """The function that reads a file. Raises ``ValueError`` for what only stands for weights, and ``OSError``."""
     if path.is_dir():
         raise IsADirectoryError("it is a folder, not a file of weights")
+    if not path.exists():
+        raise FileNotFoundError("there is no such file")
     if path.exists() and not path.is_file():
         raise OSError("it is a FIFO, a socket or a device, not a file")  # opening a FIFO would wait for ever
     with path.open("rb") as file:

@@ -221,11 +221,14 @@ def read_record(name: str, folder: Path | None = None) -> dict:
 def gpu_record(folder: Path | None = None) -> dict | None:
     """``gpu.json`` of ``python -m hrcf_lib.speed.gpu``, by default the stored one; None if there is none.
 
-    A rehearsal on the CPU measured nothing: it counts as none.
+    A rehearsal on the CPU measured nothing: it counts as none. Raises ``ValueError`` for a file of another kind.
     """
     path = (folder or REPOSITORY / "notebooks" / "records") / "gpu.json"
     record = read_json(path) if path.is_file() else {"rehearsal": True}
-    return None if record["rehearsal"] else record
+    stages = record.get("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):
+        raise ValueError(f"{path} is no record of a GPU: its stages are {stages!r:.60}; measure again")
+    return None if record.get("rehearsal", True) else {"stages": {}} | record
 
 
 def gpu_rows(record: dict | None, stage: str) -> pd.DataFrame:

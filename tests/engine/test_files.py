@@ -409,6 +409,11 @@ def test_weights_that_are_none_are_told_in_the_users_words(tmp_path):
         assert "load failed" not in str(error.value) and "weights_only" not in str(error.value)
 
 
+def test_weights_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no.pt: there is no such file; correct the path"):
+        weights.read_tensors(tmp_path / "no.pt")
+
+
 def test_whole_numbers_and_tensors_without_numbers_are_no_weights():
     layer = torch.nn.BatchNorm1d(2)
     state = {name: x.double() for name, x in layer.state_dict().items()}  # counts of batches too

@@ -31,6 +31,8 @@ def test_missing_columns_and_rows_are_named():
         messages.need(frame, ["a", "b"], "bars")
     with pytest.raises(ValueError, match="bars: the frame has no rows"):
         messages.need(frame[:0], ["a"], "bars")
+    with pytest.raises(TypeError, match="bars takes a frame with the columns a, not a list"):
+        messages.need([], ["a"], "bars")
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])

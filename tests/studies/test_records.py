@@ -259,3 +259,12 @@ def test_a_record_that_is_none_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="a.json (is no record|cannot be read)"):
         records.read_record("a", tmp_path)
+
+
+@pytest.mark.parametrize("record", [{"rehearsal": False, "stages": None}, {"rehearsal": False, "stages": {"a": 3}}])
+def test_a_record_of_a_gpu_of_another_kind_is_named(tmp_path, record):
+    (tmp_path / "gpu.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="gpu.json is no record of a GPU: its stages are .*; measure again"):
+        records.gpu_record(tmp_path)
+    (tmp_path / "gpu.json").write_text("{}")
+    assert records.gpu_record(tmp_path) is None
