@@ -75,6 +75,7 @@ def read_labels(labels) -> list[str]:
 
     Raises ``ValueError`` for an empty list, a blank name, an item that is not a string, names that the text tower reads
     alike ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
+    Warns of names in a file that look like something else, such as comments or numbers (``_doubtful``).
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
         names, places = _read_file(Path(labels).expanduser())

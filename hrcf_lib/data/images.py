@@ -43,8 +43,9 @@ def find_images(source) -> list[Path | Image.Image]:
 
     Raises:
         FileNotFoundError: paths that do not exist, all of them at once.
-        ValueError: an empty list, a folder without pictures, an address of the web, or a pattern such as ``*.jpg``.
-        TypeError: anything else than paths and PIL images, naming its place in the list.
+        ValueError: an empty list or text, a folder without pictures, an address of the web, or a pattern such as
+            ``*.jpg``.
+        TypeError: anything else than paths and PIL images, naming its place in the list; a dict, a frame, a file.
     """
     single = isinstance(source, (str, os.PathLike, Image.Image))
     if isinstance(source, Mapping) or hasattr(source, "columns"):

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from hrcf_lib.data.images import RESIZES, find_file, is_outside, read_image, rgb
 from hrcf_lib.engine.messages import check_known, is_address, list_some, tell
 from hrcf_lib.engine.tables import FIX, read_table
-from hrcf_lib.labels import BROKEN, MISSING, LabelSpace, alike, check_names, clean_name, is_number
+from hrcf_lib.labels import MISSING, LabelSpace, alike, check_names, clean_name, is_number
 
 
 class ImageFolderTable(Dataset):
@@ -205,7 +205,6 @@ def tell_doubtful(path: Path, table: dict[str, list[str]]) -> None:
         signs, words = SIGNS.split(name), (WORDS if one_each else AND).split(name)
         odd |= {name} if len(signs) > 1 and any(part in first for part in signs) else set()
         odd |= {name} if len(words) > 1 and all(part in first for part in words) else set()
-    odd |= {name for name in first if BROKEN.search(name)}
     if odd:
         named = list_some(f"{name!r} ({file})" for name, file in first.items() if name in odd)
         tell(f"{path}: each of these is read as one label: {named}; if they are several, join them by '|'")

@@ -99,8 +99,8 @@ def shards(out, split: str | None = None) -> list[Path]:
     paths, lost = [], []
     for name in names:
         for k in range(splits[name]["shards"]):
-            path = out / f"{name}-{k:05d}.parquet"
-            (paths if path.is_file() else lost).append(path if path.is_file() else path.name)
+            paths.append(out / f"{name}-{k:05d}.parquet")
+            lost += [] if paths[-1].is_file() else [paths[-1].name]
             if len(lost) > 5:  # however many are counted
                 break
     if lost:

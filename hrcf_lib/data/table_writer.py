@@ -44,6 +44,10 @@ class Table:
         """Whether an interrupted run already completed this split."""
         return (self.part / f"{split}{COUNTS}").is_file()
 
+    def counts(self, split: str) -> dict:
+        """What was counted in a split that is complete."""
+        return read_json(self.part / f"{split}{COUNTS}")
+
     @contextmanager
     def split(self, name: str, official: str, expected: int | None = None):
         r"""A ``Split`` to add pictures to. It counts as complete when the ``with`` block ends without an error.
@@ -215,10 +219,10 @@ def writing(out, dataset: str, source, space: LabelSpace, images, key: dict, abo
         part.mkdir(parents=True)
         write_json(part / "key.json", state)
     remove_abandoned(part)
-    yield Table(part, images, len(space.names))
+    yield (table := Table(part, images, len(space.names)))
 
     names = sorted((path.name.removesuffix(COUNTS) for path in part.glob(f"*{COUNTS}")), key=_order)
-    splits = {name: read_json(part / f"{name}{COUNTS}") for name in names}
+    splits = {name: table.counts(name) for name in names}
     problems = sum((Counter(counts["problems"]) for counts in splits.values()), Counter())
     if not sum(counts["rows"] for counts in splits.values()):
         listed = sum(counts["listed"] for counts in splits.values())

@@ -77,7 +77,7 @@ def _kind_of(path: Path):
         raise IsADirectoryError("it is a folder, not a file of weights")
     if not path.exists():
         raise FileNotFoundError("there is no such file")
-    if path.exists() and not path.is_file():
+    if not path.is_file():
         raise OSError("it is a FIFO, a socket or a device, not a file")  # opening a FIFO would wait for ever
     with path.open("rb") as file:
         first = file.read(64)

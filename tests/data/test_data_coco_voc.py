@@ -369,5 +369,6 @@ def test_objects_of_other_classes_than_vocs_are_told(tmp_path):
         voc.prepare(tmp_path, tmp_path / "many")
     for path in (home / "Annotations").glob("*.xml"):
         path.write_text(path.read_text().replace(">cat<", ">lion<"))
-    with pytest.raises(ValueError, match="4 objects are of none .* of your own write a labels.csv"):
-        voc.prepare(tmp_path, tmp_path / "all")
+    for _ in range(2):  # the second run finds what the first has written
+        with pytest.raises(ValueError, match="4 objects are of none .* of your own write a labels.csv"):
+            voc.prepare(tmp_path, tmp_path / "all")

@@ -455,6 +455,9 @@ def test_kinds_of_the_label_space_and_of_what_was_skipped(tmp_path):
 
 
 def test_sources_of_ones_own_that_are_none(tmp_path):
-    for source, message in (({}, "source is empty"), ({"../x": tmp_path}, "names '../x' as a split")):
+    for source, message in (
+        ({}, "source is empty"),
+        ({"../x": tmp_path}, "calls a split '../x': use letters and digits; give split"),
+    ):
         with pytest.raises(ValueError, match=message):
             own_folder.prepare(source, tmp_path / "out")

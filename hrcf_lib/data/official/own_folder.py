@@ -35,7 +35,8 @@ def prepare(source, out, labels: LabelSpace | Iterable[str] | None = None) -> Pa
     """
     source = source if isinstance(source, dict) else {"train": source}
     if not source or (odd := [name for name in source if not re.fullmatch(r"[\w.-]+", str(name))]):
-        raise ValueError(f"source names {odd[0]!r} as a split" if source else "source is empty: give split -> folder")
+        what = f"source calls a split {odd[0]!r}: use letters and digits" if source else "source is empty"
+        raise ValueError(f"{what}; give split -> folder, as in {{'train': 'photos/train'}}")
     folders = {str(name): user_path(folder, "source").resolve() for name, folder in source.items()}
     tables = {name: labelled_folder.read_labels_csv(folder) for name, folder in folders.items()}
     stated = {name: labelled_folder.read_label_space_csv(folder) for name, folder in folders.items()}

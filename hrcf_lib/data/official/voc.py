@@ -74,7 +74,8 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
         shown = others = 0
         for name, ids in lists.items():
             if table.done(name):
-                shown += 1  # an earlier run has looked
+                counts = table.counts(name)
+                shown, others = shown + counts["positives"], others + counts["problems"].get(OUTSIDE, 0)
                 continue
             with table.split(name, LISTS[year][name], IMAGES[year][name]) as split:
                 stated = class_files(home, LISTS[year][name], names, split)
@@ -95,13 +96,14 @@ def prepare(source, out, year: int | None = None, difficult: str = "absent", ima
                     shown += len(sure | hard)
                     split.add(id, f"{id}.jpg", positives, negatives)
                 others += split.problems[OUTSIDE]
-        _check_classes(home / "Annotations", shown, others)
+                if name == list(lists)[-1]:  # before it counts as complete, so that the next run comes here again
+                    _check_classes(home / "Annotations", shown, others)
     return Path(out)
 
 
 def _check_classes(folder: Path, shown: int, others: int) -> None:
     """Raise ``ValueError`` if all objects are of other classes than VOC's, warn if many are. ``shown``: how often a
-    picture shows a class of VOC; ``others``: objects of others."""
+    picture shows a class of VOC; ``others``: objects of other classes."""
     if others <= FEW * (others + shown):
         return
     what = f"{folder}: {others:,} objects are of none of VOC's 20 classes (skipped.csv names them)"
