@@ -155,6 +155,8 @@ def find_folder(source: str | Path) -> Path:
         return _checked_folder(_fetched(str(source).removeprefix(HUB)))
     if page := PAGE.match(str(source)):
         raise FileNotFoundError(f"{source} is a page, and no folder: a repository of the hub is {HUB}{page[1]}")
+    if str(source).startswith("hf:"):
+        raise ValueError(f"{source}: a repository of the Hugging Face hub is given as text, {HUB}owner/name")
     folder = user_path(source, "the model's folder")
     if not folder.exists():
         hint = f"; a repository of the Hugging Face hub is {HUB}{source}" if REPOSITORY.fullmatch(str(source)) else ""

@@ -363,7 +363,7 @@ def _read_outcome(folder: Path, belongs: dict) -> Outcome:
     try:
         tensors = weights.read_tensors(folder / RESAMPLED)
         hashes.check_tensors(tensors, folder / RESAMPLED, record.get("resampled_hash"))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         warnings.warn(f"{error}: the run is scored again", stacklevel=3)
         return Outcome(pd.DataFrame(columns=KEYS), {}, {}, folder)
     found = {tuple(key.split("|")): value for key, value in tensors.items()}

@@ -288,7 +288,7 @@ def test_bad_input(protocol):
         measure(scores[:0], labels[:0], (2,), protocol)
     with pytest.raises(ValueError, match="k = 13, but there are 12 labels"):
         measure(scores, labels, (13,), protocol)
-    with pytest.raises(ValueError, match="unknown task 'zsl'; known: ZSL, GZSL, seen"):
+    with pytest.raises(ValueError, match="unknown task 'zsl'; did you mean 'ZSL'. known: ZSL, GZSL, seen"):
         measure(scores, labels, (2,), protocol, "zsl")
     scores[41, 5] = math.nan
     for call in (lambda: measure(scores, labels, (2,), protocol), lambda: pooled_average_precision(scores, labels)):

@@ -187,7 +187,7 @@ def test_contexts_of_each_label_run_in_chunks_with_the_same_gradients(monkeypatc
     "name, changes, says",
     [
         ("coop", {"tau": 0}, "tau = 0 must be above 0"),
-        ("dual_coop", {"prompt_vectors": 0}, "prompt_vectors = 0 must be at least 1"),
+        ("dual_coop", {"prompt_vectors": 0}, "prompt_vectors = 0 must be from 1 to 1000"),
         ("coop", {"loss": "hinge"}, "loss = 'hinge': choose one of asymmetric, cross_entropy"),
     ],
 )

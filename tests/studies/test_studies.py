@@ -106,7 +106,7 @@ def test_resampled_metrics_that_are_damaged_are_scored_again(tmp_path, how):
         path.unlink()
     else:
         weights.write_tensors({"|".join(key): values + 1}, path)
-    with pytest.warns(UserWarning, match="resampled.safetensors .*: the run is scored again"):
+    with pytest.warns(UserWarning, match="resampled.safetensors.*: the run is scored again"):
         found = runs._read_outcome(tmp_path, {"resamples": 2})
     assert found.resampled == {} and len(found.table) == 0
 
