@@ -76,8 +76,8 @@ class BiAMConfig(MethodConfig):
     small = {"channels": 128}  # the mini VLP's regions have 128 numbers
 
     settings: str = setting("paper", choices=("paper",), before="released")  # "released": ``BiAMReleasedConfig``
-    channels: int = setting(512, low=1)  # d_r, width of both blocks
-    heads: int = setting(8, low=1)  # H of the region block; they share the channels
+    channels: int = setting(512, low=1, high=65_536)  # d_r, width of both blocks
+    heads: int = setting(8, low=1, high=1_024)  # H of the region block; they share the channels
     topk: int = 10  # k, regions averaged for each label
     biases: bool = setting(False, before=True)  # of the matrices of Eqs. 1, 2, 4 and 6
     scene_value: str = setting("latent", choices=("latent", "convolved"), before="convolved")  # v^g: h_r, as in Eq. 6
@@ -110,8 +110,8 @@ class BiAMReleasedConfig(BiAMConfig):
     small = {}
 
     settings: str = setting("released", choices=("released",), before="released")
-    channels: int = setting(256, low=1)
-    heads: int = setting(4, low=1)  # released script for NUS-WIDE: 8
+    channels: int = setting(256, low=1, high=65_536)
+    heads: int = setting(4, low=1, high=1_024)  # released script for NUS-WIDE: 8
     topk: int = 6
     biases: bool = setting(True, before=True)
     scene_value: str = setting("convolved", choices=("latent", "convolved"), before="convolved")

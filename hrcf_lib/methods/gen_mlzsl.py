@@ -104,10 +104,10 @@ class GenMLZSLConfig(WordVectorConfig):
 
     released: bool = setting(True, scores=True)  # heads that never look at both levels; off: the evident intent
     fusion: str = setting("cross", choices=FUSIONS, scores=True)
-    hidden: int = setting(4096, low=1)  # width inside G, D and E; the fusion's FF has twice as much
-    heads: int = setting(8, low=1, scores=True)
-    slots: int = setting(10, low=1)  # N, most labels of a picture that takes part
-    critic_steps: int = setting(5, low=1)  # for one of the generator
+    hidden: int = setting(4096, low=1, high=65_536)  # width inside G, D and E; the fusion's FF has twice as much
+    heads: int = setting(8, low=1, high=1_024, scores=True)
+    slots: int = setting(10, low=1, high=10_000)  # N, most labels of a picture that takes part
+    critic_steps: int = setting(5, low=1, high=1_000)  # for one of the generator
     gamma: float = 10.0  # weight of the critic, in both losses; above 0
     penalty: float = 10.0  # lambda of the gradient penalty
     reconstruction: float = 1.0  # weight of the encoder's loss; 0: the GAN alone
@@ -121,8 +121,8 @@ class GenMLZSLConfig(WordVectorConfig):
     replaced: float = afterwards(0.5, high=1)  # share whose labels are replaced by the nearest of the list
     mixed: float = afterwards(0.5, high=1)  # share of which half the labels are
     synthetic: int | None = afterwards(None, low=1)  # most sets for a list, drawn at random; None: all (ours)
-    classifier_epochs: int = afterwards(50, low=1)
-    classifier_batch: int = afterwards(300, low=1)
+    classifier_epochs: int = afterwards(50, low=1, high=100_000)
+    classifier_batch: int = afterwards(300, low=1, high=1_000_000)
     classifier_lr: float = afterwards(1e-3)
 
     def __post_init__(self):

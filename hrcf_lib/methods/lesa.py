@@ -61,7 +61,7 @@ class LESAConfig(WordVectorConfig):
     method = "lesa"
     small = {"optimizer": "adamw", "convolution": False, "start": "clip"}  # chosen on val: papers/lesa.md
 
-    attentions: int = setting(10, low=1)  # [C] M
+    attentions: int = setting(10, low=1, high=1_000)  # [C] M
     convolution: bool = True  # [C] the entry of 2 x 2; off: attentions look at f itself
     start: str = setting("random", choices=("random", "clip"))  # [C] of W; [S] the identity, without the convolution
     distribution: float = 0.1  # [C] weight of L_dist

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hrcf_lib import scores
-from hrcf_lib.config import Config, Phase
+from hrcf_lib.config import Config, Phase, setting
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.methods.blocks import LastBlocks
 from hrcf_lib.methods.settings import MethodConfig, two_stages
@@ -32,7 +32,7 @@ class MKTConfig(MethodConfig):
 
     method = "mkt"
 
-    blocks: int = 2  # last blocks of the ViT that are trained; the other ten of twelve are frozen
+    blocks: int = setting(2, high=1_000)  # last blocks of the ViT that are trained; the other ten of twelve are frozen
     topk: int = 16  # regions a label is averaged over
     lam: float = 0.5  # weight of the local stream
     prompt: str = "tuning"  # stage 2; "fixed" leaves it out

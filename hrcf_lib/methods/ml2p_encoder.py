@@ -67,8 +67,8 @@ class ML2PEncoderConfig(WordVectorConfig):
     method = "ml2p_encoder"
     small = {"groups": 2, "lr": 1e-2}  # with M = 4 or 7 a few hundred steps teach it next to nothing
 
-    groups: int = setting(7, low=1)  # M
-    map_side: int = setting(7, low=1)  # of the map after max-pooling; a smaller map stays as it is
+    groups: int = setting(7, low=1, high=1_000)  # M
+    map_side: int = setting(7, low=1, high=1_024)  # of the map after max-pooling; a smaller map stays as it is
     reading: str = setting("flat", choices=("flat", "rows"), scores=True)  # how S becomes A; flat: released
     pool: str = setting("max", choices=("max", "mean"), scores=True)  # over positions; max: released
     channel_attention: bool = setting(True, scores=True)  # off: Y_m is the group itself

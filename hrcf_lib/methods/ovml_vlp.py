@@ -64,14 +64,14 @@ class OVMLVLPConfig(MethodConfig):
 
     template: str = "{}"  # [R] a label is a word or a phrase, its class name
     norm: str = setting("l2", choices=("l2", "l1"), scores=True)  # [R] length 1 of o, t and x; [P] l1
-    head_width: int = setting(64, low=1)  # [S] channels of a head, as in CLIP's pool; C is its root
+    head_width: int = setting(64, low=1, high=65_536)  # [S] channels of a head, as in CLIP's pool; C is its root
     start: str = setting("clip", choices=("clip", "random"))  # [S] F_k, F_v, F_o from CLIP's own layers, or Xavier's
     positions: bool = setting(False, scores=True)  # [S] add the pool's position vectors to a ResNet's map
     lam: float = setting(0.5, high=1, scores=True, weights=False)  # [S] weight of o at test; in training 1 (Eq. 4)
     renormalize: bool = setting(False, scores=True, weights=False)  # [S] lam o + (1 - lam) x to length 1 again
     contrastive: float = 1.0  # [P] weight of L_con (Eq. 10); 0 switches it off (Table III)
     contrastive_temperature: float = 0.1  # [S] tau of Eq. 8
-    contrastive_width: int = setting(128, low=1)  # [S] d_z
+    contrastive_width: int = setting(128, low=1, high=65_536)  # [S] d_z
     contrastive_layers: int = setting(1, choices=(1, 2))  # [S] of the projection; 2: a ReLU between them
     optimizer: str = "adam"  # [P]
     lr: float = 2e-4  # [P] top of the one cycle

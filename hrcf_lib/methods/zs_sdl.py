@@ -59,7 +59,7 @@ class ZSSDLConfig(WordVectorConfig):
     method = "zs_sdl"
     small = {"start": "clip", "blocks": 0, "pool": "mean", "lr": 3e-4}  # chosen on val: papers/zs_sdl.md
 
-    directions: int = setting(7, low=1)  # [C] M on NUS-WIDE; 2 on COCO
+    directions: int = setting(7, low=1, high=1_000)  # [C] M on NUS-WIDE; 2 on COCO
     variance: float | None = setting(0.3, high=1)  # [C] lambda of Eq. 5; None: L_i alone, without the factor 2
     unknown: str = setting("absent", choices=UNKNOWN)  # [C] a label that is 0 counts as absent; out: it takes no part
     diversity: str = setting("words", choices=("words", "centred", "none"))  # [C] omega of a_k; [S] centred; none: 1

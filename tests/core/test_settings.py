@@ -120,3 +120,16 @@ def test_another_default_keeps_what_config_states_of_a_field():
     assert {"lam", "topk"} <= set(configs.names_where(mkt, scores=True))
     with pytest.raises(ValueError, match="lam = 1.5 must be from 0 to 1"):
         methods.configure("mkt", configs.mini(), lam=1.5)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if name != "hrcf"])
+def test_sizes_of_a_method_have_an_upper_bound(name):
+    """A config from elsewhere that asks for a width of 10^12 is refused before anything is allocated."""
+    kind = methods.method(name).Config
+    own = set(kind.__annotations__) - {*Config.__annotations__}
+    sizes = [
+        f for f in dataclasses.fields(kind) if f.name in own and f.type is int and not configs.stated(f)["choices"]
+    ]
+    for field in sizes:
+        with pytest.raises(ValueError, match=f"{field.name} = 1000000000000 must be from "):
+            kind.of(synthetic.config(), **{field.name: 10**12})

@@ -454,7 +454,7 @@ def test_other_fusions_train_and_score(fusion):
         ({"heads": 7}, "heads = 7 of features of 128 numbers: choose a divisor of 128"),
         ({"gamma": 0.0}, "gamma = 0: the critic's steps would have no loss"),
         ({"replaced": 0.0}, "as_they_are = 1.0, replaced = 0.0: one of them alone"),
-        ({"slots": 0}, "slots = 0 must be at least 1"),
+        ({"slots": 0}, "slots = 0 must be from 1 to"),
         ({"fusion": "both"}, "fusion = 'both': choose one of cross, attribute, feature"),
     ],
 )

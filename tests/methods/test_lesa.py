@@ -305,7 +305,7 @@ def test_word_vectors_from_a_file_and_of_another_width(tmp_path, trunk):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"attentions": 0}, "attentions = 0 must be at least 1"),
+        ({"attentions": 0}, "attentions = 0 must be from 1 to"),
         ({"start": "clip"}, "start = 'clip' with convolution = True, behind which W = 1 says nothing: take 'random'"),
         ({"start": "zero"}, "start = 'zero': choose one of random, clip"),
         ({"optimizer": "rmsprob"}, "optimizer = 'rmsprob': choose one of rmsprop, adamw, adam, sgd"),

@@ -321,9 +321,9 @@ def test_settings_are_those_of_the_paper():
     ("field", "value", "message"),
     [
         ("contrastive_temperature", 0, "contrastive_temperature = 0.0 must be above 0"),
-        ("contrastive_width", 0, "contrastive_width = 0 must be at least 1"),
+        ("contrastive_width", 0, "contrastive_width = 0 must be from 1 to"),
         ("contrastive_layers", 3, "contrastive_layers = 3: choose one of 1, 2"),
-        ("head_width", 0, "head_width = 0 must be at least 1"),
+        ("head_width", 0, "head_width = 0 must be from 1 to"),
         ("norm", "l3", "norm = 'l3': choose one of l2, l1"),
         ("start", "clips", "start = 'clips': choose one of clip, random"),
         ("lam", 1.5, "lam = 1.5 must be from 0 to 1"),

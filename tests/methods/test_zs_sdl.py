@@ -321,7 +321,7 @@ def test_a_user_who_embeds_labels_by_another_model_is_told(trunk):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"directions": 0}, "directions = 0 must be at least 1"),
+        ({"directions": 0}, "directions = 0 must be from 1 to"),
         ({"variance": 1.5}, "variance = 1.5 must be from 0 to 1"),
         ({"unknown": "negative"}, "unknown = 'negative': choose one of absent, out"),
         ({"diversity": "off"}, "diversity = 'off': choose one of words, centred, none"),

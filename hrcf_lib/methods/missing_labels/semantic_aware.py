@@ -67,11 +67,11 @@ class SemanticAwareConfig(PartialConfig):
     decoupling: str = setting("bilinear", choices=("bilinear", "semantic_attention", "none"))  # none: e_p for all
     category_prompts: bool = True  # vectors of each category's own [P], or one context for all (Table 4)
     reading: str = setting("fused", choices=("fused", "map"))  # what Eq. 6 sums [R]: ~f of Eq. 3, or the map
-    rank: int = setting(1024, low=1)  # R, columns of U and V [S]
-    width: int = setting(1024, low=1)  # O, columns of P, inputs of F_att [P]
+    rank: int = setting(1024, low=1, high=65_536)  # R, columns of U and V [S]
+    width: int = setting(1024, low=1, high=65_536)  # O, columns of P, inputs of F_att [P]
     start: str = setting("random", choices=("random", "identity"))  # of W [P]; identity: of a square one (ours)
     space: str = setting("auto", choices=("auto", "raw", "joint"))  # of the map; auto: raw [P], of a ViT joint
-    pool: int = setting(2, low=1)  # side and stride of the average over positions [P]; 1: none
+    pool: int = setting(2, low=1, high=64)  # side and stride of the average over positions [P]; 1: none
     prediction: str = setting("sigmoid", choices=("sigmoid", "softmax"))  # softmax: the letter of Eq. 9
     offset: bool = True  # beta of the sigmoid, learnt (ours)
     tau: float = 0.01  # temperature, of the sigmoid at the start [S]: CLIP's

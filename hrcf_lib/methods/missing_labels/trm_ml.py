@@ -100,7 +100,7 @@ class TRMMLConfig(PartialConfig):
     query_start: str = setting("text", choices=("text", "random"))
     attention_start: str = setting("random", choices=("random", "text"))  # text: energies begin as likeness to text
     sharpness: float = 30.0  # what cosines of text and positions are multiplied by: in "text", and in "pixel"
-    mlp_ratio: int = setting(8, low=1)  # hidden width of the MLP of Eq. 3, in D
+    mlp_ratio: int = setting(8, low=1, high=1_000)  # hidden width of the MLP of Eq. 3, in D
 
     # Distillation (Sec. 3.3)
     divergence: str = setting("softmax", choices=("softmax", "bernoulli"))  # over categories, or of each by itself
@@ -110,8 +110,8 @@ class TRMMLConfig(PartialConfig):
     pseudo_labels: bool = True  # off: unknown labels stay unknown
     prototypes: str = setting("both", choices=WHICH)  # whose decisions count (Table 6)
     text_prototype: str = setting("first_stage", choices=("first_stage", "current"))
-    memory: int = setting(64, low=1)  # l, vectors of a category that are kept
-    pixels: int = setting(4, low=1)  # k, vectors that a picture gives
+    memory: int = setting(64, low=1, high=100_000)  # l, vectors of a category that are kept
+    pixels: int = setting(4, low=1, high=10_000)  # k, vectors that a picture gives
     ema: float = 0.99  # eta of Eq. 11
     first_stage: float = setting(0.125, high=1)  # share of the steps before pseudo-labels are made
     margin: float = 0.0  # moves both thresholds apart, in shares of their distance (ours)
