@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import torch
+from torch.testing import assert_close
 
 from hrcf_lib import config as configs
 from hrcf_lib import training
@@ -79,3 +80,15 @@ def same(a: dict, b: dict, prefix: str = "") -> bool:
     """Whether two sets of weights agree bit for bit, in the parameters whose name starts with ``prefix``."""
     assert a.keys() == b.keys()
     return all(torch.equal(a[name], b[name]) for name in a if name.startswith(prefix))
+
+
+def assert_known_pairs_suffice(model, held, y, names) -> None:
+    """The loss that a method for missing labels computes of known pairs alone, and its gradients, are those of all."""
+    own = [p for n, p in model.named_parameters() if not n.startswith("vlp.")]
+    t = model.label_embeddings(names)
+    fast = model.losses(*held, t, y, held[0])["classification"]
+    slow = model.classification(model.score_embeddings(*held, t).sigmoid(), y)
+    assert_close(fast, slow)
+    both = [torch.autograd.grad(loss, own, retain_graph=True) for loss in (fast, slow)]
+    for a, b in zip(*both, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -36,7 +36,7 @@ from hrcf_lib.model import HRCF
 from hrcf_lib.speed.compare import REPEATS, median_and_spread, seconds
 from hrcf_lib.speed.cost import Traffic, machine
 from hrcf_lib.speed.images import step
-from hrcf_lib.speed.inputs import label_names
+from hrcf_lib.speed.inputs import Sizes, label_names
 from hrcf_lib.studies import records
 
 BETWEEN = "between operations"
@@ -112,13 +112,15 @@ def operations(model: HRCF, phase: configs.Phase, B: int, names, rates: dict[str
 
 
 def of_preset(preset: str, rates: dict[str, float], batch: int | None = None) -> dict[str, pd.DataFrame]:
-    """Side -> ``operations`` of a preset's HRCF, at its data set's seen labels and its own or another batch.
+    """Side -> ``operations`` of a preset's HRCF, at its own or another batch.
 
-    Weights of the mini VLP are its own, others random.
+    Weights of the mini VLP are its own, others random. Seen labels are those of MojiScenes or Open Images, elsewhere
+    as many as NUS-WIDE has.
     """
     config = configs.preset(preset, augment="none")
     embedded = config.dataset == "mojiscenes"
-    names = mojiscenes.label_space("train").seen if embedded else label_names(7186 if "images" in preset else 925)
+    K = Sizes.K_large if config.dataset == "open_images" else Sizes.K
+    names = mojiscenes.label_space("train").seen if embedded else label_names(K)
     model = HRCF(config.replace(vlp_weights=None), pretrained=embedded).to(devices.best())
     phases = {phase.trains: phase for phase in config.phases}
     return {side: operations(model, one, batch or one.batch, names, rates) for side, one in phases.items()}

@@ -317,14 +317,7 @@ def test_a_square_map_starts_at_the_identity_and_temperature_and_offset_are_fitt
 def test_the_loss_of_known_pairs_alone_is_that_of_all(unknown, reading):
     model = scrambled(build(unknown=unknown, reading=reading, tau=0.2))
     held, y = model.image_embeddings(trunk(model)), labels()
-    own = [p for n, p in model.named_parameters() if not n.startswith("vlp.")]
-    t = model.label_embeddings(SEEN)
-    fast = model.losses(*held, t, y, held[0])["classification"]
-    slow = model.classification(model.score_embeddings(*held, t).sigmoid(), y)
-    assert_close(fast, slow)
-    both = [torch.autograd.grad(loss, own, retain_graph=True) for loss in (fast, slow)]
-    for a, b in zip(*both, strict=True):
-        assert_close(a, b, rtol=1e-4, atol=1e-6)
+    synthetic.assert_known_pairs_suffice(model, held, y, SEEN)
 
 
 def test_nothing_is_computed_of_unknown_pairs(monkeypatch):
