@@ -140,6 +140,9 @@ class Config:
     tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
     data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
     vocabulary_seed: int = setting(0, of=DATA, before=0)  # which labels of MojiScenes are unseen; 0: as shipped
+    coverage: float = setting(
+        0.8, of=RUN, high=1, weights=False, before=0.8
+    )  # share of val and test pictures that their unseen labels name (MojiScenes)
     side: int | None = setting(None, of=DATA, low=1, high=4096, before=None)  # pixels; None: the VLP's own
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
@@ -184,6 +187,8 @@ class Config:
         if self.vocabulary_seed and self.dataset != "mojiscenes":
             seed = self.vocabulary_seed
             raise ValueError(f"vocabulary_seed = {seed} of {self.dataset}, whose unseen labels are given: set it to 0")
+        if not self.coverage:
+            raise ValueError("coverage = 0.0: give the share of a picture that unseen labels name, above 0 and up to 1")
         if self.held_out and (self.dataset == "mojiscenes" or self.stream):
             why = "a stream, which is not divided" if self.stream else f"{self.dataset}, which has a val of its own"
             raise ValueError(f"held_out = {self.held_out} of {why}: set it to 0")

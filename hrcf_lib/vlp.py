@@ -153,7 +153,7 @@ class VLP(nn.Module):
             parts = ", ".join(repr(self.tokenizer.decode([i]).strip()) for i in unknown)
             raise ValueError(
                 f"{text!r}: the text tower of {self.name} was never trained on {parts}; use words of "
-                "hrcf_lib.data.mojiscenes.openmoji.names(), or a VLP with a full vocabulary such as ViT-B-16"
+                "hrcf_lib.data.mojiscenes.vocabulary.names(), or a VLP with a full vocabulary such as ViT-B-16"
             )
         return ids
 

@@ -13,7 +13,8 @@ _NOW = {
     "data": "data.common:table_format data.dataset:labelled_folder data.partial:hide_labels data.statistics:doctor "
     "data.writer:table_writer",
     "data.feeds": "embeddings features passes:order pictures shards:store",
-    "data.mojiscenes": "data.backgrounds:backgrounds data.openmoji:openmoji data.portraits:portraits",
+    "data.mojiscenes": "data.backgrounds:stuff data.openmoji:openmoji data.portraits:captions "
+    "backgrounds:stuff portraits:captions",
     "data.official": "data.coco:coco data.folder:own_folder data.nus_wide:nus_wide data.open_images:open_images "
     "data.open_images_rows:open_images data.voc:voc",
     "methods": "baselines: word_vectors zero_shot:plain_vlp",

@@ -103,12 +103,11 @@ def gallery(images, titles, columns: int = 4, size: float = 2.3, colours=None):
 
 
 def scene_gallery(scenes, columns: int = 4, boxes: bool = True):
-    """MojiScenes with their labels and boxes; returns the figure."""
-    figure = gallery([s.image for s in scenes], [", ".join(s.names) for s in scenes], columns)
+    """MojiScenes with what was drawn, without the words above it, and boxes of things; returns the figure."""
+    figure = gallery([s.image for s in scenes], [", ".join(s.drawn) for s in scenes], columns)
     for axis, scene in zip(figure.axes, scenes, strict=False):
-        for x0, y0, x1, y1 in scene.boxes if boxes else ():
-            if x1 - x0 < scene.image.shape[1]:
-                axis.add_patch(plt.Rectangle((x0, y0), x1 - x0 - 1, y1 - y0 - 1, fill=False, color="white", lw=1))
+        for x0, y0, x1, y1 in scene.boxes[: scene.things] if boxes else ():
+            axis.add_patch(plt.Rectangle((x0, y0), x1 - x0 - 1, y1 - y0 - 1, fill=False, color="white", lw=1))
     return figure
 
 

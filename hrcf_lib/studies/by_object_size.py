@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from hrcf_lib import metrics
-from hrcf_lib.data.mojiscenes.backgrounds import SCENES
 
 SIZES = {"small": (0, 0.25), "medium": (0.25, 0.45), "large": (0.45, 2)}  # from, below, in shares of the side
-SCENE = "scene"  # the row of labels whose box is the whole picture
+SCENE = "stuff and words"  # the row of labels that are not a thing
 
 
 def check_scenes(scenes) -> None:
@@ -28,31 +27,31 @@ def objects(scenes) -> tuple[Tensor, Tensor]:
     """Sizes (n, K) float32 and numbers (n,) int64 of the things that a MojiScenes split draws; about 2 ms per scene.
 
     A size is the longer side of a thing's box as a share of the picture's side, in (0, 1], in the columns of the label
-    space. It is NaN for a label that is not drawn as a thing, also for a scene label. Everything drawn counts, whether
-    annotated or not; the number includes things that are not labels. Raises ``TypeError`` for data without scenes.
+    space. It is NaN for a label that is not drawn as a thing: for stuff, and for words above what is drawn. Everything
+    drawn counts, annotated or not; the number includes things that are not labels. Raises ``TypeError`` for data
+    without scenes.
     """
     check_scenes(scenes)
     column = {name: k for k, name in enumerate(scenes.labels.names)}
     sizes, numbers = torch.full((len(scenes), len(column)), torch.nan), []  # (n, K)
     for i in range(len(scenes)):
         scene = scenes.scene(i)
-        things = [(n, box) for n, box in zip(scene.names, scene.boxes.tolist(), strict=True) if n not in SCENES]
-        numbers.append(len(things))
-        for name, (x0, y0, x1, y1) in things:
+        numbers.append(scene.things)
+        for name, (x0, y0, x1, y1) in zip(scene.names[: scene.things], scene.boxes.tolist(), strict=False):
             if name in column:
                 sizes[i, column[name]] = max(x1 - x0, y1 - y0) / scene.image.shape[0]
     return sizes, torch.tensor(numbers)
 
 
 def by_size(scores: Tensor, labels: Tensor, sizes: Tensor, k: int = 5) -> pd.DataFrame:
-    r"""One row each for small, medium and large things and for scene labels.
+    r"""One row each for small, medium and large things, and for stuff and words.
 
     Positives of the other rows are set to 0, unknown: they take no part in AP. Compare methods within a row: rows have
     different labels and numbers of positives among the same negatives, and a rare label's AP is low for any method.
 
     Args:
         scores, labels: (n, K).
-        sizes: (n, K), the same columns of ``objects``; a positive without a size is a scene label.
+        sizes: (n, K), the same columns of ``objects``; a positive without a size is stuff or a word.
         k: labels predicted per image, for the recall.
 
     Returns:

@@ -80,11 +80,10 @@ def within_all_labels(model, data, embedded=None) -> float:
 
 
 def covered(scenes, sides: list[int]) -> Tensor:
-    """(B, J) share of each region's cell that lies inside the box of some thing (not of a scene label), in 0..1."""
-    picture = scenes[0].image.shape[0]
-    masks = torch.zeros(len(scenes), 1, picture, picture)
+    """(B, J) share of each region's cell that lies inside the box of some thing (not of stuff), in 0..1."""
+    masks = torch.zeros(len(scenes), 1, *scenes[0].image.shape[:2])
     for mask, scene in zip(masks, scenes, strict=True):
-        for x0, y0, x1, y1 in scene.boxes[scene.boxes[:, 2] - scene.boxes[:, 0] < picture].round().astype(int):
+        for x0, y0, x1, y1 in scene.boxes[: scene.things].round().astype(int):
             mask[0, y0:y1, x0:x1] = 1
     return torch.cat([F.adaptive_avg_pool2d(masks, side).flatten(1) for side in sides], dim=1)
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.data.mojiscenes import backgrounds
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.studies import bootstrap
 from hrcf_lib.studies.by_object_size import SIZES, check_scenes
@@ -103,7 +102,7 @@ def measure_maps(
     r"""One row per map maker and thing in the first ``n`` scenes that is a label of the split.
 
     Args:
-        scenes: a split of MojiScenes; its scene labels, whose box is the whole picture, are left out.
+        scenes: a split of MojiScenes; of its labels the things, not stuff or words.
         makers: title -> map maker, made for all labels of the split. Controls are measured only if they are among them.
         n: scenes, by default all.
         batch: scenes at a time.
@@ -132,11 +131,10 @@ def measure_maps(
 
 
 def things(scene, space, names=None, everywhere: bool = False) -> tuple[list[str], Tensor]:
-    """Names of what a scene shows and ``space`` has as a label, without the background, and their boxes (k, 4); or
-    those of them that are among ``names``. ``everywhere``: with the background, whose box is the whole picture."""
+    """Things that a scene shows and ``space`` has as a label, and their boxes (k, 4); or those of them that are among
+    ``names``. ``everywhere``: with stuff and the words above all of it."""
     names = space.names if names is None else names
-    left_out = () if everywhere else backgrounds.SCENES
-    own = [i for i, name in enumerate(scene.names) if name in names and name not in left_out]
+    own = [i for i, name in enumerate(scene.names) if name in names and (everywhere or i < scene.things)]
     return [scene.names[i] for i in own], torch.from_numpy(scene.boxes)[own]
 
 

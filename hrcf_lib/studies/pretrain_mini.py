@@ -1,13 +1,18 @@
-r"""How the mini VLP is made: contrastive pre-training on pictures and captions that name one thing in them.
+r"""How the mini VLP is made: contrastive pre-training on pictures and captions that name a little of what they show.
 
-The recipe is CLIP's at the size of a laptop. Each step draws ``batch`` different concepts (one caption per concept, so
-no caption appears twice), paints a picture of each, and minimises the symmetric cross-entropy of CLIP (Radford et al.,
-2021) between pictures and captions. Like CLIP, the model learns *what a picture is of*, not *all that is in it*. There
-are three stages: *portraits* of one dominant thing (small things beside it are painted but never named) at 56 px on a
-random 7 x 7 window of the 14 x 14 grid (49 tokens, four times cheaper); the same at the full 112 px; then *crowds*,
-whose captions name one of several things, the large ones more often. The third stage trains the *patch* tokens too: the
-score of a caption is a smooth maximum over patches (token-wise matching as in FILIP, Yao et al., 2022). CLIP's patch
-tokens are known to represent what they show without this, at a scale that no laptop reaches; a small VLP's do not.
+The recipe is CLIP's at the size of a laptop. Each step draws ``batch`` different labels of the whole vocabulary, paints
+a picture of each, with a caption (``data.mojiscenes.captions``), and minimises the symmetric cross-entropy of CLIP
+(Radford et al., 2021) between pictures and captions. Like CLIP, the model learns *what a picture is of*, not *all that
+is in it*. A caption that happens to be true of another picture of the batch, as "an animal" is of a dog, is no negative
+of it: at 160 pictures that would be the rule, in CLIP's batches of 32,768 web pages it is the exception.
+
+Two stages: *small* pictures of 56 px on a random 7 x 7 window of the 14 x 14 grid (49 tokens), then the full 112 px
+with most patches dropped (Li et al., FLIP, 2023), at last with all. Portraits give way to crowds on the way.
+
+A second loss of the same form asks the *patch* tokens: the score of a caption is a smooth maximum over patches
+(token-wise matching as in FILIP, Yao et al., 2022). CLIP's patch tokens are known to represent what they show without
+this, at a scale that no laptop reaches; a small VLP's do not. A third keeps the cones of pictures and of captions as
+wide as CLIP's (``cone_loss``), which come about by themselves there.
 """
 
 import math
@@ -21,15 +26,15 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from hrcf_lib.data.mojiscenes.portraits import concepts, crowd, portrait
+from hrcf_lib.data.mojiscenes import vocabulary
+from hrcf_lib.data.mojiscenes.captions import crowd, portrait
 from hrcf_lib.engine.weights import read_checkpoint, save_checkpoint
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
 
 SIDE, SMALL_SIDE = 112, 56  # pixels of a picture, and of one in the first stage
 SIZE, SMALL_SIZE = (0.2, 0.95), (0.35, 0.98)  # smallest and largest share of the side that a portrait takes
 PATCH, GRID = 8, 14  # pixels and number of patches along a side
-STREAM = 7  # last entry of the seeds of training pictures: [step, seed, STREAM]; test pictures use other streams
-ALONE = 500  # first steps, whose portraits have no distractors
+STREAM = 8  # last entry of the seeds of training pictures: [step, seed, STREAM]; test pictures use other streams
 LAST_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 
 
@@ -37,44 +42,40 @@ LAST_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 class PretrainConfig:
     """Recipe of the shipped mini VLP; a step is one batch."""
 
-    steps_small: int = 2000  # steps at 56 px
-    steps_full: int = 1000  # steps at 112 px
-    batch: int = 160  # different concepts a step
-    lr: float = 2e-3  # peak of one warm-up and one cosine over both stages
+    steps_small: int = 3200  # steps at 56 px
+    steps_full: int = 1700  # steps at 112 px
+    alone: int = 400  # first steps, with portraits without distractors, and the first of the three losses alone
+    crowds_small: float = 0.3  # share of crowds at 56 px
+    crowds_full: float = 0.7  # share of crowds at 112 px
+    batch: int = 160  # different labels a step
+    lr: float = 2e-3  # peak of a warm-up and a cosine over both stages
     warmup: int = 200  # steps
     weight_decay: float = 0.1  # 0 on 1-D parameters
-    distractors: float = 0.5  # share of pictures that also show 1 or 2 small, unnamed things
-    fade: float = 0.65  # colour fills are painted with an opacity in [1 - fade, 1]
+    distractors: float = 0.5  # share of portraits that also show 1 or 2 small, unnamed things
+    fade: float = 0.65  # colour fills lose up to this much of their opacity
+    cone: float = 1.0  # weight of the third loss
     keep_patches: float = 0.4  # share of the 196 patches that a 112 px picture keeps in training
-    final_steps: int = 100  # last steps of the second stage, with all patches
-    steps_crowds: int = 1500  # third stage
-    lr_crowds: float = 1e-3  # its own peak of its own warm-up and cosine
-    warmup_crowds: int = 40  # steps
-    final_crowds: int = 40  # its last steps, with all patches
-    save_every: int = 200  # steps between two checkpoints
+    final_steps: int = 80  # last steps, with all patches
+    save_every: int = 100  # steps between two checkpoints
     workers: int = 1  # processes that paint
     seed: int = 0
 
     @property
     def total(self) -> int:
-        """Steps of all three stages."""
-        return self.portraits + self.steps_crowds
-
-    @property
-    def portraits(self) -> int:
-        """Steps of the first two stages."""
+        """Steps of both stages."""
         return self.steps_small + self.steps_full
 
-    def keeps_all(self, step: int) -> bool:
-        """Whether a 112 px step sees all 196 patches."""
-        return self.portraits - self.final_steps <= step < self.portraits or step >= self.total - self.final_crowds
 
+class CaptionedBatches(Dataset):
+    r"""Step number -> (pictures (batch, 3, side, side) uint8, captions, which captions hold (batch, batch) bool).
 
-class PortraitBatches(Dataset):
-    """Step number -> (images (batch, 3, side, side) uint8, captions): a pure function of (step, seed)."""
+    A pure function of (step, seed). Row i, column j of the last says that all labels that caption j names hold in
+    picture i.
+    """
 
     def __init__(self, config: PretrainConfig, first: int = 0):
-        self.config, self.first = config, first
+        self.config, self.first, self.names = config, first, vocabulary.names()
+        self.column = {name: k for k, name in enumerate(self.names)}
 
     def __len__(self):
         return self.config.total - self.first
@@ -82,13 +83,22 @@ class PortraitBatches(Dataset):
     def __getitem__(self, item):
         c, step = self.config, self.first + item
         rng = np.random.default_rng([step, c.seed, STREAM])
-        side, size = (SMALL_SIDE, SMALL_SIZE) if step < c.steps_small else (SIDE, SIZE)
-        drawn = rng.choice(len(concepts()), min(c.batch, len(concepts())), replace=False)
-        if step >= c.portraits:
-            pictures = [crowd(rng, int(k), fade=c.fade) for k in drawn]
-        else:
-            pictures = [portrait(rng, int(k), side, size, c.distractors * (step > ALONE), c.fade) for k in drawn]
-        return torch.from_numpy(np.stack([p.image for p in pictures])), [p.caption for p in pictures]
+        small = step < c.steps_small
+        side, size = (SMALL_SIDE, SMALL_SIZE) if small else (SIDE, SIZE)
+        crowds = 0.0 if step < c.alone else c.crowds_small if small else c.crowds_full
+        distractors = c.distractors * (step >= c.alone)
+        drawn = []
+        for k in rng.choice(len(self.names), min(c.batch, len(self.names)), replace=False):
+            if rng.uniform() < crowds:
+                drawn.append(crowd(rng, self.names[k], side, fade=c.fade))
+            else:
+                drawn.append(portrait(rng, self.names[k], side, size, distractors, c.fade))
+        holds, named = np.zeros((2, len(drawn), len(self.names)), np.float32)
+        for i, picture in enumerate(drawn):
+            holds[i, [self.column[name] for name in picture.labels]] = 1
+            named[i, [self.column[name] for name in picture.named]] = 1
+        true = torch.from_numpy((1 - holds) @ named.T == 0)  # (batch, batch): no named label is missing
+        return torch.from_numpy(np.stack([p.image for p in drawn])), [p.caption for p in drawn], true
 
 
 def image_features(model, images, keep=None, offset=(0, 0)):
@@ -119,17 +129,14 @@ def text_features(model, tokens):
 
 
 def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak: once over the first two stages, once over the third.
+    """Linear warm-up, then a cosine to 1 % of the peak, over both stages.
 
-    ``engine.schedules.learning_rate`` warms up from 0 and rounds otherwise: the shipped weights would change with it.
+    ``engine.schedules.learning_rate`` warms up from 0 and ends at 0.
     """
-    peak, warmup, total = config.lr, config.warmup, config.portraits
-    if step >= total:
-        step, peak, warmup, total = step - total, config.lr_crowds, config.warmup_crowds, config.steps_crowds
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return peak * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.total - config.warmup)
+    return config.lr * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def global_logits(model, x, t):
@@ -142,18 +149,37 @@ def patch_logits(model, patches, t):
     return global_logits(model, patches, t).logsumexp(dim=1) - math.log(patches.shape[1])
 
 
-def contrastive_loss(logits):
-    """CLIP's symmetric cross-entropy of (B, B) logits, and the share of pictures whose own caption scores highest."""
+def contrastive_loss(logits, true=None):
+    r"""CLIP's symmetric cross-entropy of (B, B) logits, and the share of pictures whose own caption scores highest.
+
+    ``true`` (B, B) bool: captions that hold of a picture, which are left out of its negatives but for its own.
+    """
     target = torch.arange(len(logits))
+    if true is not None:
+        logits = logits.masked_fill(true & ~torch.eye(len(logits), dtype=torch.bool), -torch.inf)
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     return loss, (logits.argmax(1) == target).float().mean()
+
+
+def cone_loss(x, t):
+    r"""How far embeddings (B, D) of pictures and captions are from lying as CLIP's do: 0 where they do.
+
+    $$(\overline{\cos}(x, x') - 0.52)^2 + (\overline{\cos}(t, t') - 0.7)^2 + (\rho / 10 - 1)^2$$
+
+    with the mean cosines of pairs, and rho, the mean over a picture's scores divided by their deviation. CLIP has 0.52
+    for photographs, 0.765 for labels in one prompt (captions, whose wording differs, are less alike) and 10.
+    """
+    x, t = F.normalize(x.float(), dim=-1), F.normalize(t.float(), dim=-1)
+    s = x @ t.T
+    rho = (s.mean(1) / s.std(1)).mean()
+    return (x.mean(0).square().sum() - 0.52) ** 2 + (t.mean(0).square().sum() - 0.7) ** 2 + (rho / 10 - 1) ** 2
 
 
 def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: float = float("inf")) -> VLP:
     """Train the mini VLP; an interrupted run continues from the checkpoint in ``folder``.
 
     After ``budget`` seconds training stops and a checkpoint is written. Returns the VLP with ``history`` (rows of step,
-    loss, batch top-1) and ``seconds``; ``mini_vlp.rescale`` is a separate step.
+    loss, batch top-1) and ``seconds``; ``mini_vlp.like_clip`` is a separate step.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +190,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
     decay = [p for p in model.parameters() if p.ndim > 1]
     flat = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": flat, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
     first, history, spent = 0, [], 0.0
     if checkpoint.exists():
         state = read_checkpoint(checkpoint, ("config", "model", "optimizer", "step", "history", "seconds"))
@@ -175,13 +201,13 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
         first, history, spent = state["step"], state["history"], state["seconds"]
     generator = torch.Generator()
     batches = DataLoader(
-        PortraitBatches(config, first),
+        CaptionedBatches(config, first),
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
     )
     start, mean, std = time.time(), vlp.mean, vlp.std
-    for step, (images, captions) in enumerate(batches, start=first):
+    for step, (images, captions, true) in enumerate(batches, start=first):
         generator.manual_seed(step * 1000 + config.seed)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -189,15 +215,15 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
         if images.shape[-1] < SIDE:
             spare = GRID - images.shape[-1] // PATCH
             offset = torch.randint(0, spare + 1, (2,), generator=generator).tolist()
-        elif not config.keeps_all(step):
+        elif step < total - config.final_steps:
             keep = torch.randperm(GRID**2, generator=generator)[: int(GRID**2 * config.keep_patches)]
         tokens = vlp.tokenizer(captions)
         with torch.autocast("cpu", dtype=torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # beats flash at 50 tokens
             x, patches = image_features(model, (images.float() / 255 - mean) / std, keep, offset)
             t = text_features(model, tokens)
-        loss, correct = contrastive_loss(global_logits(model, x, t))
-        if step >= config.portraits:
-            loss = loss + contrastive_loss(patch_logits(model, patches, t))[0]
+        loss, correct = contrastive_loss(global_logits(model, x, t), true)
+        if step >= config.alone:
+            loss = loss + contrastive_loss(patch_logits(model, patches, t), true)[0] + config.cone * cone_loss(x, t)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,11 +1,15 @@
-r"""MojiScenes: scenes composed from OpenMoji drawings, each a pure function of (split, index, seed).
+r"""MojiScenes: scenes composed from OpenMoji drawings on painted stuff, each a pure function of (split, index, seed).
 
-A scene shows 2 to 6 different things at sizes from 14 % to 90 % of the picture's side, on a nameable scene (beach,
-night, ...) or on a plain texture. Labels and boxes are exact. Splits: ``train``, ``val`` and ``test`` follow one law,
-but val and test show their own unseen things four times as often (the 81 unseen concepts of NUS-WIDE are frequent ones
-too); ``test-line`` draws the line art only, a style that no training picture has. Any concept may be *in* any picture,
-as in real benchmarks; what differs is which labels the annotation speaks of (``LabelSpace``). A ``vocabulary_seed``
-other than 0 makes other labels the unseen ones.
+A picture has a *place*: outdoors (a sky, what is far away, one or two kinds of ground), indoors (a wall and a floor),
+one kind of stuff, or a plain texture, which has no name. In it stand a few different things, one of them large. Labels
+are all that was drawn and every word above it (a dog is a mammal, a pet and an animal). Boxes, and for every pixel what
+is seen there, are exact.
+
+Splits: ``train``, ``val`` and ``test`` follow one law, but val and test are pictures that people chose for *their*
+unseen labels, as NUS-WIDE's 81 concepts cover nearly all of its pictures: with chance ``coverage`` a region or a thing
+is drawn from what they name, else from what they do not name. ``test-line`` draws the line art only, a style that no
+training picture has. Any concept may be *in* any picture; what differs is which labels the annotation speaks of
+(``LabelSpace``). A ``vocabulary_seed`` other than 0 makes other labels the unseen ones.
 
 Nothing is stored and nothing is downloaded: ``draw("test", 7)`` paints the eighth test scene, the same bits on every
 machine with OpenMoji 17, resvg-py 0.5 and Pillow 13 (up to Pillow 12, ``resize`` rounds some pixels otherwise, by one
@@ -27,12 +31,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from hrcf_lib.data.mojiscenes import backgrounds, openmoji
+from hrcf_lib.data.mojiscenes import openmoji, stuff, vocabulary
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace, check_names
 
 SPLITS = ("train", "val", "test", "test-line")
+PLACES = ("outdoors", "indoors", "one kind of stuff", "plain texture")
+ANY = "far, ground, wall, floor, pattern"  # layers of the stuff that can fill a whole picture
+TAG_NOISE = 0.3  # share of the training positives that are dropped by default
+NOTHING = 255  # in ``Scene.owner``: a pixel of what has no name
 GREY = np.full((3, 3), 1 / 3, np.float32)  # maps a colour to its grey value
 CHROMA = np.eye(3) - GREY  # what is left of it
 
@@ -44,43 +52,71 @@ class SceneLaw:
     Raises ``ValueError`` naming the field whose value cannot be drawn from.
     """
 
-    objects: tuple[int, int] = (2, 6)  # least and most things in a scene
-    dominant: tuple[float, float] = (0.40, 0.90)  # size of the first thing, uniform; the largest, or close to it
-    others: tuple[float, float] = (0.14, 0.50)  # size of each further thing, log-uniform
+    objects: tuple[int, int] = (1, 3)  # least and most things in a scene
+    dominant: tuple[float, float] = (0.35, 0.85)  # size of the first thing, uniform; the largest, or close to it
+    others: tuple[float, float] = (0.14, 0.45)  # size of each further thing, log-uniform
     covered: float = 0.5  # largest share of an earlier thing that a later one may hide (tried 10 times)
-    unseen_weight: float = 4.0  # val and test show their own unseen things this many times as often as others
-    scene_share: float = 0.6  # share of pictures on a nameable scene; the rest is on a plain texture
+    places: tuple[float, float, float, float] = (0.4, 0.2, 0.3, 0.1)  # shares of ``PLACES``
+    tail: float = 30.0  # the chance of a thing is in proportion to 1 / (rank + tail): a long tail
+    coverage: float = 0.8  # chance of a region or a thing in val and test to be one that their unseen labels name
     fade: float = 0.0  # fill opacity is drawn from [1 - fade, 1]; 0: drawings as they are
 
     def __post_init__(self):
-        if not 1 <= self.objects[0] <= self.objects[1] <= len(_things()):
-            raise ValueError(f"objects = {self.objects}: give least and most, between 1 and {len(_things())}")
+        if not 1 <= self.objects[0] <= self.objects[1] <= 20:
+            raise ValueError(f"objects = {self.objects}: give least and most, between 1 and 20")
         for name in ("dominant", "others"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} = {(low, high)}: give least and most, as shares of the side in (0, 1]")
-        if not 0 < self.unseen_weight < 1e6:
-            raise ValueError(f"unseen_weight = {self.unseen_weight}: give a positive number, 1 for no preference")
-        for name in ("covered", "scene_share", "fade"):
+        if len(self.places) != len(PLACES) or min(self.places) < 0 or not 0.999 < sum(self.places) < 1.001:
+            raise ValueError(f"places = {self.places}: give shares of {', '.join(PLACES)}, which add up to 1")
+        if not 0 <= self.tail < 1e6:
+            raise ValueError(f"tail = {self.tail}: give a number from 0; the larger, the more alike the frequencies")
+        check_coverage(self.coverage)
+        for name in ("covered", "fade"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: give a share between 0 and 1")
 
 
+def check_coverage(coverage: float) -> None:
+    """Raise ``ValueError`` for a coverage out of (0, 1]."""
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage = {coverage}: give a share above 0 and up to 1")
+
+
 @dataclass(frozen=True)
 class Scene:
-    """One picture with its exact annotation: everything that was drawn, whatever its split annotates."""
+    r"""One picture with its exact annotation: all that it shows, whatever its split annotates.
+
+    ``names``: what was drawn, things first (largest first, painted in this order) and then regions; then the words
+    above it. ``boxes``: of a region around its pixels as it was painted, of a word around all that makes it hold.
+    ``owner``: the place in ``names`` of what each pixel shows; ``NOTHING`` where that has no name.
+    """
 
     image: np.ndarray  # (side, side, 3) uint8; a view, planes one after another in memory
-    names: tuple[str, ...]  # things, largest first (painted in this order), then the scene if there is one
-    boxes: np.ndarray  # (n, 4) float32: x0, y0, x1, y1 in pixels, one row per name; the whole picture for a scene
+    names: tuple[str, ...]
+    boxes: np.ndarray  # (n, 4) float32: x0, y0, x1, y1 in pixels, one row per name
+    owner: np.ndarray  # (side, side) uint8
+    things: int = 0  # how many of the names are things
+    regions: int = 0  # how many are regions
     split: str = ""
     index: int = -1
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Things and regions, without the words above them."""
+        return self.names[: self.things + self.regions]
 
-@cache
-def _things(vocabulary_seed: int = 0) -> tuple[openmoji.Concept, ...]:
-    """The concepts that are drawings."""
-    return tuple(c for c in openmoji.vocabulary(vocabulary_seed) if c.openmoji)
+    def mask(self, name: str) -> np.ndarray:
+        """Pixels (side, side) bool that show what makes a label hold; none for a label that does not."""
+        own = [i for i, n in enumerate(self.drawn) if n == name or name in vocabulary.ancestors(n)]
+        return np.isin(self.owner, own)
+
+    def covered(self, labels) -> float:
+        """Share of the pixels that any of ``labels`` names."""
+        labels = set(labels)
+        own = [i for i, n in enumerate(self.drawn) if not labels.isdisjoint((n, *vocabulary.ancestors(n)))]
+        return float(np.isin(self.owner, own).mean())
 
 
 def draw(
@@ -88,77 +124,188 @@ def draw(
 ) -> Scene:
     """The scene number ``index`` (from 0, without end) of a split. Same arguments, same bits.
 
-    ``vocabulary_seed`` says which things are unseen (``openmoji.vocabulary``), which ``train`` scenes do not depend on.
-    Raises ``ValueError`` for an unknown split, a negative index or seed, or a side below 16 pixels.
+    ``vocabulary_seed`` says which labels are unseen (``vocabulary.concepts``), which ``train`` scenes do not depend on.
+    Raises ``ValueError`` for an unknown split, a negative index or seed, or a side below 16 or above 152 pixels.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if index < 0 or seed < 0 or side < 16:
-        raise ValueError(f"index = {index}, seed = {seed}, side = {side}: give numbers from 0, 0 and 16 up")
-    vocabulary_seed = openmoji.check_seed(vocabulary_seed)
+    if index < 0 or seed < 0 or not 16 <= side <= LARGEST_SIDE:
+        raise ValueError(
+            f"index = {index}, seed = {seed}, side = {side}: give numbers from 0 and 0 up, and 16 to {LARGEST_SIDE}"
+        )
+    asked = _Asked(unseen_part(split), law.coverage, vocabulary.check_seed(vocabulary_seed))
     rng = np.random.default_rng([crc32(split.encode()), index, seed])
-    things = _things(vocabulary_seed)
-    count = rng.integers(law.objects[0], law.objects[1] + 1)
-    chosen = rng.choice(len(things), count, replace=False, p=_frequency(split, law.unseen_weight, vocabulary_seed))
-    sizes = np.exp(rng.uniform(*np.log(law.others), len(chosen)))
+    regions = _regions(rng, law, asked)
+    count = int(rng.integers(law.objects[0], law.objects[1] + 1))
+    chosen: list[vocabulary.Concept] = []
+    while len(chosen) < count:
+        things, chances = _things(*asked.drawn(rng), law.tail)
+        if (thing := things[min(np.searchsorted(chances, rng.uniform()), len(things) - 1)]) not in chosen:
+            chosen.append(thing)
+    sizes = np.exp(rng.uniform(*np.log(law.others), count))
     sizes[0] = rng.uniform(*law.dominant)
     order = np.argsort(-sizes, kind="stable")
-    scenes = tuple(backgrounds.SCENES)
-    scene = scenes[rng.integers(len(scenes))] if rng.uniform() < law.scene_share else None
     style = "line" if split == "test-line" else "colour"
-    return compose(rng, [things[i] for i in chosen[order]], sizes[order], scene, side, style, law, split, index)
+    return compose(rng, [chosen[i] for i in order], sizes[order], regions, side, style, law, split, index)
+
+
+LARGEST_SIDE = stuff.SHEET - 16  # a region is cut out of a sheet, with some room to shift it
+
+
+def unseen_part(split: str) -> str | None:
+    """The part of the vocabulary that a split's pictures were chosen for; None of train."""
+    return None if split == "train" else "test-unseen" if split.startswith("test") else "val-unseen"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The unseen labels that a split was chosen for, and how often they are asked for."""
+
+    part: str | None
+    coverage: float
+    seed: int
+
+    def drawn(self, rng) -> tuple[str | None, bool, int]:
+        """Part, whether the next thing or region is one that the part names, and seed; part None: anything."""
+        return self.part, self.part is not None and bool(rng.uniform() < self.coverage), self.seed
 
 
 @cache
-def _frequency(split: str, unseen_weight: float, vocabulary_seed: int = 0) -> np.ndarray | None:
-    """Chance of each thing to be drawn; ``None`` (all alike) in train, whose pictures nobody chose for unseen labels.
-
-    The 81 test concepts of NUS-WIDE are frequent (1.9 per test picture): without a weight, two test scenes of three
-    would show no unseen thing at all.
-    """
-    if split == "train":
-        return None
-    unseen = "test-unseen" if split.startswith("test") else "val-unseen"
-    weights = np.array([unseen_weight if thing.split == unseen else 1.0 for thing in _things(vocabulary_seed)])
-    return weights / weights.sum()
+def _things(part: str | None, wanted: bool, seed: int, tail: float) -> tuple[list[vocabulary.Concept], np.ndarray]:
+    """Things that may come next, and the running sums of their chances."""
+    found = [c for c in vocabulary.concepts() if c.kind == "thing"]
+    found = [c for c in found if part is None or vocabulary.named(c.name, part, seed) == wanted]
+    chances = np.array([1 / (c.rank + tail) for c in found])
+    return found, np.cumsum(chances / chances.sum())
 
 
-def compose(rng, things, sizes, scene=None, side=112, style="colour", law=SceneLaw(), split="", index=-1) -> Scene:
-    """Paint a background (``scene`` names one; ``None``: a texture) and paste ``things``, first at the back.
+@cache
+def _stuff(layers: str, part: str | None, wanted: bool, seed: int) -> list[str]:
+    """Stuff that may fill the next region of a layer; empty if all, or none, is named by the part."""
+    own = [name for name, (_, layer) in stuff.STUFF.items() if layer in layers.split(", ")]
+    return [name for name in own if part is None or vocabulary.named(name, part, seed) == wanted]
+
+
+def _regions(rng, law: SceneLaw, asked: _Asked) -> list[tuple[str, str | None]]:
+    """Layer and stuff of each region, from the back; the stuff is None for a plain texture."""
+
+    def region(layer: str, kinds: str = "") -> tuple[str, str | None]:
+        options = _stuff(kinds or layer, *asked.drawn(rng))
+        return layer, options[rng.integers(len(options))] if options else None
+
+    place = PLACES[min(int(np.searchsorted(np.cumsum(law.places), rng.uniform())), len(PLACES) - 1)]
+    if place == "plain texture":
+        part, wanted, _ = asked.drawn(rng)
+        return [region("whole", ANY) if wanted else ("whole", None)]
+    if place == "one kind of stuff":
+        return [region("whole", ANY)]
+    if place == "indoors":
+        return [region("wall"), region("floor")]
+    far, more = rng.uniform() < 0.5, rng.uniform() < 0.3
+    return [region("sky"), *[region("far")] * far, region("ground"), *[region("ground")] * more]
+
+
+def compose(
+    rng, things, sizes, regions=(("whole", None),), side=112, style="colour", law=SceneLaw(), split="", index=-1
+) -> Scene:
+    """Paint regions, and paste ``things`` on them, first at the back.
 
     Args:
         rng: numpy ``Generator``; the same state gives the same bits.
         things: concepts with a drawing.
         sizes: of each thing, the longer side of its box as a share of the picture's side, in (0, 1].
+        regions: (layer, name of the stuff or None for a plain texture), from the back. The first fills the picture;
+            ``far`` begins above a horizon, the first ``ground`` at it and the second below, a ``floor`` lower down.
         style: ``"colour"`` or ``"line"`` (line art on a paler background).
 
     Raises:
-        ValueError: an unknown scene or style, or another number of sizes than of things.
+        ValueError: an unknown style or stuff, no region, or another number of sizes than of things.
     """
-    if scene is not None and scene not in backgrounds.SCENES:
-        raise ValueError(f"unknown scene {scene!r}: choose one of {', '.join(backgrounds.SCENES)}")
     if style not in ("colour", "line"):
         raise ValueError(f"unknown style {style!r}: choose colour or line")
-    canvas = backgrounds.SCENES[scene](rng, side) if scene else backgrounds.texture(rng, side)  # (side, side, 3)
-    canvas = canvas.transpose(2, 0, 1)  # (3, side, side), contiguous
+    if not regions:
+        raise ValueError("regions is empty: give at least one, such as ('whole', None) for a plain texture")
+    check_known([name for _, name in regions if name], stuff.STUFF, "unknown stuff")
+    canvas, region_of = _painted(rng, regions, side)  # (3, side, side), (side, side)
     canvas += np.float32(rng.uniform(0, 8)) * rng.standard_normal((side, side), dtype=np.float32)
-    if style == "line":  # pale paper, so that black ink shows on every scene
+    if style == "line":  # pale paper, so that black ink shows on everything
         canvas *= 0.5
         canvas += 127
     np.clip(canvas, 0, 255, out=canvas)
     boxes: list[tuple[int, int, int, int]] = []
-    for thing, size in zip(things, sizes, strict=True):
-        rgba = _jittered(rng, thing.openmoji, size * side, style, law.fade)  # (4, h, w)
+    owner = np.full((side, side), NOTHING, np.uint8)
+    for number, (thing, size) in enumerate(zip(things, sizes, strict=True)):
+        rgba = _jittered(rng, thing.drawing, size * side, style, law.fade)  # (4, h, w)
         h, w = rgba.shape[1:]
         x, y = _place(rng, side, w, h, boxes, law.covered)
         window = canvas[:, y : y + h, x : x + w]
         window *= 1 - rgba[3] / 255
         window += rgba[:3]
+        owner[y : y + h, x : x + w][rgba[3] > 127] = number
         boxes.append((x, y, x + w, y + h))
-    names = tuple(t.name for t in things) + ((str(scene),) if scene else ())
-    boxes = boxes + [(0, 0, side, side)] * bool(scene)
+    drawn = [t.name for t in things]
+    for name in dict.fromkeys(name for _, name in regions if name):  # one may come twice
+        mask = np.isin(region_of, [i for i, (_, other) in enumerate(regions) if other == name])
+        owner[mask & (owner == NOTHING)] = len(drawn)
+        boxes.append(_around(mask))
+        drawn.append(name)
+    found = dict(zip(drawn, boxes, strict=True))
+    for name in drawn:
+        for word in vocabulary.ancestors(name):
+            found[word] = _union(found[word], found[name]) if word in found else found[name]
     image = canvas.astype(np.uint8).transpose(1, 2, 0)  # (side, side, 3)
-    return Scene(image, names, np.array(boxes, np.float32).reshape(-1, 4), split, index)
+    boxes_of = np.array(list(found.values()), np.float32).reshape(-1, 4)
+    return Scene(image, tuple(found), boxes_of, owner, len(things), len(drawn) - len(things), split, index)
+
+
+def _painted(rng, regions, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The canvas (3, side, side) float32, and which region is at each pixel, (side, side) uint8."""
+    canvas = _region(rng, regions[0][1], side)
+    region_of = np.zeros((side, side), np.uint8)
+    v = np.arange(side, dtype=np.float32)[:, None] / side
+    horizon = rng.uniform(0.3, 0.6)
+    grounds = 0
+    for i, (layer, name) in enumerate(regions[1:], 1):
+        if layer == "far":
+            edge = _wave(rng, side, horizon - rng.uniform(0.12, 0.28), 0.02, rng.uniform(0.5, 2))
+        elif layer == "floor":
+            edge = np.full((1, side), rng.uniform(0.45, 0.75), np.float32)
+        elif grounds:
+            edge = _wave(rng, side, rng.uniform(horizon + 0.15, 0.88), 0.03, rng.uniform(0.5, 2))
+        else:
+            edge = _wave(rng, side, horizon, rng.uniform(0, 0.02), 1)
+        grounds += layer == "ground"
+        np.copyto(canvas, _region(rng, name, side), where=v > edge)
+        region_of[v > edge] = i
+    return canvas, region_of
+
+
+def _region(rng, name: str | None, side: int) -> np.ndarray:
+    """A picture (3, side, side) float32 of one kind of stuff: a sheet shifted, mirrored and tinted, or a texture."""
+    if name is None:
+        return stuff.texture(rng, side)
+    sheet = stuff.sheet(name, int(rng.integers(stuff.SHEETS)))
+    y, x = rng.integers(0, stuff.SHEET - side + 1, 2)
+    sheet = sheet[:, y : y + side, x : x + side]
+    if rng.uniform() < 0.5:
+        sheet = sheet[:, :, ::-1]
+    return sheet * rng.uniform(0.85, 1.12, (3, 1, 1)).astype(np.float32)
+
+
+def _wave(rng, side: int, base: float, height: float, waves: float) -> np.ndarray:
+    """A wavy line v = f(u) around ``base``: (1, side) float32."""
+    u = np.arange(side, dtype=np.float32) / side
+    return (base + height * np.sin(2 * np.pi * (waves * u + rng.uniform()))).astype(np.float32)[None]
+
+
+def _around(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around the True pixels of a mask; (0, 0, 0, 0) if there is none."""
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(xs) else (0, 0, 0, 0)
+
+
+def _union(a, b) -> tuple[int, int, int, int]:
+    return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
 
 
 def _jittered(rng, code: str, longest: float, style: str, fade: float) -> np.ndarray:
@@ -230,8 +377,8 @@ def label_space(split: str, vocabulary_seed: int = 0) -> LabelSpace:
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    unseen = "test-unseen" if split.startswith("test") else "val-unseen"
-    return LabelSpace(openmoji.names("seen", vocabulary_seed), openmoji.names(unseen, vocabulary_seed))
+    unseen = unseen_part(split) or "val-unseen"
+    return LabelSpace(vocabulary.names("seen", vocabulary_seed), vocabulary.names(unseen, vocabulary_seed))
 
 
 class MojiScenes(Dataset):
@@ -244,25 +391,27 @@ class MojiScenes(Dataset):
         split: one of ``SPLITS``.
         size: number of scenes, at least 1; the first ``n`` scenes are the same at every size.
         seed: from 0; another seed is another draw of the benchmark.
-        side: of a picture, in pixels, at least 16.
+        side: of a picture, in pixels, 16 to ``LARGEST_SIDE``.
         law: the distribution.
         tag_noise: share of the *training* positives to drop, as people forget tags on Flickr (a dropped positive reads
-            -1, "tag absent"). Other splits stay exact.
+            -1, "tag absent"); 0 is the clean form. Other splits are exact.
         vocabulary_seed: 0: the vocabulary's split that ships; another number: other labels are seen, as many in each
-            group (``openmoji.vocabulary``).
+            kind (``vocabulary.concepts``).
 
     Raises:
         ValueError: an unknown split, a size, seed or side too small, or a share outside 0..1.
     """
 
-    def __init__(self, split, size, seed=0, side=112, law=SceneLaw(), tag_noise=0.0, vocabulary_seed=0):
+    def __init__(self, split, size, seed=0, side=112, law=SceneLaw(), tag_noise=TAG_NOISE, vocabulary_seed=0):
         self.labels = label_space(split, vocabulary_seed)
-        if size < 1 or seed < 0 or side < 16:
-            raise ValueError(f"size = {size}, seed = {seed}, side = {side}: give numbers from 1, 0 and 16 up")
+        if size < 1 or seed < 0 or not 16 <= side <= LARGEST_SIDE:
+            raise ValueError(
+                f"size = {size}, seed = {seed}, side = {side}: give numbers from 1 and 0 up, and 16 to {LARGEST_SIDE}"
+            )
         if not 0 <= tag_noise <= 1:
             raise ValueError(f"tag_noise is a share of positives between 0 and 1, got {tag_noise}")
         self.split, self.size, self.seed, self.side, self.law, self.tag_noise = split, size, seed, side, law, tag_noise
-        self.vocabulary_seed = openmoji.check_seed(vocabulary_seed)
+        self.vocabulary_seed = vocabulary.check_seed(vocabulary_seed)
         self._column = {name: k for k, name in enumerate(self.labels.names)}
 
     def __len__(self):
