@@ -308,6 +308,7 @@ def mini() -> Config:
         train_size=8000,
         val_size=1500,
         test_size=1500,
+        tag_noise=0.3,
         warmup_epochs=0.5,
         lam=0.5,
     )

@@ -90,6 +90,11 @@ class Pretrained:
         extras = {name: read_extra(folder, name) for name in EXTRAS if (folder / f"{name}.json").is_file()}
         weights = read_weights(folder, about)
         model = cls(config.replace(**changes))
+        if model.vlp.hash != expected and expected == vlp.FIRST_MINI:
+            raise ValueError(
+                f"{folder} was trained on the first hrcf-mini (hash {expected}), whose place another has taken: train "
+                "the model again, or open the folder with the version of hrcf that wrote it"
+            )
         if model.vlp.hash != expected:
             raise ValueError(
                 f"{folder} was trained on {config.vlp} with hash {expected}, the {model.vlp.name} here has "

@@ -40,6 +40,7 @@ from hrcf_lib.engine.messages import did_you_mean
 from hrcf_lib.engine.weights import load_into, read_tensors, write_tensors
 
 MINI = "hrcf-mini"
+FIRST_MINI = "7866641dc5613fad"  # hash of the VLP of that name before MojiScenes had stuff and superordinate words
 ASSETS = files("hrcf_lib") / "assets"
 
 
