@@ -3,9 +3,9 @@ r"""Whether the mini VLP is like CLIP, and fit for the claims: geometry, accurac
 ``WANTED`` has the criteria, from how CLIP's embeddings lie and how well CLIP does. They were fixed before any method
 was run on the VLP, and are read by ``likeness`` and ``gates``, which look at the VLP and the data alone.
 
-Also the last steps of making it: ``like_clip``, which gives its embeddings CLIP's mean cosines and the spread of its
-learnt temperature, which RSA relies on and a VLP trained on cosines alone does not have; and ``caption_tokens``, the
-rows of its token table that are kept.
+Also the last steps of making it: ``like_clip``, which gives its embeddings CLIP's cone of texts and its temperature,
+which RSA relies on and a VLP trained on cosines alone does not have; and ``caption_tokens``, the rows of its token table
+that are kept.
 
     python -m hrcf_lib.studies.mini_vlp
 
@@ -247,49 +247,35 @@ def untrained_regions(vlp: VLP, images: Tensor, batch: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def like_clip(vlp: VLP, images: Tensor, names, text=0.765, pictures=0.521, ratio=10.0, entropy=0.586) -> dict:
-    r"""Give the embeddings CLIP's cosines and temperature, by one shift and one scale of either side; in place.
+def like_clip(vlp: VLP, images: Tensor, names, cosine=0.765, entropy=0.586) -> dict[str, float]:
+    r"""Give the embeddings CLIP's cone of texts and CLIP's temperature, in place: the last step of making the VLP.
 
-    With the mean direction $u$ of the texts and the mean embedding $\mu$ of the pictures,
+    $$t' = \sigma_t\,(t + \alpha u), \qquad e' = \sigma_e\, e$$
 
-    $$t' = \sigma\,(t + \alpha u), \qquad e' = \sigma'\,(e - \gamma \mu + \beta u)$$
+    with the mean direction u of the texts, alpha such that two labels have CLIP's mean cosine, and scales such that
+    both sides have the same mean norm and the softmax of e' t' over 81 labels CLIP's entropy, of pictures (which have it
+    at K = 81 and 1,006 alike). The shift goes into the bias of the text tower's last layer norm, the scales into the
+    projections: nothing is added to the model. A picture's order of labels by dot product does not change, since the
+    shift adds the same to all its scores.
 
-    where alpha, beta and gamma are such that two texts, two pictures, and the scores of a picture lie as CLIP's do, and
-    the scales such that both sides have the same mean norm and the softmax over 81 labels CLIP's entropy. Shifts go
-    into the biases of the last layer norms, scales into the projections: nothing is added to the model. What shifts
-    all scores of a picture alike changes no order of labels by dot product.
-
-    ``images`` (n, 3, side, side), ``names`` of the labels; the other arguments are CLIP's numbers (``LIKENESS``).
-    Returns the numbers that were found.
+    ``images`` (n, 3, side, side) uint8, ``names`` of the labels; the other arguments are CLIP's numbers (``LIKENESS``).
+    Returns alpha and the scale.
     """
     model, visual = vlp.model, vlp.model.visual
     t, e = embed_names(vlp, names), embed_images(vlp, images)  # (K, D), (n, D)
-    u, mu = F.normalize(t.mean(0), dim=0), e.mean(0)
-    alpha = _root(lambda a: pairs(t + a * u)[0] - text, 0.0, 50 * float(t.norm(dim=1).mean()))
+    u = F.normalize(t.mean(0), dim=0)
+    size = float(t.norm(dim=1).mean())
+    alpha = _root(lambda a: pairs(t + a * u)[0] - cosine, -0.5 * size, 5 * size)
     t = t + alpha * u
-
-    def spread(b: float) -> tuple[float, Tensor]:
-        """Gamma that gives the pictures their cosine at this beta, and the embeddings."""
-        gamma = _root(lambda g: pictures - pairs(e - g * mu + b * u)[0], -5.0, 1.0)
-        return gamma, e - gamma * mu + b * u
-
-    def off(b: float) -> float:
-        s = _cosines(spread(b)[1], t)
-        return float((s.mean(1) / s.std(1)).mean()) - ratio
-
-    size = float((e - mu).norm(dim=1).mean())
-    beta = _root(off, -3 * size, 3 * size)
-    gamma, e = spread(beta)
-    some = t[torch.linspace(0, len(t) - 1, ASKED).long()]  # (81, D)
-    norms = float(e.norm(dim=1).mean()), float(t.norm(dim=1).mean())
-    e, some = e / norms[0], some / norms[1]
-    scale = float(np.exp(_root(lambda x: entropy - softmax(np.exp(x) * e, some)[0], np.log(1.0), np.log(1000.0))))
-    _shift(visual.ln_post.bias, visual.proj, beta * u - gamma * mu)
+    e_norm, t_norm = float(e.norm(dim=1).mean()), float(t.norm(dim=1).mean())
+    some = t[torch.linspace(0, len(t) - 1, ASKED).long()] / t_norm  # (81, D)
+    flatter = lambda x: entropy - softmax(np.exp(x) * e / e_norm, some)[0]
+    scale = float(np.exp(_root(flatter, 0.0, np.log(1000.0))))
     _shift(model.ln_final.bias, model.text_projection, alpha * u)
-    visual.proj.mul_(scale**0.5 / norms[0])
-    model.text_projection.mul_(scale**0.5 / norms[1])
+    visual.proj.mul_(scale**0.5 / e_norm)
+    model.text_projection.mul_(scale**0.5 / t_norm)
     model.logit_scale.fill_(np.log(scale))
-    return {"alpha": alpha, "beta": beta, "gamma": gamma, "scale": scale}
+    return {"alpha": alpha, "scale": scale}
 
 
 def _root(f, low: float, high: float, steps: int = 40) -> float:

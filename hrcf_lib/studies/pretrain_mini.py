@@ -42,8 +42,8 @@ LAST_SHARE = 0.01  # of the peak learning rate, at the end of a cosine
 class PretrainConfig:
     """Recipe of the shipped mini VLP; a step is one batch."""
 
-    steps_small: int = 3200  # steps at 56 px
-    steps_full: int = 1700  # steps at 112 px
+    steps_small: int = 2600  # steps at 56 px
+    steps_full: int = 1600  # steps at 112 px
     alone: int = 400  # first steps, with portraits without distractors, and the first of the three losses alone
     crowds_small: float = 0.3  # share of crowds at 56 px
     crowds_full: float = 0.7  # share of crowds at 112 px
@@ -54,8 +54,8 @@ class PretrainConfig:
     distractors: float = 0.5  # share of portraits that also show 1 or 2 small, unnamed things
     fade: float = 0.65  # colour fills lose up to this much of their opacity
     cone: float = 1.0  # weight of the third loss
-    keep_patches: float = 0.4  # share of the 196 patches that a 112 px picture keeps in training
-    final_steps: int = 80  # last steps, with all patches
+    keep_patches: float = 0.35  # share of the 196 patches that a 112 px picture keeps in training
+    final_steps: int = 60  # last steps, with all patches
     save_every: int = 100  # steps between two checkpoints
     workers: int = 1  # processes that paint
     seed: int = 0
