@@ -4,8 +4,8 @@ r"""Whether the mini VLP is like CLIP, and fit for the claims: geometry, accurac
 was run on the VLP, and are read by ``likeness`` and ``gates``, which look at the VLP and the data alone.
 
 Also the last steps of making it: ``like_clip``, which gives its embeddings CLIP's cone of texts and its temperature,
-which RSA relies on and a VLP trained on cosines alone does not have; and ``caption_tokens``, the rows of its token table
-that are kept.
+which RSA relies on and a VLP trained on cosines alone does not have; and ``caption_tokens``, the rows of its token
+table that are kept.
 
     python -m hrcf_lib.studies.mini_vlp
 
@@ -253,8 +253,8 @@ def like_clip(vlp: VLP, images: Tensor, names, cosine=0.765, entropy=0.586) -> d
     $$t' = \sigma_t\,(t + \alpha u), \qquad e' = \sigma_e\, e$$
 
     with the mean direction u of the texts, alpha such that two labels have CLIP's mean cosine, and scales such that
-    both sides have the same mean norm and the softmax of e' t' over 81 labels CLIP's entropy, of pictures (which have it
-    at K = 81 and 1,006 alike). The shift goes into the bias of the text tower's last layer norm, the scales into the
+    both sides have the same mean norm and the softmax of e' t' over 81 labels CLIP's entropy, of pictures (CLIP has the
+    same at K = 81 and 1,006). The shift goes into the bias of the text tower's last layer norm, the scales into the
     projections: nothing is added to the model. A picture's order of labels by dot product does not change, since the
     shift adds the same to all its scores.
 
