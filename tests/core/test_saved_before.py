@@ -1,7 +1,8 @@
 """What earlier versions saved is read: a model, a checkpoint in the middle of a run, the model that ships.
 
 ``tests/golden/saved_18af21e`` was written by commit 18af21e: ``save_pretrained`` of a CoOp, trained for 12 steps on the
-features of ``synthetic``, its scores, and the checkpoint of the same run, stopped after 5 steps.
+features of ``synthetic``, its scores, and the checkpoint of the same run, stopped after 5 steps; on the VLP of
+``synthetic.invented_mini``, so that another one may ship.
 """
 
 import json
@@ -14,17 +15,32 @@ import torch
 from torch.testing import assert_close
 
 from hrcf_lib import config as configs
-from hrcf_lib import methods
+from hrcf_lib import methods, vlp
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.training import train
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved_18af21e"
 EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
-SPACE = LabelSpace(seen=["owl", "pizza", "bus", "cat", "dog"], unseen=["zebra", "beach"])
+SPACE = LabelSpace(seen=["owl", "pizza", "bus", "cat", "dog"], unseen=["zebra", "sea"])
+WORDS = "A photo for multi-label classification, there is a owl pizza bus cat dog in the scene."
 
 
-def coop():
-    return methods.build("coop", synthetic.config(phases=(("prompts", 4, 4),)), categories=SPACE.seen)
+@pytest.fixture(scope="module")
+def assets(tmp_path_factory):
+    """With the VLP that was there when the folder was written."""
+    folder = tmp_path_factory.mktemp("assets")
+    synthetic.invented_mini(folder / "hrcf-mini.safetensors", WORDS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def shipped(assets, monkeypatch):
+    monkeypatch.setattr(vlp, "ASSETS", assets)
+
+
+def coop(**changes):
+    config = synthetic.config(phases=(("prompts", 4, 4),), tag_noise=0.0)
+    return methods.build("coop", config, categories=SPACE.seen, **changes)
 
 
 def score(model) -> torch.Tensor:
@@ -48,6 +64,16 @@ def test_a_run_of_before_goes_on_to_the_same_weights(tmp_path):
 
 def test_a_run_of_before_under_another_setting_is_refused(tmp_path):
     shutil.copy(SAVED / "run" / "checkpoint.pt", tmp_path)
-    model = methods.build("coop", synthetic.config(phases=(("prompts", 4, 4),)), categories=SPACE.seen, prompt_lr=0.5)
+    model = coop(prompt_lr=0.5)
     with pytest.raises(ValueError, match="belongs to another run(?s:.*)prompt_lr: there .*, here 0.5"):
         train(model, synthetic.features(space=SPACE), tmp_path)
+
+
+def test_a_model_of_the_first_mini_vlp_says_what_became_of_it(tmp_path):
+    """And only such a model: of another VLP's it says which one is asked for (tests/core/test_model.py)."""
+    shutil.copytree(SAVED / "model", tmp_path / "old")
+    about = json.loads((tmp_path / "old" / "config.json").read_text(encoding="utf-8"))
+    about["vlp_hash"] = vlp.FIRST_MINI
+    (tmp_path / "old" / "config.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(ValueError, match="old was trained on the first hrcf-mini .hash 7866641dc5613fad.*train the"):
+        methods.load(tmp_path / "old")
