@@ -1,7 +1,7 @@
 r"""HRCF: open-vocabulary multi-label classification with hierarchical region clues (Ma et al., IEEE TMM 2025).
 
 >>> from hrcf_lib import classify  # doctest: +SKIP
->>> classify("pictures/", ["zebra", "bus", "beach"])  # doctest: +SKIP
+>>> classify("pictures/", ["zebra", "bus", "sea"])  # doctest: +SKIP
 
 The modules beside this file are the paper; ``README.md`` here says which equation is where, and what the packages are.
 Symbols, the same in code, comments and notebooks:

@@ -199,7 +199,10 @@ TEMPLATE = "assets/model_card.md.jinja"
 TASK = "zero-shot-image-classification"  # the hub's task that takes any list of labels
 COUNTS = ("images", "labels")  # columns of ``evaluate`` that are not metrics
 DATA = {  # dataset of the config -> name and what it is
-    "mojiscenes": ("MojiScenes", "synthetic scenes of 2 to 6 OpenMoji drawings on textures and backgrounds"),
+    "mojiscenes": (
+        "MojiScenes",
+        "synthetic scenes of 1 to 3 OpenMoji drawings on painted sky, sea, walls and the like",
+    ),
     "nus_wide": ("NUS-WIDE", "photographs of Flickr, 925 seen and 81 unseen labels"),
     "open_images": ("Open Images V4", "photographs, 7,186 seen and 400 unseen labels"),
     "coco_48_17": ("COCO 48/17", "photographs, 48 seen and 17 unseen labels"),

@@ -317,9 +317,9 @@ def main(words=None) -> None:
     """Take the README's picture and measure latencies."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the picture, such as figures/explorer.png")
-    parser.add_argument("--labels", default="flying saucer, snow, wolf, parrot, panda, potted plant, owl, beach")
+    parser.add_argument("--labels", default="elephant, animal, clouds, sand, penguin, cliff, owl, sea")
     parser.add_argument("--label", default="umbrella", help="what is typed")
-    parser.add_argument("--show", default="flying saucer", help="whose map is shown")
+    parser.add_argument("--show", default="elephant", help="whose map is shown")
     parser.add_argument("--dark", action="store_true")
     given = parser.parse_args(words)
     with explored(scale=2.0, dark=given.dark) as (found, _):

@@ -1,7 +1,7 @@
 r"""An explorer for JupyterLab: a picture, labels as they are typed, and where each of them was seen.
 
 >>> from hrcf_lib.apply.explorer import Explorer  # doctest: +SKIP
->>> Explorer("runs/mini/model", pictures=["photo.jpg"], labels="owl, night")  # doctest: +SKIP
+>>> Explorer("runs/mini/model", pictures=["photo.jpg"], labels="owl, night sky")  # doctest: +SKIP
 
 The result is one piece of HTML (``html.py``) without a script: all maps are in it, and a style rule shows the one whose
 label is under the pointer or has the focus, so looking around needs no kernel. Everything is reached by Tab; the left
@@ -41,8 +41,8 @@ except ImportError as error:
     missing = "the explorer needs ipywidgets: pip install 'hrcf[notebooks]', in JupyterLab's own environment"
     raise ImportError(missing) from error
 
-SCENES = (15, 21, 18, 32, 27, 13, 5, 14)  # of MojiScenes test, to choose from
-LABELS = "flying saucer, snow, wolf, parrot, panda"
+SCENES = (20, 38, 22, 56, 23, 53, 34, 50)  # of MojiScenes test, to choose from
+LABELS = "elephant, animal, clouds, sand, penguin"
 PAUSE = 0.4  # seconds without a key after which typed labels are taken; a comma or a new line takes them at once
 LIMIT = 20  # the best labels are shown, at most so many
 UNCALIBRATED = 0.2  # the first threshold of scores

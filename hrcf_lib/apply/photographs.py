@@ -1,10 +1,11 @@
 r"""Telling photographs from drawings: models of the mini VLP know OpenMoji drawings only, and say so of anything else.
 
 A drawing has few colours, and most of its pixels share theirs with others; of a photograph nearly every pixel has a
-colour of its own. Different colours per pixel at 112 x 112: of scenes of MojiScenes, whose textures have noise in them,
-at most 0.55 (600 of train and of val, 300 of test and of test-line); of the colour photographs that come with
-scikit-image, scikit-learn and matplotlib 0.6 to 0.9, and less of a night sky and of a rocket before a clear one. Scenes
-are never grey; a picture that is, with many levels none of which is a background, is a photograph or a scan.
+colour of its own. Different colours per pixel at 112 x 112: of scenes of MojiScenes, whose stuff has noise in it, half
+have less than 0.17 and one in a hundred more than 0.5 (600 of train and of val, 300 of test and of test-line); of the
+colour photographs that come with scikit-image, scikit-learn and matplotlib 0.6 to 0.9, and less of a night sky and of a
+rocket before a clear one. Scenes are never grey; a picture that is, with many levels none of which is a background, is
+a photograph or a scan.
 
 So single photographs are missed, and a drawing with gradients all over, or a scene that JPEG has compressed strongly,
 may be taken for one: what follows is a warning, for which more than one picture in twenty has to look like one.

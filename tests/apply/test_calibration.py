@@ -214,7 +214,7 @@ def test_held_out_labels_are_scored_beside_the_other_folds_only():
         own = model.label_embeddings([names[i] for i in order[0]])
         torch.testing.assert_close(s[:, order[0]], model.score_alone(e_g, regions, rest, own))
     model.reference_labels = data.space.seen
-    beside = calibration.beside_reference(model, data, ["boat", "beach"])
+    beside = calibration.beside_reference(model, data, ["boat", "sea"])
     assert torch.allclose(beside[:, [0]], calibration.beside_reference(model, data, ["boat"]), atol=1e-6)
     with pytest.raises(ValueError, match="folds = 6 of 5 seen labels"):
         calibration.held_out(model, data, folds=6)

@@ -18,7 +18,7 @@ from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.model import HRCF
 from hrcf_lib.prompts import PromptLearner
 
-NAMES = ["cat", "polar bear", "bus", "beach", "zebra"]
+NAMES = ["cat", "polar bear", "bus", "sea", "zebra"]
 SIDES = {"block", "ln_post", "gather", "head", "prompt"}
 
 

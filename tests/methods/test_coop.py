@@ -13,7 +13,7 @@ from hrcf_lib.methods.missing_labels.base import Contexts
 from hrcf_lib.prompts import encode_after
 from hrcf_lib.training import train
 
-NAMES = ["cat", "tree", "beach", "bus"]  # of any kind: prompts are shared
+NAMES = ["cat", "tree", "sea", "bus"]  # of any kind: prompts are shared
 
 
 def build(name, **changes):

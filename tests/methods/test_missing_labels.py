@@ -26,7 +26,7 @@ from hrcf_lib.training import train
 
 METHODS = methods.names("missing_labels")
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]  # words that the mini VLP was trained on
-SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
+SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "sea"])
 
 
 def build(name, pretrained=False, categories=NAMES, **changes):

@@ -21,7 +21,7 @@ from hrcf_lib.training import train
 from hrcf_lib.vlp import encode_tokens
 
 NAMES = ["owl", "pizza", "bus", "cat", "dog"]
-SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "beach"])
+SPACE = LabelSpace(seen=NAMES, unseen=["zebra", "sea"])
 LABELS = torch.tensor([[1, 0, -1, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, -1], [-1, -1, 0, 1, 0]]).float()
 
 

@@ -34,10 +34,10 @@ memory's vectors of other categories among the negatives; means over pictures. P
 thresholds of the steps before. Text thresholds move in the first stage already, by the text as it is then.
 
 **Named settings of ours**: ``offset``, ``fit``, ``attention_start = "text"``, ``context_std = 0``, ``margin``, and
-``negative``: a pair of prompts compares two texts that both name the category, which on MojiScenes costs half or more
-of what the positive one alone knows before any step. "weighed" is $\sigma(z^+ - w z^-)$ with a learnt w that starts at
-0, "none" is $\sigma(z^+)$, "words" begins with "A photo without any". What ``small`` holds was chosen on val for
-presets of 375 or 750 steps (``papers/trm_ml.md``).
+``negative``: a pair of prompts compares two texts that both name the category, which on the first MojiScenes cost
+half or more of what the positive one alone knew before any step. "weighed" is $\sigma(z^+ - w z^-)$ with a learnt w
+that starts at 0, "none" is $\sigma(z^+)$, "words" begins with "A photo without any". What ``small`` holds was chosen
+on val for presets of 375 or 750 steps (``papers/trm_ml.md``).
 
 **Tables.** 3, part by part: ``matching="mean", beta=0, gamma=0, pseudo_labels=False`` is the baseline (dual prompts
 without DualCoOp's attention); CARL is ``matching="region"``, KD ``beta``, MMCP ``pseudo_labels``, MMCL ``gamma``.
