@@ -247,28 +247,29 @@ def untrained_regions(vlp: VLP, images: Tensor, batch: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def like_clip(vlp: VLP, images: Tensor, names, cosine=0.765, entropy=0.586) -> dict[str, float]:
+def like_clip(vlp: VLP, images: Tensor, cosine=0.765, entropy=0.586) -> dict[str, float]:
     r"""Give the embeddings CLIP's cone of texts and CLIP's temperature, in place: the last step of making the VLP.
 
     $$t' = \sigma_t\,(t + \alpha u), \qquad e' = \sigma_e\, e$$
 
     with the mean direction u of the texts, alpha such that two labels have CLIP's mean cosine, and scales such that
-    both sides have the same mean norm and the softmax of e' t' over 81 labels CLIP's entropy, of pictures (CLIP has the
-    same at K = 81 and 1,006). The shift goes into the bias of the text tower's last layer norm, the scales into the
-    projections: nothing is added to the model. A picture's order of labels by dot product does not change, since the
-    shift adds the same to all its scores.
+    both sides have the same mean norm and the softmax of e' t' over the 81 labels of val-unseen CLIP's entropy, of
+    pictures (CLIP has the same at K = 81 and 1,006). The shift goes into the bias of the text tower's last layer norm,
+    the scales into the projections: nothing is added to the model. A picture's order of labels by dot product does not
+    change, since the shift adds the same to all its scores.
 
-    ``images`` (n, 3, side, side) uint8, ``names`` of the labels; the other arguments are CLIP's numbers (``LIKENESS``).
-    Returns alpha and the scale.
+    ``images`` (n, 3, side, side) uint8; the other arguments are CLIP's numbers (``LIKENESS``). Returns alpha and the
+    scale.
     """
     model, visual = vlp.model, vlp.model.visual
-    t, e = embed_names(vlp, names), embed_images(vlp, images)  # (K, D), (n, D)
+    t, e = embed_names(vlp, vocabulary.names()), embed_images(vlp, images)  # (K, D), (n, D)
     u = F.normalize(t.mean(0), dim=0)
     size = float(t.norm(dim=1).mean())
     alpha = _root(lambda a: pairs(t + a * u)[0] - cosine, -0.5 * size, 5 * size)
     t = t + alpha * u
     e_norm, t_norm = float(e.norm(dim=1).mean()), float(t.norm(dim=1).mean())
-    some = t[torch.linspace(0, len(t) - 1, ASKED).long()] / t_norm  # (81, D)
+    asked = [c.part == "val-unseen" for c in vocabulary.concepts()]
+    some = t[asked][:ASKED] / t_norm  # (81, D)
     flatter = lambda x: entropy - softmax(np.exp(x) * e / e_norm, some)[0]
     scale = float(np.exp(_root(flatter, 0.0, np.log(1000.0))))
     _shift(model.ln_final.bias, model.text_projection, alpha * u)

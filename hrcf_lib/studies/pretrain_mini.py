@@ -46,7 +46,7 @@ class PretrainConfig:
     steps_full: int = 1600  # steps at 112 px
     alone: int = 400  # first steps, with portraits without distractors, and the first of the three losses alone
     crowds_small: float = 0.3  # share of crowds at 56 px
-    crowds_full: float = 0.7  # share of crowds at 112 px
+    crowds_full: float = 0.5  # share of crowds at 112 px
     batch: int = 160  # different labels a step
     lr: float = 2e-3  # peak of a warm-up and a cosine over both stages
     warmup: int = 200  # steps
