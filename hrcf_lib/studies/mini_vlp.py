@@ -111,7 +111,7 @@ def single_object_accuracy(vlp: VLP, images: Tensor, names: list[str]) -> pd.Dat
     r"""Top-1 and top-5 in percent over the *whole* vocabulary, words included, for each part of it and for all.
 
     A word above the thing is true of the picture too: it counts neither as a hit nor as a miss, and is passed over.
-    Rows: parts, kinds, whole vocabulary. Chance is 0.15 % (K = 675 things and kinds of stuff).
+    Rows: parts, kinds, whole vocabulary. Chance is about 0.13 % (K = 785).
     """
     drawn, known = [c.name for c in vocabulary.concepts()], vocabulary.by_name()
     scores = _cosines(embed_images(vlp, images), embed_names(vlp, drawn))  # (n, K)

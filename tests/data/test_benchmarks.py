@@ -63,12 +63,21 @@ def test_mojiscenes_are_those_of_the_config():
     assert data.splits(base) == ["train", "val", "test", "test-line"]
     for split, n in (("train", 30), ("test-line", 20)):
         ours = data.open_split(base, split)
-        assert len(ours) == n and ours.seed == 3 and ours.tag_noise == (0.5 if split == "train" else 0)
+        assert len(ours) == n and ours.seed == 3 and (split != "train" or ours.tag_noise == 0.5)
     assert torch.equal(data.open_split(base, "test")[0][0], mojiscenes.MojiScenes("test", 20, 3)[0][0])
     for split in data.splits(base):
         other = data.open_split(base.replace(vocabulary_seed=2), split)
         assert other.labels == mojiscenes.label_space(split, 2) != data.open_split(base, split).labels
-        assert other.vocabulary_seed == 2 and other.tag_noise == (0.5 if split == "train" else 0)
+        assert other.vocabulary_seed == 2 and (split != "train" or other.tag_noise == 0.5)
+
+
+def test_coverage_is_that_of_the_pictures_that_are_asked_about():
+    base = config.mini().replace(train_size=30, test_size=20)
+    for split in data.splits(base):
+        some = data.open_split(base.replace(coverage=0.2), split)
+        default = data.open_split(base, split)
+        assert default.law == mojiscenes.SceneLaw() and some.law.coverage == (0.8 if split == "train" else 0.2)
+        assert (some.fingerprint() == default.fingerprint()) == (split == "train"), "training is the same"
 
 
 def test_prepared_splits(folder):

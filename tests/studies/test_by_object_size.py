@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 from hrcf_lib import metrics
 from hrcf_lib.config import mini
 from hrcf_lib.data import benchmarks
-from hrcf_lib.data.mojiscenes import backgrounds
+from hrcf_lib.data.mojiscenes import vocabulary
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes
 from hrcf_lib.studies import by_object_size
 
@@ -29,7 +29,7 @@ def made(n=60, K=8, seed=0):
 
 
 def class_of(size: float) -> str:
-    return "scene" if math.isnan(size) else "small" if size < 0.25 else "medium" if size < 0.45 else "large"
+    return "stuff and words" if math.isnan(size) else "small" if size < 0.25 else "medium" if size < 0.45 else "large"
 
 
 def expected(scores, labels, sizes, name, k):
@@ -52,7 +52,7 @@ def expected(scores, labels, sizes, name, k):
 def test_by_size_is_what_a_plain_loop_finds(k):
     scores, labels, sizes = made()
     table = by_object_size.by_size(scores, labels, sizes, k)
-    assert table.index.tolist() == ["small", "medium", "large", "scene"]
+    assert table.index.tolist() == ["small", "medium", "large", "stuff and words"]
     assert table.columns.tolist() == ["mAP", f"recall@{k}", "positives", "labels"]
     for name in table.index:
         assert table.loc[name].tolist() == pytest.approx(expected(scores, labels, sizes, name, k)), name
@@ -67,7 +67,7 @@ def test_by_size_by_hand():
     table = by_object_size.by_size(scores, labels, sizes, k=1)
     assert table.loc["large"].tolist() == [100, 100, 1, 1], "0.45 is large; the small positive is no negative"
     assert table.loc["small"].tolist() == [50, 0, 1, 1], "the large one, above it, is no negative either"
-    assert table.loc["scene"].tolist() == [100, 100, 1, 1]
+    assert table.loc["stuff and words"].tolist() == [100, 100, 1, 1]
     assert table.loc["medium", ["positives", "labels"]].tolist() == [0, 0]
     assert table.loc["medium", ["mAP", "recall@1"]].isna().all(), "nothing was asked, so nothing was missed"
 
@@ -150,13 +150,16 @@ def test_sizes_are_those_of_the_boxes(scenes):
     sizes, names = by_object_size.objects(scenes)[0], scenes.labels.names
     assert sizes.shape == (40, len(names)) and sizes.dtype == torch.float32
     y = torch.stack([scenes.label_vector(i) for i in range(40)])
-    is_scene = torch.tensor([name in backgrounds.SCENES for name in names])
-    assert torch.equal(sizes.isnan(), (y != 1) | is_scene), "every annotated thing has a size, and nothing else"
-    assert ((y == 1) & is_scene).any() and sizes[~sizes.isnan()].min() > 0.1 and sizes[~sizes.isnan()].max() < 0.95
-    scene = scenes.scene(3)
-    for name, box in zip(scene.names, scene.boxes):
-        if name in names and name not in backgrounds.SCENES:
-            assert sizes[3, names.index(name)].item() * 112 == pytest.approx(max(box[2] - box[0], box[3] - box[1]))
+    kinds = [vocabulary.by_name()[name].kind for name in names]
+    other = torch.tensor([kind != "thing" for kind in kinds])
+    assert torch.equal(sizes.isnan(), (y != 1) | other), "every annotated thing has a size, and nothing else"
+    assert {kind for kind, asked in zip(kinds, (y == 1).any(0)) if asked} == {"thing", "stuff", "word"}
+    assert sizes[~sizes.isnan()].min() > 0.1 and sizes[~sizes.isnan()].max() < 0.9
+    for i in range(8):
+        scene = scenes.scene(i)
+        for name, box in zip(scene.names[: scene.things], scene.boxes):
+            if name in names:
+                assert sizes[i, names.index(name)].item() * 112 == pytest.approx(max(box[2] - box[0], box[3] - box[1]))
 
 
 def test_all_positives_of_a_split_are_in_some_row(scenes):
@@ -167,7 +170,7 @@ def test_all_positives_of_a_split_are_in_some_row(scenes):
 
 def test_counts_are_of_things_whether_labels_or_not(scenes):
     sizes, counts = by_object_size.objects(scenes)
-    assert counts.shape == (40,) and set(counts.tolist()) == {2, 3, 4, 5, 6}
+    assert counts.shape == (40,) and set(counts.tolist()) == {1, 2, 3}
     named = (~sizes.isnan()).sum(1)
     assert (named <= counts).all() and (named < counts).any(), "things of validation's unseen labels count too"
     with pytest.raises(TypeError, match="list has no scenes with boxes: give a split of MojiScenes"):
@@ -206,7 +209,7 @@ def test_runs_of_several_methods_are_the_tables_of_each(scenes):
             by_number = by_object_size.by_number(draw(drawn)[:, columns], y[:, columns], counts)
             assert own["size"].set_index("size")[by_size.columns].equals(by_size)
             assert own["things"].set_index("things")[by_number.columns].equals(by_number)
-    assert len(tables["size"]) == 3 * 2 * 4 and len(tables["things"]) == 3 * 2 * 5
+    assert len(tables["size"]) == 3 * 2 * 4 and len(tables["things"]) == 3 * 2 * 3
 
 
 def test_training_scenes_have_sizes_of_what_nobody_annotated():

@@ -219,13 +219,21 @@ def compose(
         style: ``"colour"`` or ``"line"`` (line art on a paler background).
 
     Raises:
-        ValueError: an unknown style or stuff, no region, or another number of sizes than of things.
+        ValueError: an unknown style, layer or stuff, no region, a thing that comes twice, a side that ``draw`` does not
+            take, a size out of (0, 1], or another number of sizes than of things.
     """
     if style not in ("colour", "line"):
         raise ValueError(f"unknown style {style!r}: choose colour or line")
     if not regions:
         raise ValueError("regions is empty: give at least one, such as ('whole', None) for a plain texture")
+    check_known([layer for layer, _ in regions], ("whole", *stuff.LAYERS), "unknown layer")
     check_known([name for _, name in regions if name], stuff.STUFF, "unknown stuff")
+    if twice := [thing.name for i, thing in enumerate(things) if thing in things[:i]]:
+        raise ValueError(f"{twice[0]!r} is among the things twice: a name has one box, leave one of them out")
+    if not 16 <= side <= LARGEST_SIDE:
+        raise ValueError(f"side = {side}: give 16 to {LARGEST_SIDE}")
+    if wrong := [size for size in sizes if not 0 < size <= 1]:
+        raise ValueError(f"size = {wrong[0]}: give a share of the picture's side, above 0 and up to 1")
     canvas, region_of = _painted(rng, regions, side)  # (3, side, side), (side, side)
     canvas += np.float32(rng.uniform(0, 8)) * rng.standard_normal((side, side), dtype=np.float32)
     if style == "line":  # pale paper, so that black ink shows on everything

@@ -28,6 +28,7 @@ import numpy as np
 import open_clip
 
 from hrcf_lib.data.mojiscenes.stuff import STUFF
+from hrcf_lib.labels import clean_name
 
 PARTS = ("seen", "val-unseen", "test-unseen")
 KINDS = ("thing", "stuff", "word")
@@ -49,12 +50,20 @@ class Concept:
 
 
 def read(text: str) -> tuple[Concept, ...]:
-    """The concepts of a CSV with the columns of ``assets/vocabulary.csv``. Raises what ``check`` raises."""
+    """The concepts of a CSV with the columns of ``assets/vocabulary.csv``.
+
+    Raises ``ValueError`` for other columns, a row with too few or too many cells, and what ``check`` refuses.
+    """
     rows = csv.DictReader(io.StringIO(text))
     if wrong := set(Concept.__dataclass_fields__) ^ set(rows.fieldnames or ()):
         raise ValueError(f"a vocabulary has the columns {', '.join(Concept.__dataclass_fields__)}: see {sorted(wrong)}")
     found = []
     for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(
+                f"line {rows.line_num} of the vocabulary ({row['name']!r}) does not have {len(rows.fieldnames)} cells: "
+                "correct it, and put a cell with a comma in quotes"
+            )
         row["parents"] = tuple(filter(None, row["parents"].split("|")))
         if row["rank"] and not row["rank"].isdecimal():
             raise ValueError(f"{row['name']!r} has the rank {row['rank']!r}: give a whole number from 1")
@@ -66,11 +75,13 @@ def check(concepts: Sequence[Concept], least: dict[str, int] = LEAST) -> tuple[C
     r"""The concepts, if a benchmark can be made of them.
 
     Raises ``ValueError`` naming a label that is there twice (in two parts or in one), that CLIP's tokenizer reads as it
-    reads another, whose kind, part, rank or painter is none, whose parent is not there, or that is its own ancestor;
-    and a part with fewer labels than ``least``.
+    reads another, whose name is blank, has ``|`` or spare blanks in it, whose kind, part, rank or painter is none,
+    whose parent is not there, or that is its own ancestor; and a part with fewer labels than ``least``.
     """
     by_name: dict[str, Concept] = {}
     for c in concepts:
+        if not c.name or "|" in c.name or c.name != clean_name(c.name):
+            raise ValueError(f"label {c.name!r}: give it a name without '|' and without blanks at its ends or in a row")
         if c.name in by_name:
             parts = sorted({c.part, by_name[c.name].part})
             raise ValueError(f"label {c.name!r} is there twice, in {' and '.join(parts)}: remove one row")
