@@ -43,7 +43,7 @@ class PretrainConfig:
     """Recipe of the shipped mini VLP; a step is one batch."""
 
     steps_small: int = 2600  # steps at 56 px
-    steps_full: int = 1600  # steps at 112 px
+    steps_full: int = 1000  # steps at 112 px
     alone: int = 400  # first steps, with portraits without distractors, and the first of the three losses alone
     crowds_small: float = 0.3  # share of crowds at 56 px
     crowds_full: float = 0.5  # share of crowds at 112 px

@@ -1,7 +1,9 @@
 """Statistics of HRCF's levels, each computed again by hand."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import synthetic
 import torch
@@ -50,6 +52,14 @@ def test_relevance_auc_by_hand():
     relevance = torch.tensor([[3.0, 1.0, 2.0, 0.0, 5.0]])
     auc = levels.relevance_auc(relevance[:, :4], share[:, :4], [2])
     assert auc["level 1"] == pytest.approx(0.75)
+
+
+def test_cells_that_things_cover_by_hand():
+    """A thing on the left half and one in a corner of 8 x 8 pixels; stuff and words do not count."""
+    boxes = np.array([[0, 0, 4, 8], [7, 7, 8, 8], [0, 0, 8, 8], [0, 0, 8, 8]], np.float32)
+    scene = SimpleNamespace(image=np.zeros((8, 8, 3), np.uint8), boxes=boxes, things=2)
+    share = levels.covered([scene, SimpleNamespace(image=scene.image, boxes=boxes[2:], things=0)], [2, 1])
+    assert share.tolist() == [[1, 0, 1, 1 / 16, 33 / 64], [0] * 5]
 
 
 def test_levels_by_hand(model, features):

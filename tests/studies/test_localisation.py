@@ -123,6 +123,18 @@ def test_the_frame_has_every_thing_that_is_a_label(scenes, frame):
     assert set(own["part"]) == {"seen", "unseen"} and set(own["size"]) == set(by_object_size.SIZES)
 
 
+def test_what_is_looked_for_are_things_or_all_that_holds(scenes):
+    for i in range(6):
+        scene = scenes.scene(i)
+        own, boxes = localisation.things(scene, scenes.labels)
+        assert own == [name for name in scene.names[: scene.things] if name in scenes.labels.names]
+        assert boxes.tolist() == [scene.boxes[scene.names.index(name)].tolist() for name in own]
+        everything, boxes = localisation.things(scene, scenes.labels, everywhere=True)
+        assert everything == scenes.annotated(scene) and len(boxes) == len(everything) >= len(own)
+        assert localisation.things(scene, scenes.labels, everything[-1:], everywhere=True)[0] == everything[-1:]
+        assert localisation.things(scene, scenes.labels, ["no such label"])[0] == []
+
+
 def test_perfect_and_blind_maps_are_the_bounds(frame):
     by = frame.groupby("title")[["hit", "energy"]]
     assert by.min().loc["perfect"].tolist() == [1, 1] and by.max().loc["blind"].tolist() == [0, 0]

@@ -10,6 +10,7 @@ import torch
 from hrcf_lib import vlp
 from hrcf_lib.data.mojiscenes import captions, vocabulary
 from hrcf_lib.data.mojiscenes import scenes as scenes_module
+from hrcf_lib.studies import pretrain_mini
 from hrcf_lib.studies.pretrain_mini import (
     CaptionedBatches,
     PretrainConfig,
@@ -87,6 +88,30 @@ def test_the_cone_loss_by_hand():
     assert float(cone_loss(3 * x, 2 * t)) == pytest.approx(expected, abs=1e-5), "and lengths play no part"
 
 
+def cone(B=4, pictures=0.52, texts=0.7, ratio=10.0):
+    """Embeddings whose mean cosines, self included, and ratio of scores are as asked: pairs about two axes."""
+    sign = torch.tensor([1.0, -1.0]).repeat(B // 2)[:, None]  # (B, 1)
+    axis, e = torch.eye(3)[0], torch.eye(3)[1]
+    mean = math.sqrt(pictures * texts)
+    c = mean / (ratio * math.sqrt((1 - pictures) * (1 - texts)) * math.sqrt(B / (B - 1)))
+    f = torch.tensor([0, c, math.sqrt(1 - c * c)])
+    x = math.sqrt(pictures) * axis + math.sqrt(1 - pictures) * sign * e
+    return x, math.sqrt(texts) * axis + math.sqrt(1 - texts) * sign * f
+
+
+def test_the_cone_loss_is_zero_where_cosines_are_as_wanted():
+    x, t = cone()
+    assert cone_loss(x, t).item() == pytest.approx(0, abs=1e-8)
+    assert cone_loss(7 * x, t / 3).item() == pytest.approx(0, abs=1e-8), "lengths do not matter"
+    for changes, expected in [
+        ({"pictures": 0.3}, 0.22**2),
+        ({"texts": 0.9}, 0.2**2),
+        ({"ratio": 5.0}, 0.5**2),
+        ({"texts": 0.6, "ratio": 12.0}, 0.1**2 + 0.2**2),
+    ]:
+        assert cone_loss(*cone(**changes)).item() == pytest.approx(expected, rel=1e-4), changes
+
+
 def test_a_batch_says_which_captions_hold_of_which_pictures():
     config = replace(TINY, batch=12, alone=0, crowds_full=1.0)
     images, texts, true = CaptionedBatches(config, first=2)[0]
@@ -95,6 +120,36 @@ def test_a_batch_says_which_captions_hold_of_which_pictures():
     assert images.shape == (12, 3, 112, 112) and len(texts) == 12 and true.shape == (12, 12)
     assert true.diagonal().all(), "its own caption holds"
     assert CaptionedBatches(config)[0][0].shape == (12, 3, 56, 56) and len(CaptionedBatches(config, 2)) == 3
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """Captioned pictures in the order in which they are made, with the kind of each."""
+    made, painters = [], {"crowd": pretrain_mini.crowd, "portrait": pretrain_mini.portrait}
+    for name in painters:
+
+        def make(*given, name=name, **named):
+            made.append((name, painters[name](*given, **named)))
+            return made[-1][-1]
+
+        monkeypatch.setattr(pretrain_mini, name, make)
+    return made
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_which_captions_are_true_is_what_a_plain_loop_finds(noted, step):
+    config = replace(TINY, steps_small=1, alone=0, crowds_small=0.5, crowds_full=1.0, batch=24)
+    images, texts, true = CaptionedBatches(config)[step]
+    side = (56, 112)[step]
+    assert images.shape == (24, 3, side, side) and images.dtype == torch.uint8 and len(texts) == 24
+    assert true.shape == (24, 24) and true.dtype == torch.bool and true.diagonal().all()
+    for i, (_, picture) in enumerate(noted):
+        assert texts[i] == picture.caption and torch.equal(images[i], torch.from_numpy(picture.image))
+        for j, (_, other) in enumerate(noted):
+            assert true[i, j] == set(other.named).issubset(picture.labels)
+    assert 24 < true.sum() < 24 * 24, "captions hold of other pictures too"
+    assert len({picture.named[0] for _, picture in noted}) == 24, "each of another label"
+    assert {name for name, _ in noted} == ({"crowd", "portrait"} if step == 0 else {"crowd"})
 
 
 def test_a_crowd_names_what_it_shows_and_large_things_more_often(monkeypatch):

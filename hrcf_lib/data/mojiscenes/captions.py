@@ -96,7 +96,7 @@ def _captioned(rng, name, drawn, size, others, sizes, side, fade, plain, more) -
     order = np.argsort(-np.array(sizes), kind="stable")  # the largest is painted first
     regions = _regions_with(rng, drawn.name) if drawn.kind == "stuff" else _any_regions(rng, plain)
     lost = rng.uniform(0, fade) if fade else 0.0
-    law = scenes.SceneLaw(fade=lost, covered=0.25)
+    law = scenes.SceneLaw(fade=lost, noise=0, covered=0.25)
     scene = scenes.compose(rng, [things[k] for k in order], [sizes[k] for k in order], regions, side, law=law)
     named = (name, *_further(rng, scene, drawn.name, name, more))
     template = _template(rng, _facts(drawn, size, len(things), regions, lost))

@@ -53,13 +53,14 @@ class SceneLaw:
     """
 
     objects: tuple[int, int] = (1, 3)  # least and most things in a scene
-    dominant: tuple[float, float] = (0.35, 0.85)  # size of the first thing, uniform; the largest, or close to it
-    others: tuple[float, float] = (0.14, 0.45)  # size of each further thing, log-uniform
+    dominant: tuple[float, float] = (0.25, 0.65)  # size of the first thing, uniform; the largest, or close to it
+    others: tuple[float, float] = (0.12, 0.35)  # size of each further thing, log-uniform
     covered: float = 0.5  # largest share of an earlier thing that a later one may hide (tried 10 times)
     places: tuple[float, float, float, float] = (0.4, 0.2, 0.3, 0.1)  # shares of ``PLACES``
     tail: float = 30.0  # the chance of a thing is in proportion to 1 / (rank + tail): a long tail
     coverage: float = 0.8  # chance of a region or a thing in val and test to be one that their unseen labels name
-    fade: float = 0.0  # fill opacity is drawn from [1 - fade, 1]; 0: drawings as they are
+    fade: float = 0.5  # fill opacity is drawn from [1 - fade, 1]; 0: drawings as they are
+    noise: float = 40.0  # largest deviation of the grey noise over a picture, in 0..255
 
     def __post_init__(self):
         if not 1 <= self.objects[0] <= self.objects[1] <= 20:
@@ -72,6 +73,8 @@ class SceneLaw:
             raise ValueError(f"places = {self.places}: give shares of {', '.join(PLACES)}, which add up to 1")
         if not 0 <= self.tail < 1e6:
             raise ValueError(f"tail = {self.tail}: give a number from 0; the larger, the more alike the frequencies")
+        if not 0 <= self.noise <= 255:
+            raise ValueError(f"noise = {self.noise}: give a deviation from 0 to 255")
         check_coverage(self.coverage)
         for name in ("covered", "fade"):
             if not 0 <= getattr(self, name) <= 1:
@@ -251,6 +254,9 @@ def compose(
         window += rgba[:3]
         owner[y : y + h, x : x + w][rgba[3] > 127] = number
         boxes.append((x, y, x + w, y + h))
+    if law.noise:
+        canvas += np.float32(rng.uniform(0, law.noise)) * rng.standard_normal((side, side), dtype=np.float32)
+        np.clip(canvas, 0, 255, out=canvas)
     drawn = [t.name for t in things]
     for name in dict.fromkeys(name for _, name in regions if name):  # one may come twice
         mask = np.isin(region_of, [i for i, (_, other) in enumerate(regions) if other == name])

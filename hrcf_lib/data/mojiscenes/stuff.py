@@ -59,6 +59,21 @@ def _dots(rng, image, count: int, size: int, colours) -> np.ndarray:
     return image
 
 
+def _sin(x) -> np.ndarray:
+    """The sine as float32, computed in float64: numpy's float32 forms differ between machines in their last bits."""
+    return np.sin(x, dtype=np.float64).astype(np.float32)
+
+
+def _cos(x) -> np.ndarray:
+    """The cosine, as ``_sin``."""
+    return np.cos(x, dtype=np.float64).astype(np.float32)
+
+
+def _exp(x) -> np.ndarray:
+    """The exponential, as ``_sin``."""
+    return np.exp(x, dtype=np.float64).astype(np.float32)
+
+
 def _fraction(x):
     return x - np.floor(x)
 
@@ -109,8 +124,8 @@ def aurora(rng, side):
     u, v = _uv(side)
     image = np.broadcast_to(_colour(rng, (8, 10, 35), (18, 22, 60)), (3, side, side)).copy()
     for hue in ((40, 230, 140), (120, 80, 220)):
-        line = rng.uniform(0.25, 0.6) + 0.12 * np.sin(2 * np.pi * (u * rng.uniform(1, 2.5) + rng.uniform()))
-        glow = np.exp(-np.clip(line - v, 0, 1) * rng.uniform(5, 9)) * (v < line)
+        line = rng.uniform(0.25, 0.6) + 0.12 * _sin(2 * np.pi * (u * rng.uniform(1, 2.5) + rng.uniform()))
+        glow = _exp(-np.clip(line - v, 0, 1) * rng.uniform(5, 9)) * (v < line)
         image = image + glow * np.float32(hue)[:, None, None] * 0.8
     return image
 
@@ -158,7 +173,7 @@ def jungle(rng, side):
     u, v = _uv(side)
     leaf = _colour(rng, (10, 95, 45), (40, 150, 70))
     angle = 6 * _noise(rng, side, 5)
-    blades = np.sin(60 * (u * np.cos(angle) + v * np.sin(angle)))
+    blades = _sin(60 * (u * _cos(angle) + v * _sin(angle)))
     return leaf * (0.7 + 0.25 * blades + 0.3 * _noise(rng, side, 8))
 
 
@@ -190,7 +205,7 @@ def village(rng, side):
 
 def cliff(rng, side):
     u, v = _uv(side)
-    layers = np.sin(2 * np.pi * (v * rng.uniform(7, 12) + 0.6 * _noise(rng, side, 4)))
+    layers = _sin(2 * np.pi * (v * rng.uniform(7, 12) + 0.6 * _noise(rng, side, 4)))
     return _colour(rng, (150, 110, 80), (200, 160, 125)) * (0.85 + 0.15 * layers + 0.2 * (_noise(rng, side, 18) - 0.5))
 
 
@@ -258,7 +273,7 @@ def swamp(rng, side):
 
 def sand(rng, side):
     u, v = _uv(side)
-    ripples = np.sin(2 * np.pi * (v * rng.uniform(10, 16) + 0.5 * _noise(rng, side, 4)))
+    ripples = _sin(2 * np.pi * (v * rng.uniform(10, 16) + 0.5 * _noise(rng, side, 4)))
     return _colour(rng, (220, 190, 130), (248, 222, 168)) * (0.97 + 0.03 * ripples) + rng.normal(
         0, 5, (side, side)
     ).astype(np.float32)
@@ -405,7 +420,7 @@ def stone_wall(rng, side):
 def wooden_wall(rng, side):
     u, v = _uv(side)
     n = int(rng.integers(7, 12))
-    grain = np.sin(2 * np.pi * (u * n * 4 + 2 * _noise(rng, side, 3, 1, stretch=0.2)))
+    grain = _sin(2 * np.pi * (u * n * 4 + 2 * _noise(rng, side, 3, 1, stretch=0.2)))
     plank = rng.uniform(0.82, 1.12, n + 1).astype(np.float32)[np.floor(u * n).astype(int)]
     image = _colour(rng, (145, 95, 55), (190, 135, 85)) * plank * (0.95 + 0.06 * grain)
     return _mix(_fraction(u * n) < 0.05, image * 0.5, image)
@@ -441,7 +456,7 @@ def wallpaper(rng, side):
 
 def curtain(rng, side):
     u, v = _uv(side)
-    folds = np.sin(2 * np.pi * (u * rng.uniform(8, 13) + 0.05 * np.sin(6 * v)))
+    folds = _sin(2 * np.pi * (u * rng.uniform(8, 13) + 0.05 * _sin(6 * v)))
     return _colour(rng, (90, 30, 40), (200, 120, 140)) * (0.85 + 0.25 * folds)
 
 
@@ -527,7 +542,7 @@ def zigzag(rng, side):
 
 
 def marble(rng, side):
-    veins = abs(np.sin(np.pi * (3 * _noise(rng, side, 3, 4) + _uv(side)[0] * 2)))
+    veins = abs(_sin(np.pi * (3 * _noise(rng, side, 3, 4) + _uv(side)[0] * 2)))
     return _mix(
         np.clip(1 - 3 * veins, 0, 1),
         _colour(rng, (110, 110, 120), (150, 150, 160)),
