@@ -20,7 +20,7 @@ PHASES = (("hcg", 2, 4), ("prompts", 1, 4), ("hcg", 1, 4))  # of 10 pictures: 6 
 
 
 def config(**changes) -> configs.Config:
-    ready = {"phases": PHASES, "warmup_epochs": 0.5, "bf16": False, "ks": (1, 2)} | changes
+    ready = {"phases": PHASES, "lr": 1e-3, "warmup_epochs": 0.5, "bf16": False, "ks": (1, 2)} | changes
     return configs.mini().replace(**ready)
 
 

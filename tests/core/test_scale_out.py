@@ -215,7 +215,7 @@ def test_launch_hands_on_what_the_run_says(alone, monkeypatch, capsys):
         return stopped.value.code, f"W1127 torch/distributed\n{capsys.readouterr().err}"
 
     monkeypatch.setattr(one_run, "_output", run_here)
-    says = "^2 processes failed.*\n.*another run.*\n  lr: there 0.001, here 0.5"
+    says = "^2 processes failed.*\n.*another run.*\n  lr: there 0.003, here 0.5"
     with pytest.raises(RuntimeError, match=says):
         launch(CONFIG.replace(lr=0.5), alone, 2)
 

@@ -32,10 +32,10 @@ from hrcf_lib.data.mojiscenes.scenes import (
 SIDE = 112
 # SHA-256 over five scenes of each split: pixels, what each pixel shows, names and boxes
 PINNED = {
-    "train": "f5b6c772de4e8b1b038e31a6bb8fa46668bea205ff5bf8da0d20775a3a833d3a",
-    "val": "cba2ca14e890b0d9233f49e6d20a6c4a7ab58525888c618afb41fb39ff2b0187",
-    "test": "7dd14ad8aec2f783995420f03b03a6942d5fc13c2c56db1366987149c15f023e",
-    "test-line": "9501d1bd5f98532a3e2a0ebc2d7ae9a3660b0baaea0c1d18b77ae1c0414aa19e",
+    "train": "bda87a31c5154f877da93b0864056d9a251128e0ed9a82ac7b1b8fd2f9d8ee94",
+    "val": "5176738e3cc34bc563d4508a9bc7268df44ce197a994d34e5601c7d7d17a8577",
+    "test": "4aee4e29eae686bdaf917c66a6c9bce83fb5d77eb9f999fb4875f8ab279dea9c",
+    "test-line": "b931d4db8866b9f4cbdf26ac862521de4d98f47006885065c309625367ff7fa1",
 }
 FIVE = ((0, 0, 112), (0, 1, 112), (0, 999, 112), (7, 3, 112), (0, 2, 56))  # seed, index, side
 BY_NAME = vocabulary.by_name()
@@ -173,11 +173,11 @@ def test_sizes_follow_the_law(scenes):
         sides = (boxes[:, 2:] - boxes[:, :2]) / SIDE
         assert (sides.min(axis=1) > 0.02).all()
         sizes = sides.max(axis=1)
-        assert 0.35 - half <= sizes[0] <= 0.85 + half
-        assert (sizes[1:] >= 0.14 - half).all() and (np.diff(sizes) <= 2 * half).all()  # largest first
-        assert (sizes > 0.45 + half).sum() <= 1, "one is large"
+        assert 0.25 - half <= sizes[0] <= 0.65 + half
+        assert (sizes[1:] >= 0.12 - half).all() and (np.diff(sizes) <= 2 * half).all()  # largest first
+        assert (sizes > 0.35 + half).sum() <= 1, "one is large"
         largest, others = [*largest, sizes[0]], [*others, *sizes[1:]]
-    assert np.ptp(largest) > 0.4 and np.ptp(others) > 0.25
+    assert np.ptp(largest) > 0.3 and np.ptp(others) > 0.18
 
 
 def layers_of(scene):
@@ -315,14 +315,15 @@ def chroma(image):
 
 
 def test_line_pictures_are_drawn_without_colour(scenes, blanked):
-    """Ink never adds colour to what is behind it; fills do, unless the thing is grey or the background gaudy."""
+    """Ink adds no colour to what is behind it, but where it is darker than noise can show; fills do, unless the thing is
+    grey or the background gaudy."""
     added = {"line": [], "colour": []}
     for scene in scenes[30:45] + scenes[45:60]:
         empty = blanked(scene, set(range(9))).image
         drawn = (empty != scene.image).any(axis=2)
         style = "line" if scene.split == "test-line" else "colour"
         added[style].append((chroma(scene.image)[drawn] > chroma(empty)[drawn] + 10).mean())
-    assert max(added["line"]) < 0.01 and np.mean(added["colour"]) > 0.1
+    assert max(added["line"]) < 0.06 and np.mean(added["line"]) < 0.02 and np.mean(added["colour"]) > 0.1
 
 
 def test_line_layers_are_grey_and_fade_is_between_the_layers():
@@ -589,9 +590,9 @@ def test_fingerprint():
 
 def test_pinned_fingerprint():
     """Caches of gigabytes and stored runs are found by this text; another split of the vocabulary alone adds to it."""
-    law = "SceneLaw(objects=(1, 3), dominant=(0.35, 0.85), others=(0.14, 0.45), covered=0.5, "
-    law += "places=(0.4, 0.2, 0.3, 0.1), tail=30.0, coverage=0.8, fade=0.0)"
-    text = f"MojiScenes('val', 3, 2, 32, {law}, 0.1) labels b0c28e67aca7963f first 9c172aa40b30e118"
+    law = "SceneLaw(objects=(1, 3), dominant=(0.25, 0.65), others=(0.12, 0.35), covered=0.5, "
+    law += "places=(0.4, 0.2, 0.3, 0.1), tail=30.0, coverage=0.8, fade=0.5, noise=40.0)"
+    text = f"MojiScenes('val', 3, 2, 32, {law}, 0.1) labels b0c28e67aca7963f first 9b90c7ee12d3d168"
     assert MojiScenes("val", 3, seed=2, side=32, tag_noise=0.1).fingerprint() == text
     assert MojiScenes("val", 3, 2, 32, tag_noise=0.1, vocabulary_seed=0).fingerprint() == text
     assert MojiScenes("val", 3, 2, 32, vocabulary_seed=7).fingerprint().endswith(" vocabulary_seed 7")
