@@ -315,8 +315,8 @@ def chroma(image):
 
 
 def test_line_pictures_are_drawn_without_colour(scenes, blanked):
-    """Ink adds no colour to what is behind it, but where it is darker than noise can show; fills do, unless the thing is
-    grey or the background gaudy."""
+    """Ink adds hardly any colour to what is behind it (noise is cut off at black and white); fills do, unless the thing
+    is grey or the background gaudy."""
     added = {"line": [], "colour": []}
     for scene in scenes[30:45] + scenes[45:60]:
         empty = blanked(scene, set(range(9))).image
