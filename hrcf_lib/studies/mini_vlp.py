@@ -26,11 +26,13 @@ from hrcf_lib import metrics
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.data.mojiscenes import vocabulary
 from hrcf_lib.data.mojiscenes.captions import TEMPLATES, portrait
+from hrcf_lib.methods.plain_vlp import SIMILARITIES
 from hrcf_lib.regions import HierarchicalClueGathering
 from hrcf_lib.studies.by_object_size import SIZES
-from hrcf_lib.vlp import VLP, load
+from hrcf_lib.vlp import VLP, mini
 
 PROBE_PROMPT = "a photo of a {}."
+cosines = SIMILARITIES["cosine"]  # (n, D), (K, D) -> (n, K)
 PROMPTS = ("{}", "a photo of a {}.", "a drawing of a {}.", "there is a {}.", "a small {}.", "a {} outdoors.")
 ROWS = {"small": "small (under 25 %)", "medium": "medium (25-45 %)", "large": "large (over 45 %)"}  # of ``SIZES``
 SCENES = 1000  # val scenes that the tables are measured on
@@ -115,7 +117,7 @@ def single_object_accuracy(vlp: VLP, images: Tensor, names: list[str]) -> pd.Dat
     Rows: parts (of things alone), kinds, whole vocabulary. Chance is about 0.13 % (K = 785).
     """
     drawn, known = [c.name for c in vocabulary.concepts()], vocabulary.by_name()
-    scores = _cosines(embed_images(vlp, images), embed_names(vlp, drawn))  # (n, K)
+    scores = cosines(embed_images(vlp, images), embed_names(vlp, drawn))  # (n, K)
     column = {name: k for k, name in enumerate(drawn)}
     for i, name in enumerate(names):
         scores[i, [column[word] for word in vocabulary.ancestors(name)]] = -torch.inf
@@ -139,7 +141,7 @@ def recall_by_size(vlp: VLP, n: int = SCENES, split: str = "test", k: int = 5, s
     names = [c.name for c in vocabulary.concepts() if c.kind == "thing"]
     column = {name: i for i, name in enumerate(names)}
     scenes, images = _drawn(split, n, seed)
-    best = _cosines(embed_images(vlp, images), embed_names(vlp, names)).topk(k).indices.tolist()
+    best = cosines(embed_images(vlp, images), embed_names(vlp, names)).topk(k).indices.tolist()
     rows = []
     for scene, top in zip(scenes, best, strict=True):
         for i, (x0, y0, x1, y1) in enumerate(scene.boxes[: scene.things].tolist()):
@@ -155,10 +157,10 @@ def by_template(vlp: VLP, n: int = SCENES, split: str = "val", prompts=PROMPTS) 
     """ZSL and GZSL mAP in percent of the plain VLP, by cosine, for each template."""
     scenes = mojiscenes.MojiScenes(split, n)
     drawn, images = _drawn(split, n)
-    e, y = F.normalize(embed_images(vlp, images), dim=-1), torch.stack([scenes.labels_of(s) for s in drawn])  # (n, K)
+    e, y = embed_images(vlp, images), torch.stack([scenes.labels_of(s) for s in drawn])  # (n, D), (n, K)
     rows = {}
     for prompt in prompts:
-        s = e @ F.normalize(embed_names(vlp, scenes.labels.names, prompt), dim=-1).T  # (n, K)
+        s = cosines(e, embed_names(vlp, scenes.labels.names, prompt))  # (n, K)
         rows[prompt] = {
             task: 100 * metrics.mean_average_precision(s[:, columns], y[:, columns], "skip")
             for task, columns in ((task, scenes.labels.columns(task)) for task in ("ZSL", "GZSL"))
@@ -172,7 +174,7 @@ def geometry(vlp: VLP, n: int = SCENES, split: str = "val") -> dict[str, float]:
     _, images = _drawn(split, n)
     names, asked = vocabulary.names(), vocabulary.names("val-unseen")[:ASKED]
     t, e = embed_names(vlp, names), embed_images(vlp, images)  # (K, D), (n, D)
-    s = F.normalize(e, dim=-1) @ F.normalize(t, dim=-1).T  # (n, K)
+    s = cosines(e, t)  # (n, K)
     wide = embed_names(vlp, asked)  # (81, D)
     regions = untrained_regions(vlp, images[: n // 5])
     (text, spread), (pictures, _) = pairs(t), pairs(e)
@@ -218,14 +220,10 @@ def _drawn(split: str, n: int, seed: int = 0) -> tuple[list, Tensor]:
     return scenes, torch.from_numpy(np.stack([s.image.transpose(2, 0, 1) for s in scenes]))
 
 
-def _cosines(e: Tensor, t: Tensor) -> Tensor:
-    return F.normalize(e, dim=-1) @ F.normalize(t, dim=-1).T
-
-
 def pairs(x: Tensor) -> tuple[float, float]:
     """Mean and deviation of the cosines of all pairs of rows (n, D)."""
-    cosines = _cosines(x, x)[~torch.eye(len(x), dtype=torch.bool)]
-    return float(cosines.mean()), float(cosines.std())
+    found = cosines(x, x)[~torch.eye(len(x), dtype=torch.bool)]
+    return float(found.mean()), float(found.std())
 
 
 def softmax(e: Tensor, t: Tensor) -> tuple[float, float]:
@@ -304,7 +302,7 @@ def caption_tokens(vlp: VLP) -> Tensor:
 
 def main() -> int:
     """Print both tables of the VLP that ships; 1 if a criterion is not met."""
-    vlp = load("hrcf-mini")
+    vlp = mini()
     print(f"hrcf-mini {vlp.hash}")
     tables = likeness(vlp), gates(vlp)
     for found in tables:

@@ -38,7 +38,7 @@ from hrcf_lib.labels import LabelSpace, check_names
 
 SPLITS = ("train", "val", "test", "test-line")
 PLACES = ("outdoors", "indoors", "one kind of stuff", "plain texture")
-ANY = "far, ground, wall, floor, pattern"  # layers of the stuff that can fill a whole picture
+ANY = ("far", "ground", "wall", "floor", "pattern")  # layers of the stuff that can fill a whole picture
 TAG_NOISE = 0.3  # share of the training positives that are dropped by default
 NOTHING = 255  # in ``Scene.owner``: a pixel of what has no name
 GREY = np.full((3, 3), 1 / 3, np.float32)  # maps a colour to its grey value
@@ -110,16 +110,14 @@ class Scene:
         """Things and regions, without the words above them."""
         return self.names[: self.things + self.regions]
 
-    def mask(self, name: str) -> np.ndarray:
-        """Pixels (side, side) bool that show what makes a label hold; none for a label that does not."""
-        own = [i for i, n in enumerate(self.drawn) if n == name or name in vocabulary.ancestors(n)]
+    def mask(self, *labels: str) -> np.ndarray:
+        """Pixels (side, side) bool that show what makes one of the labels hold; none for a label that does not."""
+        own = [i for i, n in enumerate(self.drawn) if not {n, *vocabulary.ancestors(n)}.isdisjoint(labels)]
         return np.isin(self.owner, own)
 
     def covered(self, labels) -> float:
         """Share of the pixels that any of ``labels`` names."""
-        labels = set(labels)
-        own = [i for i, n in enumerate(self.drawn) if not labels.isdisjoint((n, *vocabulary.ancestors(n)))]
-        return float(np.isin(self.owner, own).mean())
+        return float(self.mask(*labels).mean())
 
 
 def draw(
@@ -183,17 +181,17 @@ def _things(part: str | None, wanted: bool, seed: int, tail: float) -> tuple[lis
 
 
 @cache
-def _stuff(layers: str, part: str | None, wanted: bool, seed: int) -> list[str]:
-    """Stuff that may fill the next region of a layer; empty if all, or none, is named by the part."""
-    own = [name for name, (_, layer) in stuff.STUFF.items() if layer in layers.split(", ")]
+def _stuff(layers: tuple[str, ...], part: str | None, wanted: bool, seed: int) -> list[str]:
+    """Stuff of these layers that may fill the next region; empty if all, or none, is named by the part."""
+    own = [name for name, (_, layer) in stuff.STUFF.items() if layer in layers]
     return [name for name in own if part is None or vocabulary.named(name, part, seed) == wanted]
 
 
 def _regions(rng, law: SceneLaw, asked: _Asked) -> list[tuple[str, str | None]]:
     """Layer and stuff of each region, from the back; the stuff is None for a plain texture."""
 
-    def region(layer: str, kinds: str = "") -> tuple[str, str | None]:
-        options = _stuff(kinds or layer, *asked.drawn(rng))
+    def region(layer: str, layers: tuple[str, ...] = ()) -> tuple[str, str | None]:
+        options = _stuff(layers or (layer,), *asked.drawn(rng))
         return layer, options[rng.integers(len(options))] if options else None
 
     place = PLACES[min(int(np.searchsorted(np.cumsum(law.places), rng.uniform())), len(PLACES) - 1)]
