@@ -1,5 +1,6 @@
 """Tidy frames of the runs of ``studies.run_all``: all rows, means over seeds, and paired differences."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -81,6 +82,26 @@ def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, pa
             row = row[row["metric"].eq(metric)].assign(label=label, group=task, paper=float("nan"))
             rows.append(row.assign(paper=(paper or {}).get(label, float("nan"))) if task == "ZSL" else row)
     return pd.concat(rows, ignore_index=True)
+
+
+def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None, split="test", tasks=("ZSL", "GZSL")):
+    r"""Sentences of ``differences``: text, one line per pair and task, as it stands under a figure or in a conclusion.
+
+    ``pairs`` and ``paper`` as in ``labelled``; ``paper`` may also be keyed by (label, task). Points of ``metric``, the
+    interval in brackets, the verdict.
+
+    >>> row = {"variant": "HRCF", "setting": "", "against": "MKT", "against_setting": "", "split": "test"}
+    >>> row |= {"task": "ZSL", "metric": "mAP", "difference": 1.24, "low": 0.5, "high": 1.9, "verdict": "better"}
+    >>> print(said(pd.DataFrame([row]), {"against MKT": ("HRCF", "MKT")}, paper={"against MKT": 6.1}, tasks=("ZSL",)))
+    against MKT, ZSL: +1.2 [+0.5, +1.9] mAP, better (the paper: +6.1)
+    """
+    lines = []
+    for _, row in labelled(differences, pairs, split, metric, tasks=tasks).iterrows():
+        label, task = row["label"], row["group"]
+        printed = (paper or {}).get((label, task), (paper or {}).get(label, math.nan) if task == "ZSL" else math.nan)
+        text = f"{label}, {task}: {row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}] {metric}"
+        lines.append(f"{text}, {row['verdict']}" + ("" if pd.isna(printed) else f" (the paper: {printed:+.1f})"))
+    return "\n".join(lines)
 
 
 def _named(side) -> tuple[str, str]:
