@@ -106,7 +106,8 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
         config: of the run, seed included.
         feats: ``sources`` of the same data and VLP, or a ``shelf``; of a longer ``train`` the first
             ``config.train_size`` pictures are taken.
-        folder: of all runs; each has a folder in it, named after what its config changes.
+        folder: of all runs; each has a folder in it, named after what its config changes. Runs that differ at test time
+            alone share one training (``weights_config``).
         settings: name -> changes of the config that matter at test time only (lam, keep, rss, topk, ...), or a function
             config -> scorer as in ``controls.CONTROLS``. Those already scored are read from the record.
         resamples: R of the bootstrap, on test splits.
@@ -120,8 +121,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
         known = _read_outcome(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
         if missing:
-            model = registry.for_config(config).to(devices.best())
-            history = train(model, feats["train"], out)
+            model, history = _train(config, feats, folder, out)
             rows, resampled = score_settings(model, feats, missing, resamples)
             known.table = pd.concat([part for part in (known.table, rows) if len(part)], ignore_index=True)
             known.resampled |= resampled
@@ -208,6 +208,32 @@ def run_name(config: Config) -> str:
     return "-".join(filter(None, [config.name, kind, changed, f"seed-{config.seed}", digest]))
 
 
+def weights_config(config: Config) -> Config:
+    """The config whose training ``config`` takes up: settings of test time alone are as in its preset.
+
+    So a run with another lambda or selection at test time has its own record, and nothing is trained twice.
+    """
+    if config.name not in configs.PRESETS:
+        return config
+    form = {"settings": config.settings} if hasattr(config, "settings") else {}  # of a method that has two
+    preset = registry.configure(config.method, configs.PRESETS[config.name](), **form)
+    at_test = configs.names_where(type(config), weights=False, scores=True)
+    return config.replace(**{name: getattr(preset, name) for name in at_test})
+
+
+def _train(config: Config, feats: dict, folder: str | Path, locked: Path | None = None):
+    """The model of a run and its history; it is trained if need be, in the folder of ``weights_config``.
+
+    ``locked`` is the run's own folder, if the caller holds it.
+    """
+    model = registry.for_config(config).to(devices.best())
+    weights_of = weights_config(config)
+    if locked == Path(folder) / run_name(weights_of):
+        return model, train(model, feats["train"], locked)
+    with exclusive(weights_of, folder) as out:
+        return model, train(model, feats["train"], out)
+
+
 @contextmanager
 def exclusive(config: Config, folder: str | Path):
     """The folder of a run, locked: no other process trains or scores it meanwhile."""
@@ -230,11 +256,7 @@ def _sized(config: Config) -> Config:
 
 def trained(config: Config, feats: dict, folder: str | Path):
     """The model of a run, in evaluation mode; it is trained if need be."""
-    model = registry.for_config(config).to(devices.best())
-    feats = with_training_data(config, feats)
-    with exclusive(config, folder) as out:
-        train(model, feats["train"], out)
-    return model
+    return _train(config, with_training_data(config, feats), folder)[0]
 
 
 def scored(config: Config, feats, folder: str | Path, split: str = "test", setting=None) -> dict[str, Tensor]:

@@ -307,3 +307,16 @@ def test_a_summary_is_mean_and_spread_over_seeds(done):
     assert text.index.tolist() == [(v, s) for v in ("HRCF", "without HCG") for s in SETTINGS]
     own = frame.query("variant == 'HRCF' and setting == 'uniform' and split == 'test' and task == 'GZSL'")["mAP"]
     assert text.loc[("HRCF", "uniform"), ("GZSL", "mAP")] == f"{own.mean():.1f} ± {own.std():.1f}"
+
+
+def test_runs_that_differ_at_test_time_share_a_training(feats, tmp_path):
+    """Another lambda at test time has a record of its own; the checkpoint is that of the run as its preset tests it."""
+    first = studies.run(config(), feats, tmp_path, resamples=5)
+    other = studies.run(config(lam_at_test=1.0, rss=False), feats, tmp_path, resamples=5)
+    assert other.folder != first.folder and not (other.folder / "checkpoint.pt").exists()
+    assert other.about["config"]["lam_at_test"] == 1.0 and other.about["training"] == first.about["training"]
+    there = runs.score_settings(
+        studies.trained(config(), feats, tmp_path).under(config(lam_at_test=1.0, rss=False)), feats, {"": {}}
+    )
+    pd.testing.assert_frame_equal(other.table[there[0].columns], there[0], check_dtype=False)
+    assert runs.weights_config(config(lam=0.75)) == config(lam=0.75), "lambda of training makes other weights"
