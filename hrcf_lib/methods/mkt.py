@@ -73,10 +73,13 @@ class MKT(LastBlocks):
         return self.prompt(self.vlp, names)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        """(B, D), (B, N^2, D), (K, D) -> (B, K), in -1..1."""
+        """(B, D), (B, N^2, D), (K, D) -> (B, K), in -1..1 where each stream is divided by its norm, as released.
+
+        In evaluation mode the weight of the local stream and the norms are those of test time (``scores.mixing``).
+        """
         local = scores.pool(regions, label_embeddings, self.config.topk)  # (B, K)
         s_global = scores.global_scores(e_g, label_embeddings)  # (B, K)
-        return scores.fuse(s_global, local, self.config.lam, self.config.normalize_fusion)
+        return scores.fuse(s_global, local, *scores.mixing(self.config, at_test=not self.training))
 
     def learning_rate(self, side: str, epoch: float, epochs: int) -> float:
         """Stage 1: warm-up and cosine to ``min_lr``; stage 2: cosine to ``prompt_min_lr``."""
