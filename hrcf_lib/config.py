@@ -93,7 +93,7 @@ class Config:
     hcg: bool = setting(True, scores=True)  # off: the N^2 patch tokens are the regions (Table II)
     merges: int = setting(3, low=1)  # levels; each merge takes 4 off the side of the map: 14 -> 10 -> 6 -> 2
     merge_starts_at_zero: bool = True  # second convolution starts at 0, so level 0 is pooled VLP tokens (ours)
-    levels: tuple[int, ...] = ()  # whose regions are scored, such as (1, 3); (): all
+    levels: tuple[int, ...] = ()  # whose regions are scored, such as (1, 3); (): all; 0: the patches themselves (ours)
     shared_merges: bool = True  # off: each merge has convolutions of its own, 39.6 M parameters in place of 18.3 (ours)
 
     # Hierarchical score aggregation (Sec. III-D)
@@ -104,6 +104,9 @@ class Config:
         None, high=1, scores=True, weights=False, before=None
     )  # another lambda at test time; None: as in training, which is the paper's (ours, for a choice on val)
     keep: int = setting(108, low=1, high=140, scores=True, weights=False)  # regions that RSS keeps, of 140
+    votes: str = setting(
+        "asked", choices=("asked", "open"), scores=True, weights=False, before="asked"
+    )  # labels that Eqs. 12, 14 and 17 run over at test time: those asked for, or the seen ones beside them (ours)
     topk: int = setting(16, low=1, scores=True)  # k of top-k mean pooling (MKT)
     normalize_fusion: bool = setting(True, scores=True)  # norm over labels 1 before Eq. 14: MKT's code; False: Eq. 14
     normalize_at_test: bool | None = setting(
@@ -196,9 +199,9 @@ class Config:
             raise ValueError("known = 0.0: give the share of training labels that are known, above 0 and up to 1")
         if self.single_positive and self.known < 1:
             raise ValueError(f"single_positive with known = {self.known}: choose one way of hiding labels")
-        if any(level not in range(1, self.merges + 1) for level in self.levels):
+        if any(level not in range(self.merges + 1) for level in self.levels):
             raise ValueError(
-                f"levels = {self.levels} of {self.merges} merges: choose among 1 to {self.merges}, or give ()"
+                f"levels = {self.levels} of {self.merges} merges: choose among 0 to {self.merges}, or give ()"
             )
         if not self.ks or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in self.ks):
             raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")

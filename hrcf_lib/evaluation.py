@@ -80,13 +80,13 @@ def compare(
     model.eval()
     scorers = {name: model.score_embeddings if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():
-        t = {task: model.label_embeddings(view.names) for task, view in views.items()}
+        t = {task: model.embed_names(view.names) for task, view in views.items()}
     if embedded is None:
         check_depth(model, data)
         streamed = _score_streaming(model, data, scorers, t)
-        values = lambda name, task: streamed[name, task]
+        values = lambda name, task: streamed[name, task][:, : len(views[task].names)]
     else:
-        values = lambda name, task: score_all(embedded, t[task], scorers[name])
+        values = lambda name, task: score_all(embedded, t[task], scorers[name])[:, : len(views[task].names)]
     return {name: table_rows(data, tasks, partial(values, name), model.config.ks, protocol) for name in scorers}
 
 

@@ -97,6 +97,16 @@ class Method(Pretrained, nn.Module):
         r"""What ``image_embeddings`` returned, and (K, D) -> (B, K), for any labels, also ones never trained on."""
         raise NotImplementedError
 
+    def companions(self, names) -> list[str]:
+        """Labels that are scored along with ``names`` and not reported: here none."""
+        return []
+
+    @torch.no_grad()
+    def embed_names(self, names) -> Tensor:
+        """(K + C, D) label embeddings to score K names with: theirs, then those of their ``companions``."""
+        along = self.companions(names)
+        return self.label_embeddings([*names, *along] if along else names)
+
     @property
     def region_sides(self) -> list[int]:
         """Sides of the square maps that the regions form, one after the other: here one, of the N^2 positions."""
@@ -165,9 +175,9 @@ class Method(Pretrained, nn.Module):
     def score(self, images: Tensor, labels, batch: int = 64) -> Tensor:
         r"""Pictures (B, 3, side, side), uint8 or float in 0..1, and K names (or embeddings (K, D)) -> scores (B, K).
 
-        In evaluation mode, ``batch`` pictures at a time, float32. The labels are scored among themselves, and may be
-        any: seen or not. Raises ``ValueError`` for pictures of another shape or kind, names that ``label_embeddings``
-        refuses, or scores that are not finite, naming the picture.
+        In evaluation mode, ``batch`` pictures at a time, float32. Names, seen or not, are scored among themselves, or
+        beside their ``companions``; embeddings always among themselves. Raises ``ValueError`` for pictures of another
+        shape or kind, names that ``label_embeddings`` refuses, or scores that are not finite, naming the picture.
         """
         if not isinstance(images, Tensor):
             raise ValueError(
@@ -177,8 +187,8 @@ class Method(Pretrained, nn.Module):
         training = self.training
         try:
             self.eval()
-            t = labels if isinstance(labels, Tensor) else self.label_embeddings(labels)
-            parts = [self.score_embeddings(*self.embed(part), t) for part in images.split(batch)]
+            t = labels if isinstance(labels, Tensor) else self.embed_names(labels)
+            parts = [self.score_embeddings(*self.embed(part), t)[:, : len(labels)] for part in images.split(batch)]
         finally:
             self.train(training)
         s = torch.cat(parts)

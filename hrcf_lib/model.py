@@ -75,6 +75,15 @@ class HRCF(Method):
         at_test = not self.training
         return scores.score(e_g, regions, label_embeddings, self.config, self.config.rss and at_test, at_test)
 
+    def companions(self, names) -> list[str]:
+        """With ``config.votes`` "open" the reference labels that are not among ``names``, else none.
+
+        A region that shows a seen thing can then vote for it, and need not name an unseen label. Where all seen labels
+        are asked for, as in GZSL, nothing changes. Ours: the paper scores the labels of a task among themselves.
+        """
+        known = set(names)
+        return [name for name in self.reference_labels if name not in known] if self.config.votes == "open" else []
+
     @property
     def region_sides(self) -> list[int]:
         """One map per level, [10, 6, 2]; without HCG the map of the patches."""

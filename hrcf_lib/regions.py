@@ -29,7 +29,8 @@ class HierarchicalClueGathering(nn.Module):
         grid: N, side of the patch grid.
         merges: number of levels, at least 1.
         start_at_zero: the second convolution starts at zero, so that training starts from resized VLP tokens.
-        levels: whose maps are regions, 1 to ``merges``; none given: all. Merges above the highest are left out.
+        levels: whose maps are regions, 1 to ``merges``; none given: all. 0 is H^0, the patches (ours). Merges above
+            the highest are left out.
         shared: ``False`` gives each merge convolutions of its own: 39.6 M trainable parameters with ViT-B/16 (ours).
 
     Attributes: ``levels``, and ``sides`` of their maps, [10, 6, 2] for N = 14.
@@ -54,8 +55,10 @@ class HierarchicalClueGathering(nn.Module):
                 f"{merges} merges of a {grid} x {grid} grid: each takes 4 off its side; choose 1 to {(grid - 1) // 4}"
             )
         self.levels = sorted(set(levels)) or list(range(1, merges + 1))
-        if not 1 <= self.levels[0] <= self.levels[-1] <= merges:
-            raise ValueError(f"levels {tuple(levels)} of {merges} merges: choose among 1 to {merges}")
+        if not 0 <= self.levels[0] <= self.levels[-1] <= merges or self.levels[-1] == 0:
+            raise ValueError(
+                f"levels {tuple(levels)} of {merges} merges: choose among 1 to {merges}, and 0 beside them"
+            )
         self.sides = [grid - 4 * l for l in self.levels]
         merges = self.levels[-1]
         self.grid, self.shared = grid, shared or merges == 1
@@ -91,7 +94,7 @@ class HierarchicalClueGathering(nn.Module):
                 f"{patches} patch tokens do not form the {N} x {N} grid this model was built for; resize the pictures"
             )
         H = tokens.transpose(1, 2).reshape(B, C, N, N)  # (B, C, N, N)  H^0
-        maps = []
+        maps = [tokens] if 0 in self.levels else []  # (B, N*N, C)
         for level in range(self.levels[-1]):
             H = self.merge(H, level)
             if level + 1 in self.levels:
@@ -99,7 +102,7 @@ class HierarchicalClueGathering(nn.Module):
         return torch.cat(maps, dim=1)  # (B, J, C)
 
     def level_of(self) -> Tensor:
-        """(J,) level 1, 2, ... of each region, in the order of ``forward``."""
+        """(J,) level (0,) 1, 2, ... of each region, in the order of ``forward``."""
         return torch.cat([torch.full((s * s,), l) for l, s in zip(self.levels, self.sides, strict=True)])
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -265,9 +264,9 @@ def scored(config: Config, feats, folder: str | Path, split: str = "test", setti
     data = (feats(config) if callable(feats) else feats)[split]
     held, found = embed(model, data), {}
     for task in _tasks(model, data):
-        with torch.no_grad():
-            t = _label_model(model, setting or {}).label_embeddings(data.space.view(task).names)
-        found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))
+        names = data.space.view(task).names
+        t = _label_embeddings(model, setting or {}, names, {})
+        found[task] = evaluation.score_all(held, t, scorer(model, setting or {}))[:, : len(names)]
     return found
 
 
@@ -286,15 +285,11 @@ def score_settings(model, feats: dict, settings: dict, resamples: int = 0) -> tu
         embedded = embed(model.eval(), data)
         drawn = bootstrap.draw(len(data), resamples) if resamples and split.startswith("test") else None
         for task in tasks:
-            view = data.space.view(task)
-            with torch.no_grad():
-                t, y = model.label_embeddings(view.names), data.labels[:, view.columns]
+            view, known = data.space.view(task), {}
+            y = data.labels[:, view.columns]
             for name, setting in settings.items():
-                own = t
-                if (asked := _label_model(model, setting)) is not model:
-                    with torch.no_grad():
-                        own = asked.label_embeddings(view.names)
-                values = evaluation.score_all(embedded, own, scorer(model, setting))
+                t = _label_embeddings(model, setting, view.names, known)
+                values = evaluation.score_all(embedded, t, scorer(model, setting))[:, : len(view.names)]
                 row = evaluation.metrics_row(values, y, model.config.ks, model.config.protocol, task)
                 if hide_labels.hides(model.config) or not model.open_vocabulary:
                     row |= _decisions(values, y, model.threshold, limits, split, (name, task))
@@ -324,11 +319,15 @@ def scorer(model, setting: dict | Callable) -> Callable:
     return model.under(model.config.replace(**setting)).score_embeddings
 
 
-def _label_model(model, setting: dict | Callable):
-    """The model whose label embeddings a setting uses: another one if the setting may change them, as a template."""
-    if callable(setting) or setting.keys() <= set(configs.names_where(type(model.config), scores=True)):
-        return model
-    return model.under(model.config.replace(**setting))
+def _label_embeddings(model, setting: dict | Callable, names, known: dict) -> Tensor:
+    """``embed_names`` of the model under a setting; settings that share them (``known``) compute them once."""
+    changes = {} if callable(setting) else setting
+    asked = model.under(model.config.replace(**changes))
+    of_scores = configs.names_where(type(model.config), scores=True)  # others may change the prompt
+    key = repr({n: v for n, v in changes.items() if n not in of_scores}), tuple(asked.companions(names))
+    if key not in known:
+        known[key] = asked.embed_names(names)
+    return known[key]
 
 
 def _resampled(values, labels, drawn, ks, key) -> dict:

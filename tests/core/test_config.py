@@ -98,7 +98,7 @@ def test_unknown_names_are_errors_that_name_the_nearest():
     [
         *({"lam": v} for v in (-0.1, 1.1, "0.5", None, float("nan"), True)),
         *({"keep": v} for v in (0, -1, 10.5, "108", True)),
-        *({"levels": (4,)}, {"levels": (0, 1)}, {"merge_lr": 1.5}),
+        *({"levels": (4,)}, {"levels": (-1, 1)}, {"merge_lr": 1.5}),
         *({"merges": 0}, {"topk": 0}, {"prompt_vectors": 0}, {"train_size": 0}, {"test_size": -5}, {"seed": -1}),
         *({"lr": -1e-3}, {"lr": float("inf")}, {"tag_noise": 1.5}, {"layer_decay": 2}, {"warmup_epochs": -1}),
         *({"hcg": 1}, {"rsa": "no"}, {"bf16": None}, {"vlp": None}, {"dataset": 3}, {"prompt": "soft"}),

@@ -120,6 +120,36 @@ def test_evaluate_scores_each_task_for_itself(model, features, embedded):
     ), "nor do they rank alike"
 
 
+def test_open_votes_score_unseen_labels_beside_the_seen_ones(model, features, embedded):
+    """ZSL scores are columns of the scores of all labels, GZSL is as ever, and the order of the seen ones is theirs."""
+    space = features.space
+    opened = model.under(model.config.replace(votes="open"))
+    opened.reference_labels = tuple(space.seen)
+    with torch.no_grad():
+        every = evaluation.score_all(
+            embedded, model.label_embeddings([*space.unseen, *space.seen]), model.score_embeddings
+        )
+    expected = metrics_row(every[:, : len(space.unseen)], features.labels[:, space.n_seen :], model.config.ks)
+    for held in (embedded, None):
+        found = evaluate(opened, features, embedded=held)
+        assert found.loc["ZSL", "mAP"] == pytest.approx(expected["mAP"])
+        assert found.loc["GZSL", "mAP"] == pytest.approx(
+            evaluate(model, features, embedded=embedded).loc["GZSL", "mAP"]
+        )
+    assert found.loc["ZSL", "mAP"] != pytest.approx(evaluate(model, features).loc["ZSL", "mAP"])
+    assert opened.companions(space.unseen) == list(space.seen) and not opened.companions(space.names)
+    assert not model.companions(space.unseen), "the paper scores the labels that are asked for among themselves"
+
+
+def test_score_of_open_votes_is_that_of_evaluate(model, features):
+    opened = model.under(model.config.replace(votes="open"))
+    opened.reference_labels = tuple(features.space.seen)
+    images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    unseen = list(features.space.unseen)
+    along = model.score(images, [*unseen, *features.space.seen])
+    torch.testing.assert_close(opened.score(images, unseen), along[:, : len(unseen)])
+
+
 def test_evaluate_embeds_if_need_be(model, features, embedded):
     pd.testing.assert_frame_equal(evaluate(model, features), evaluate(model, features, embedded=embedded))
 

@@ -109,7 +109,14 @@ def test_some_levels_are_rows_of_all_levels(levels, J):
     assert len(some.norms) == max(levels), "merges above the highest level are not computed"
 
 
-@pytest.mark.parametrize("levels", [(0,), (4,), (1, 4)])
+def test_level_0_is_the_patches_as_they_came():
+    some, every = build(start_at_zero=False, levels=(0, 1, 2, 3)), build(start_at_zero=False)
+    x = tokens()
+    assert some.sides == [14, 10, 6, 2] and some.J == 336 == len(some.level_of())
+    assert_close(some(x), torch.cat([x, every(x)], dim=1))
+
+
+@pytest.mark.parametrize("levels", [(0,), (4,), (1, 4), (-1, 2)])
 def test_a_level_that_is_not_there_is_refused(levels):
     with pytest.raises(ValueError, match=r"levels .* of 3 merges: choose among 1 to 3"):
         build(levels=levels)
