@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hrcf_lib.studies.runs import (
         AS_TRAINED,
         Outcome,
+        launch,
         run,
         run_all,
         run_name,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["AS_TRAINED", "Outcome", "run", "run_all", "run_name", "scored", "search", "seconds", "shelf", "sources"]
-__all__ += ["trained"]
+__all__ += ["launch", "trained"]
 
 
 def __getattr__(name: str):

@@ -1,5 +1,6 @@
-"""Controls: scorers that RSA and RSS are compared with and that should do worse."""
+"""Controls that should do worse: scorers that RSA and RSS are compared with, and labels of other pictures."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,3 +57,10 @@ def select_by(rule: str):
 
 
 CONTROLS = {"RSA with uniform weights": uniform_weights, "RSS with random selection": random_selection}
+
+
+def shuffled_labels(feats: dict, pictures: int | None, seed: int = 0) -> dict:
+    """``sources`` whose first ``pictures`` of train (None: all) have each other's labels; the other splits stay."""
+    data = feats["train"]
+    n = min(pictures or len(data), len(data))
+    return feats | {"train": data.take(range(n), labels_of=np.random.default_rng(seed).permutation(n))}

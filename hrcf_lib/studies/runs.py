@@ -30,7 +30,7 @@ from hrcf_lib.data.feeds.sources import source, validation
 from hrcf_lib.engine import devices, hashes, weights
 from hrcf_lib.labels import TASKS
 from hrcf_lib.methods import registry
-from hrcf_lib.studies import bootstrap, records
+from hrcf_lib.studies import bootstrap, one_run, records
 from hrcf_lib.studies.compare import KEYS
 from hrcf_lib.training import train
 
@@ -144,6 +144,18 @@ def run_all(base: Config, variants: dict, seeds, feats: dict, folder, settings=N
         chosen = settings(config) if callable(settings) else settings
         found[name, seed] = run(_sized(config), feats, folder, chosen, resamples)
     return found
+
+
+def launch(config: Config, folder: str | Path, processes: int, data: str | Path = "data", cache=None, words=()) -> None:
+    r"""Train a run in ``processes`` new processes (``one_run.launch``), for ``run`` to take up, unless it has begun.
+
+    ``folder`` is that of all runs, ``cache`` that of stored features. Raises as ``one_run.launch``.
+    """
+    config = weights_config(config)
+    with exclusive(config, folder) as out:
+        if not (out / "checkpoint.pt").is_file():
+            one_run.launch(config, out / "launched", processes, data, cache, words)
+            (out / "launched" / "checkpoint.pt").replace(out / "checkpoint.pt")
 
 
 def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict, pd.DataFrame]:

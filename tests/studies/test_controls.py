@@ -92,3 +92,13 @@ def test_rules_of_selection_keep_what_they_say():
     assert torch.equal(seen[0][0], regions[:, [0, 3]]) and seen[0][1] is False, "in order, and RSS chooses no further"
     with pytest.raises(ValueError, match="no rule of selection 'largest'; did you mean 'largest score'"):
         controls.select_by("largest")
+
+
+def test_shuffled_labels_are_those_of_the_same_pictures_in_another_order():
+    feats = {split: synthetic.features(8, seed) for split, seed in (("train", 0), ("test", 1))}
+    mixed = controls.shuffled_labels(feats, 6)
+    rows = lambda data: sorted(map(tuple, data.labels.tolist()))
+    assert mixed["test"] is feats["test"] and rows(mixed["train"]) == rows(feats["train"].take(range(6)))
+    assert not torch.equal(mixed["train"].labels, feats["train"].labels[:6])
+    assert torch.equal(mixed["train"].teacher, feats["train"].teacher[:6])
+    assert len(controls.shuffled_labels(feats, None)["train"]) == 8 == len(controls.shuffled_labels(feats, 99)["train"])

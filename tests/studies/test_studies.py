@@ -156,6 +156,22 @@ def _train(folder):
     studies.run(config(), feats, folder, resamples=5)
 
 
+def test_a_launched_run_is_taken_up_and_launched_once(feats, tmp_path, monkeypatch):
+    """The launcher is replaced: what it leaves is the folder of ``one_run``."""
+    calls = []
+
+    def train_there(config, out, processes, data, cache, words):
+        calls.append((processes, cache))
+        runs.train(methods.registry.for_config(config), feats["train"].take(range(8)), out)
+
+    monkeypatch.setattr(runs.one_run, "launch", train_there)
+    for _ in range(2):
+        studies.launch(config(), tmp_path, 2, cache=tmp_path / "features")
+    assert calls == [(2, tmp_path / "features")]
+    own = {split: feats[split] for split in ("train", "val")}
+    assert studies.run(config(), own, tmp_path, resamples=0).about["training"]["steps"] == 4
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_run_once(tmp_path):
     assert processes.run(_train, tmp_path, processes=2, strangers=True) == [0, 0]
