@@ -325,6 +325,12 @@ def mini_short() -> Config:
 
 
 @_preset
+def mini_open() -> Config:
+    """``mini`` with open votes: at test time a region may vote for a seen label that nobody asked for (notebook 19)."""
+    return PRESETS["mini"]().replace(name="mini_open", votes="open")
+
+
+@_preset
 def nus_wide() -> Config:
     """NUS-WIDE with CLIP ViT-B/16 as in the paper: 50 + 4 epochs (Sec. IV-A3). Needs the download and a GPU."""
     return Config(

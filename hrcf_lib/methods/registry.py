@@ -1,7 +1,7 @@
 r"""Every method by name: HRCF, the methods that it is compared with, and those for missing labels.
 
 >>> names()[:4]
-('hrcf', 'pre_clip', 'clip_ft', 'mkt')
+('hrcf', 'hrcf_open', 'pre_clip', 'clip_ft')
 >>> names("missing_labels")
 ('coop', 'dual_coop', 'asl', 'semantic_aware', 'trm_ml')
 
@@ -31,6 +31,7 @@ from hrcf_lib.methods.missing_labels.semantic_aware import SemanticAware
 from hrcf_lib.methods.missing_labels.trm_ml import TRMML
 from hrcf_lib.methods.mkt import MKT
 from hrcf_lib.methods.ml2p_encoder import ML2PEncoder
+from hrcf_lib.methods.open_votes import HRCFOpen
 from hrcf_lib.methods.ovml_vlp import OVMLVLP
 from hrcf_lib.methods.plain_vlp import PreCLIP
 from hrcf_lib.methods.zs_sdl import ZSSDL
@@ -39,6 +40,7 @@ from hrcf_lib.pretrained import find_folder, read_about
 
 METHODS = {  # name (lower case, "_" between words) -> class, in the order of tables
     "hrcf": HRCF,
+    "hrcf_open": HRCFOpen,
     "pre_clip": PreCLIP,
     "clip_ft": CLIPFT,
     "mkt": MKT,
@@ -64,13 +66,15 @@ ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call 
 
 
 def names(kind: str = "all") -> tuple[str, ...]:
-    """Names of methods, in the order of tables: ``all``, those ``compared`` with HRCF, or those for ``missing_labels``.
+    """Names of methods, in the order of tables: ``all``, HRCF and variants of ``ours``, those ``compared`` with it, or
+    those for ``missing_labels``.
 
     Raises ``ValueError`` for another kind.
     """
-    check_known([kind], ["all", "compared", "missing_labels"], "unknown kind of method")
+    check_known([kind], ["all", "ours", "compared", "missing_labels"], "unknown kind of method")
     partial = [name for name, found in METHODS.items() if issubclass(found, Partial)]
-    chosen = {"all": METHODS, "missing_labels": partial, "compared": set(METHODS) - {"hrcf", *partial}}[kind]
+    ours = [name for name, found in METHODS.items() if issubclass(found, HRCF)]
+    chosen = {"all": METHODS, "ours": ours, "missing_labels": partial, "compared": {*METHODS} - {*ours, *partial}}[kind]
     return tuple(name for name in METHODS if name in chosen)
 
 

@@ -73,7 +73,7 @@ class WordVectorConfig(MethodConfig):
 
 def is_small(config: Config) -> bool:
     """Whether a config started from a preset of the mini VLP."""
-    return config.name in ("mini", "mini_short")
+    return config.name in ("mini", "mini_short", "mini_open")
 
 
 def two_stages(config: Config) -> tuple[Phase, ...]:

@@ -133,7 +133,7 @@ def test_a_config_keeps_the_experiment_and_has_the_methods_own_values(name, pres
         assert getattr(config, field) == getattr(base, field)
     if name != "hrcf":
         own = {f.name: f.default for f in dataclasses.fields(type(config))}
-        own |= type(config).small if preset in ("mini", "mini_short") else {}
+        own |= type(config).small if preset in ("mini", "mini_short", "mini_open") else {}
         assert (config.lr, config.lam, config.prompt) == (own["lr"], own["lam"], own["prompt"])
     assert config.changes() == {}
     passes = lambda c: sum(p.epochs for p in c.phases)

@@ -1,0 +1,93 @@
+r"""Variants of HRCF that are ours, each one idea, at test time alone (notebook 19).
+
+Every variant has open votes (``methods.open_votes``), and one change more. They are scored from trained models, on val,
+where one is chosen. B pictures, J regions, K labels, D embedding width.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hrcf_lib import evaluation, scores
+from hrcf_lib.config import Config
+from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.data.feeds.feed import Feed
+from hrcf_lib.methods import registry
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is scored in place of HRCF as it was trained."""
+
+    changes: dict  # of the config, at test time
+    scorer: Callable | None = None  # config -> scorer, in place of HSA's own
+    trained: float = 1.0  # weights this far from the start (the VLP's own) to where training ended
+
+
+def sharpened(config: Config, temperature: float) -> Callable:
+    r"""Eq. 12 with a temperature, $w_{jk} = \mathrm{softmax}_k(s_{jk} / \tau)$: a scorer. At 1 it is HSA."""
+    return partial(_score, config=config, temperature=temperature)
+
+
+def best_votes(config: Config, most: int) -> Callable:
+    r"""Eq. 13 with each label's ``most`` largest votes in place of the sum over all regions: a scorer."""
+    return partial(_score, config=config, most=most)
+
+
+def _score(e_g: Tensor, regions: Tensor, t: Tensor, config: Config, temperature: float = 1.0, most: int | None = None):
+    if config.rss:
+        regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
+    parts = []
+    for rows in regions.split(32):  # (b, J, K) at a time
+        s = scores.region_scores(rows, t)
+        v = (s / temperature).softmax(dim=-1) * s  # (b, J, K)  Eq. 12
+        parts.append((v if most is None else v.topk(min(most, v.shape[1]), dim=1).values).sum(dim=1))  # Eq. 13
+    s_region = torch.cat(parts)  # (B, K)
+    return scores.fuse(scores.global_scores(e_g, t), s_region, *scores.mixing(config, at_test=True))  # Eq. 14
+
+
+VARIANTS = {
+    "HRCF": Variant({}),
+    "open votes": Variant({"votes": "open"}),
+    "... Eq. 14 as printed at test": Variant({"votes": "open", "normalize_at_test": False}),
+    "... all regions": Variant({"votes": "open", "rss": False}),
+    "... temperature 1/2": Variant({"votes": "open"}, partial(sharpened, temperature=0.5)),
+    "... temperature 2": Variant({"votes": "open"}, partial(sharpened, temperature=2.0)),
+    "... 24 best votes": Variant({"votes": "open"}, partial(best_votes, most=24)),
+    "... 9/10 of the way": Variant({"votes": "open"}, trained=0.9),
+}
+
+
+def part_of_the_way(model, share: float):
+    """A copy of a trained model with weights between its start and its end: 0 is the start, 1 the end.
+
+    Interpolated weights keep more of what the VLP knew (Wortsman et al., CVPR 2022, for fine-tuned CLIP). Raises
+    ``ValueError`` for a share out of 0..1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share!r} of the way of training: choose a number from 0 to 1")
+    start, made = registry.for_config(model.config).trainable_state(), copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in made.named_parameters():
+            if name in start and p.is_floating_point():
+                p.lerp_(start[name].to(p), 1 - share)
+    return made
+
+
+def measured(model, data: Feed, variants: dict[str, Variant] | None = None, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
+    """``evaluation.evaluate`` of each variant of a trained HRCF: rows (variant, task), metrics in percent."""
+    found, held = {}, {}
+    for name, variant in (VARIANTS if variants is None else variants).items():
+        if variant.trained not in held:
+            own = model if variant.trained == 1 else part_of_the_way(model, variant.trained)
+            held = {variant.trained: (own, embed(own.eval(), data))}  # one at a time: regions are large
+        own, embedded = held[variant.trained]
+        own = own.under(own.config.replace(**variant.changes))
+        scorer = variant.scorer and variant.scorer(own.config)
+        found[name] = evaluation.evaluate(own, data, tasks, scorer, embedded)
+    return pd.concat(found, names=["variant"])
