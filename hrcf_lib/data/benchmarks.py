@@ -59,20 +59,24 @@ def splits(config, data="data") -> list[str]:
     return [*names, "val"]
 
 
-def open_split(config, split: str, data="data", side: int = 112):
+def open_split(config, split: str, data="data", side: int = 112, law: scenes.SceneLaw | None = None):
     r"""One split of a config's data set, as items ``(picture uint8 (3, side, side), labels (K,) in -1/0/+1)``.
 
     Where the config has a number of pictures for the split, that many are drawn, seeded by ``data_seed``, in the order
     of the table; of MojiScenes the first ones, with ``coverage`` and the unseen labels of ``vocabulary_seed``. In
     ``train`` unseen labels read 0 (unknown). With ``held_out`` train is divided first, as Cole et al. do
-    (``hide_labels.train_val``).
+    (``hide_labels.train_val``). ``law`` is another distribution of MojiScenes' val and test than that of ``coverage``.
 
-    Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split.
+    Raises ``FileNotFoundError`` where it is not prepared, ``ValueError`` for an unknown split, and for a ``law`` of
+    pictures that are not drawn by one.
     """
     size = getattr(config, f"{split.split('-')[0]}_size", None)
+    if law is not None and (config.dataset != "mojiscenes" or split == "train"):
+        raise ValueError(f"a law of scenes for {split} of {config.dataset}: only val and test of mojiscenes have one")
     if config.dataset == "mojiscenes":
         train = split == "train"  # whose pictures nobody chose for unseen labels
-        more = {"tag_noise": config.tag_noise} if train else {"law": scenes.SceneLaw(coverage=config.coverage)}
+        law = law or scenes.SceneLaw(coverage=config.coverage)
+        more = {"tag_noise": config.tag_noise} if train else {"law": law}
         more |= {"vocabulary_seed": config.vocabulary_seed}
         return scenes.MojiScenes(split, size or 1500, config.data_seed, side, **more)
     if config.held_out and split in ("train", "val"):

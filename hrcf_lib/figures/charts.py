@@ -172,6 +172,14 @@ def curves(history, every: int = 50):
     return figure
 
 
+MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")
+
+
+def line_look(i: int) -> dict:
+    """Colour, marker and stroke of the line number ``i`` of a figure: each tells it from the others."""
+    return {"color": COLOURS[i % 10], "marker": MARKERS[i % len(MARKERS)], "ls": LINES[i % len(LINES)]}
+
+
 def _look(colour, marker: str, fill=None) -> dict:
     return {"color": colour, "marker": marker, "mfc": colour if fill is None else fill, "mec": colour, "ls": "none"}
 

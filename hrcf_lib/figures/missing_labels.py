@@ -3,16 +3,11 @@
 import matplotlib.pyplot as plt
 
 from hrcf_lib.engine.messages import need
-from hrcf_lib.figures.charts import COLOURS, PAGE, legend, literal, over_seeds, printed
+from hrcf_lib.figures.charts import COLOURS, PAGE, legend, line_look, literal, over_seeds, printed
 
 OVER_KNOWN, PSEUDO = 0.42, 0.32  # height of a figure, in parts of its width
 OURS = 1.6  # width of our panel, in parts of a published one's
 RANDOM, AT_RANDOM = {"ls": ":", "lw": 0.8}, "right if filled at random"
-MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")
-
-
-def _look(i: int) -> dict:
-    return {"color": COLOURS[i % 10], "marker": MARKERS[i % len(MARKERS)], "ls": LINES[i % len(LINES)]}
 
 
 def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width: float = PAGE):
@@ -34,7 +29,7 @@ def over_known(ours, paper=None, ours_title: str = "measured: MojiScenes", width
         need(paper, ["dataset", "method", "known", "mAP"], "over_known")
         methods += [name for name in dict.fromkeys(paper["method"]) if name not in methods]
         panels = list(dict.fromkeys(paper["dataset"]))
-    look = {name: _look(i) for i, name in enumerate(methods)}
+    look = {name: line_look(i) for i, name in enumerate(methods)}
     with printed():
         about = {"figsize": (width, OVER_KNOWN * width), "layout": "constrained", "squeeze": False}
         figure, axes = plt.subplots(1, 1 + len(panels), **about, width_ratios=[OURS, *[1] * len(panels)])
@@ -74,7 +69,7 @@ def pseudo_labels(frame, width: float = PAGE):
             for i, p in enumerate(shares):
                 part = frame[(frame["kind"] == kind) & (frame["known"] == p)]
                 over_seeds(
-                    axis, part.assign(value=100 * part[column]), "epoch", "value", **_look(i), label=f"p = {p:g}"
+                    axis, part.assign(value=100 * part[column]), "epoch", "value", **line_look(i), label=f"p = {p:g}"
                 )
                 if column == "precision":
                     axis.axhline(100 * part["chance"].mean(), color=COLOURS[i % 10], **RANDOM)

