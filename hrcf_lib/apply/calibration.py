@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import brentq
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import brier_score_loss, f1_score
 from torch import Tensor
@@ -223,13 +224,13 @@ def own_thresholds(calibration: Calibration, scores: Tensor, labels: Tensor, nam
     return found
 
 
-def _offset(f: Tensor, y: Tensor, steps: int = 30) -> float:
-    """The most probable b where P(y = 1) = sigma(f + b) and b ~ N(0, 1), by Newton's method (a concave problem)."""
-    b = 0.0
-    for _ in range(steps):
-        p = torch.sigmoid(f + b)
-        b += float(((y - p).sum() - b) / ((p * (1 - p)).sum() + 1))
-    return b
+def _offset(f: Tensor, y: Tensor) -> float:
+    """The most probable b where P(y = 1) = sigma(f + b) and b ~ N(0, 1): where the slope, which falls, is 0.
+
+    Not by Newton's method, which runs away where a label is far more frequent than the curve says.
+    """
+    slope = lambda b: float((y - torch.sigmoid(f + b)).sum()) - b
+    return brentq(slope, -len(y), len(y))  # n examples pull b by less than n
 
 
 # -- is it right? ------------------------------------------------------------------------------------------------------

@@ -131,6 +131,18 @@ def test_examples_move_the_threshold_the_way_they_say(random):
     assert found["low"] < one["low"] < 0.5 < one["high"] < found["high"], "fewer examples say less"
 
 
+@pytest.mark.parametrize("share", [0.03, 0.5, 0.97])
+def test_a_label_far_more_frequent_than_the_curve_says_gets_a_low_threshold(share):
+    """Each offset is where the examples' pull, and that of the prior, are in balance."""
+    base = Calibration((0.0, 1.0), (-7.0, 1.0), 0.16, 0.004)
+    s = torch.linspace(0, 0.3, 100)[:, None]
+    y = torch.where(torch.arange(100) % 100 < 100 * share, 1.0, -1.0)[:, None]
+    found = calibration.own_thresholds(base, s, y, ["animal"], random=True)["animal"]
+    b = float(torch.tensor(0.16).logit() - torch.tensor(found).logit())
+    p = torch.sigmoid(base.logit(s) + b)
+    assert found < 0.16 and float(((y + 1) / 2 - p).sum()) == pytest.approx(b, abs=1e-2)
+
+
 def test_picked_examples_do_not_say_how_frequent_a_label_is():
     base = Calibration((0.0, 1.0), (-6.0, 2.0), 0.2, 0.01)
     s, y = torch.tensor([0.9, 0.8, 0.2, 0.1])[:, None], torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None]
