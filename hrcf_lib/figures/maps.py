@@ -1,7 +1,7 @@
 r"""Figures of maps: one label per picture (Fig. 6), all of a picture's (Fig. 7), level by level, and their measurement.
 
-Maps are in 0..1 and as large as their picture. Boxes are x0, y0, x1, y1 in pixels, the last two exclusive. K labels,
-L levels.
+Maps are in 0..1 and as large as their picture. Where a label is, is a box x0, y0, x1, y1 in pixels, the last two
+exclusive, or a mask (H, W), whose edge is drawn. K labels, L levels.
 """
 
 import matplotlib.pyplot as plt
@@ -10,8 +10,7 @@ from matplotlib import patheffects
 
 from hrcf_lib.engine.messages import need
 from hrcf_lib.figures.charts import COLOURS, PAGE, check_lists, legend, literal, printed, wrapped
-from hrcf_lib.studies.by_object_size import SIZES
-from hrcf_lib.studies.localisation import ALL, CONTROLS, METRICS
+from hrcf_lib.studies.localisation import CONTROLS, METRICS, ROWS
 
 HEAT = {"cmap": "inferno", "vmin": 0, "vmax": 1, "alpha": 0.6}
 OUTLINE = [patheffects.Stroke(linewidth=1.8, foreground="black", alpha=0.6), patheffects.Normal()]
@@ -23,7 +22,7 @@ LETTERS = 16  # characters of a title that fit an inch
 ROW_NAME = 14  # characters in a line beside a picture
 BARS, LEVEL_NAMES = 1.2, 0.4  # width of the bars in ``levels`` and of their names, in parts of a picture
 LEVELS_HEAD = 0.45  # inches
-LOCALISATION, SPREAD = 2.8, 0.7  # inches of height; the share of a size's room that its points take
+LOCALISATION, SPREAD = 2.1, 0.7  # inches of height of a panel; the share of a size's room that its points take
 SCALE = 0.28  # width of a map's scale and its numbers, in parts of the map
 KEPT_ALPHA = 0.5  # of the colour over a kept region: the picture stays visible
 GREYS = {name: {"color": grey, "marker": mark} for name, grey, mark in zip(CONTROLS, ("0.45", "0.7"), ("_", "x"))}
@@ -36,7 +35,7 @@ def one_label(images, labels, maps: dict, boxes=None, width: float = PAGE):
         images: n pictures (H, W, 3).
         labels: the label of each, its title.
         maps: method -> n maps (H, W).
-        boxes: of each label, or None.
+        boxes: where each label is, a box or a mask; or None.
         width: of the figure, in inches.
 
     Returns the figure. Raises ``ValueError`` for no picture or method, and lists of another length.
@@ -66,7 +65,7 @@ def all_labels(images, labels, maps: dict, boxes=None, width: float = PAGE):
         images: n pictures (H, W, 3).
         labels: the labels of each.
         maps: method -> for each picture its maps (k, H, W).
-        boxes: for each picture those of its labels (k, 4), or None.
+        boxes: for each picture where each of its labels is, k boxes or masks; or None.
         width: of the figure, in inches.
 
     Returns the figure. Raises ``ValueError`` for no picture or method, lists of another length, or a picture with
@@ -113,7 +112,7 @@ def levels(image, labels, clues, boxes=None, width: float = PAGE):
         image: (H, W, 3).
         labels: K names, one row each.
         clues: of ``region_maps.clues`` for this one picture and these labels.
-        boxes: (K, 4), or None.
+        boxes: where each label is, K boxes or masks; or None.
         width: of the figure, in inches.
 
     Returns the figure. Raises ``ValueError`` for clues of several pictures or of other labels.
@@ -244,7 +243,7 @@ def selection(image, kept, width: float = PAGE):
 
 
 def localisation(table, titles=None, width: float = PAGE):
-    r"""What ``localisation.summary`` found: one panel per measure, sizes side by side, one point per title.
+    r"""What ``localisation.summary`` found: one panel per measure, its sizes side by side, one point per title.
 
     Args:
         table: of ``localisation.summary``.
@@ -258,31 +257,37 @@ def localisation(table, titles=None, width: float = PAGE):
     titles = there if titles is None else list(titles)
     if unknown := [title for title in titles if title not in there]:
         raise ValueError(f"no row of {unknown[0]!r}: the table has {', '.join(there)}")
-    sizes = [size for size in (*SIZES, ALL) if size in set(table["size"])]
+    sizes = [size for size in ROWS if size in set(table["size"])]
     with printed():
-        figure, axes = plt.subplots(1, len(METRICS), figsize=(width, LOCALISATION), layout="constrained", sharey=True)
+        size = (width, LOCALISATION * len(METRICS))
+        figure, axes = plt.subplots(len(METRICS), 1, figsize=size, layout="constrained", sharex=True)
         for axis, (metric, name) in zip(axes, METRICS.items()):
             for i, title in enumerate(titles):
                 part = table[table["title"] == title].set_index("size").reindex(sizes)
                 x = np.arange(len(sizes)) + SPREAD * ((i + 0.5) / len(titles) - 0.5)
                 _points(axis, x, part, metric, title, i)
             axis.set_xticks(range(len(sizes)), sizes)
-            axis.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, None), title=name)
+            axis.set(xlim=(-0.5, len(sizes) - 0.5), ylim=(0, None), ylabel="%", title=name)
             axis.tick_params(axis="x", length=0)
             axis.grid(visible=False, axis="x")
             for place in range(1, len(sizes)):
                 axis.axvline(place - 0.5, color="0.85", lw=0.6)
-        axes[0].set_ylabel("%")
         legend(figure, titles)
     return figure
 
 
 def show(axis, image, heat=None, box=None) -> None:
-    """Draw a picture, its map over it, and the box of an object."""
+    """Draw a picture, its map over it, and the box (4,) of an object or the edge of a mask (H, W)."""
     axis.imshow(image, interpolation="lanczos")
     if heat is not None:
         axis.imshow(np.asarray(heat), **HEAT)
-    if box is not None:
+    if box is not None and np.ndim(box) == 2:
+        mask = np.pad(np.asarray(box, float), 1)  # so that an edge at the border of the picture is drawn too
+        (h, w), limits = mask.shape, axis.axis()
+        at = np.arange(w) - 1, np.arange(h) - 1
+        axis.contour(*at, mask, levels=[0.5], colors="white", linewidths=0.8).set(path_effects=OUTLINE)
+        axis.axis(limits)
+    elif box is not None:
         x0, y0, x1, y1 = (float(v) for v in box)
         corner = (x0 - 0.5, y0 - 0.5)  # pixels are squares around whole numbers
         look = {"fill": False, "color": "white", "lw": 0.8, "path_effects": OUTLINE}

@@ -94,6 +94,15 @@ def difference_row(ours: Sequence[Tensor], others: Sequence[Tensor], level: floa
     return {"difference": at, "low": low, "high": high, "verdict": verdict(low, high)}
 
 
+def in_words(row, unit: str) -> str:
+    """A ``difference_row`` as text.
+
+    >>> in_words({"difference": 1.24, "low": 0.5, "high": 1.9, "verdict": "better"}, "mAP")
+    '+1.2 [+0.5, +1.9] mAP, better'
+    """
+    return f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}] {unit}, {row['verdict']}"
+
+
 def verdict(low: float, high: float) -> str:
     """``better`` or ``worse`` where the interval says so, otherwise ``open``."""
     return "better" if low > 0 else "worse" if high < 0 else "open"

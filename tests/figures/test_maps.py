@@ -44,6 +44,17 @@ def test_one_label_a_picture():
         assert boxes(axes[2, i]) == [(1, 2, 8, 10)]
 
 
+def test_a_mask_is_drawn_by_its_edge():
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:, 12:] = True
+    picture, axis = map_figures.one_label(pictures(1), ["sky"], {"HRCF": heats(1)}, [mask]).axes
+    for panel in (picture, axis):
+        (edge,) = panel.collections
+        (line,) = edge.get_paths()
+        assert line.vertices.min(axis=0).tolist() == [11.5, -0.5] and line.vertices.max(axis=0).tolist() == [15.5, 15.5]
+        assert not panel.patches
+
+
 def test_every_head_of_every_label():
     masks = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     figure = map_figures.heads(pictures(1)[0], ["cat", "dog", "bus"], masks)

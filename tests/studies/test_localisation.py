@@ -80,6 +80,8 @@ def test_bad_maps_and_boxes_are_named():
     for m, b, words in [
         (maps[0], boxes, r"\(8, 8\)"),
         (maps, boxes[:2], r"\(2, 4\)"),
+        (maps, torch.ones(3, 8, 7, dtype=torch.bool), r"\(3, 8, 7\)"),
+        (maps, torch.ones(3, 8, 8, dtype=torch.bool) & (torch.arange(3) != 1)[:, None, None], "mask 1 is empty"),
         (maps - 2 * (torch.arange(3) == 1)[:, None, None], boxes, "map 1 has negative"),
         (maps.where(torch.arange(3)[:, None, None] < 2, torch.nan), boxes, "map 2"),
         (maps, torch.tensor([[0, 0, 4, 4], [0, 0, 4, 4], [5, 0, 5, 4.0]]), "box 2 .* is empty"),
@@ -123,16 +125,51 @@ def test_the_frame_has_every_thing_that_is_a_label(scenes, frame):
     assert set(own["part"]) == {"seen", "unseen"} and set(own["size"]) == set(by_object_size.SIZES)
 
 
-def test_what_is_looked_for_are_things_or_all_that_holds(scenes):
-    for i in range(6):
+def test_what_is_looked_for_are_things_or_all_that_can_be_seen(scenes):
+    met = set()
+    for i in range(12):
         scene = scenes.scene(i)
         own, boxes = localisation.things(scene, scenes.labels)
         assert own == [name for name in scene.names[: scene.things] if name in scenes.labels.names]
         assert boxes.tolist() == [scene.boxes[scene.names.index(name)].tolist() for name in own]
-        everything, boxes = localisation.things(scene, scenes.labels, everywhere=True)
-        assert everything == scenes.annotated(scene) and len(boxes) == len(everything) >= len(own)
-        assert localisation.things(scene, scenes.labels, everything[-1:], everywhere=True)[0] == everything[-1:]
+        everything, kinds, places = localisation.shown(scene, scenes.labels)
+        assert everything == [name for name in scenes.annotated(scene) if scene.mask(name).any()]
+        for name, kind, place in zip(everything, kinds, places, strict=True):
+            at = scene.names.index(name)
+            assert kind == ("thing" if at < scene.things else "stuff" if at < len(scene.drawn) else "word")
+            wanted = scene.boxes[at] if kind == "thing" else scene.mask(name)
+            assert place.tolist() == wanted.tolist()
+        assert localisation.shown(scene, scenes.labels, everything[-1:])[0] == everything[-1:]
         assert localisation.things(scene, scenes.labels, ["no such label"])[0] == []
+        met |= set(kinds)
+    assert met == {"thing", "stuff", "word"}
+    with pytest.raises(ValueError, match="unknown kind 'things'; did you mean 'thing'"):
+        localisation.shown(scene, scenes.labels, kinds=["things"])
+
+
+def test_stuff_and_words_are_measured_by_their_masks_and_apart(scenes):
+    def exact(images, asked):
+        found = [localisation.shown(scenes.scene(i), scenes.labels)[2] for i in range(len(images))]
+        return [
+            torch.cat([localisation.within(torch.ones(1, 112, 112), p[None]) for p in own]).float() for own in found
+        ]
+
+    kinds = ("thing", "stuff", "word")
+    frame = measure_maps(scenes, {"exact": exact} | controls(), n=8, kinds=kinds)
+    own = frame[frame["title"] == "exact"]
+    assert own[["hit", "energy"]].eq(1).all(axis=None) and own["energy"].dtype.kind == "f"
+    for row in own[own["kind"] != "thing"].to_dict("records"):
+        assert row["size"] == {"stuff": "stuff", "word": "words"}[row["kind"]]
+        assert row["area"] == pytest.approx(scenes.scene(row["image"]).mask(row["label"]).mean())
+    things = measure_maps(scenes, controls(), n=8)
+    assert set(things["kind"]) == {"thing"} and len(own) > len(things) / 2
+    table = localisation.summary(own, resamples=10).set_index("size")["things"]
+    assert table["all"] == (own["kind"] == "thing").sum() and list(table.index[-3:]) == ["all", "stuff", "words"]
+    pair = localisation.differences(frame, [("exact", "random map")], resamples=10)
+    assert set(pair["size"]) == set(table.index)
+    lines = localisation.said(pair).splitlines()
+    assert [line.split(":")[0].split(", ")[-1] for line in lines] == ["things", "stuff", "words"]
+    assert all(line.startswith("exact against random map") and "pointing game, better" in line for line in lines)
 
 
 def test_perfect_and_blind_maps_are_the_bounds(frame):
