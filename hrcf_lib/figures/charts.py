@@ -150,26 +150,47 @@ def where(image: np.ndarray, names, scores, maps, truth=()):
     return figure
 
 
-def curves(history, every: int = 50):
-    """Losses and learning rate of a training run, averaged over ``every`` steps, phases shaded; returns the figure."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 2.8))
-    for axis, column in zip(axes, ("ranking", "distillation", "lr"), strict=True):
-        for side, colour in (("hcg", COLOURS[0]), ("prompts", COLOURS[1])):
+CURVES = {"ranking": "ranking loss", "distillation": "distillation loss", "lr": "learning rate"}
+
+
+def curves(history, every: int = 50, scores=None, plain=None):
+    r"""Losses and learning rate of a training run, averaged over ``every`` steps, and scores along it.
+
+    Args:
+        history: what ``train`` returns for an HRCF.
+        scores: rows of ``studies.over_training``: mAP of each task against the step, in a panel of its own.
+        plain: task -> mAP of the plain VLP on the same pictures: a dotted line.
+
+    Phases of prompts are shaded. Returns the figure.
+    """
+    figure, axes = plt.subplots(*((1, 3) if scores is None else (2, 2)), figsize=(9.5, 2.6 if scores is None else 5))
+    for axis, (column, title) in zip(axes.flat, CURVES.items(), strict=False):
+        for side, name, colour in (("hcg", "image side", COLOURS[0]), ("prompts", "prompts", COLOURS[1])):
             part = history[history.side == side]
             if len(part) and not (column == "distillation" and side == "prompts"):
                 values = part[column].rolling(min(every, len(part)), min_periods=1).mean()
                 for _, piece in part.assign(value=values).groupby("phase"):
-                    axis.plot(piece.step, piece.value, color=colour, label=side)
+                    axis.plot(piece.step, piece.value, color=colour, label=name)
+        axis.set(xlabel="step", title=title)
+    if scores is not None:
+        _scores_over_steps(axes.flat[-1], scores, plain or {})
+    for axis in axes.flat:
         for _, phase in history[history.side == "prompts"].groupby("phase"):
             axis.axvspan(phase.step.min(), phase.step.max(), color=COLOURS[1], alpha=0.12, lw=0)
-        axis.set(
-            xlabel="step",
-            title={"ranking": "ranking loss", "distillation": "distillation loss", "lr": "learning rate"}[column],
-        )
-    handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=False))
-    axes[0].legend(handles.values(), handles.keys(), fontsize=8)
+    handles = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=False))
+    axes.flat[0].legend(handles.values(), handles.keys(), fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def _scores_over_steps(axis, scores, plain: dict) -> None:
+    for task, part in scores.groupby("task", sort=False):
+        colour, marker, line = TASKS.get(task, (COLOURS[4], "v", ":"))
+        axis.plot(part["step"], part["mAP"], color=colour, marker=marker, ls=line, ms=4, label=task)
+        if task in plain:
+            axis.axhline(plain[task], color=colour, ls=":", lw=1)
+    axis.set(xlabel="step", title="mAP (%) on val" + ("; dotted: the plain VLP" if plain else ""))
+    axis.legend(fontsize=8)
 
 
 MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")

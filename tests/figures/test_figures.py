@@ -355,3 +355,15 @@ def test_pictures_with_many_labels_keep_their_size():
     for axis in (shown.axes[0], figures.gallery([image], [", ".join(names)]).axes[0]):
         assert axis.get_title().count("\n") == 4 and axis.get_title().endswith("...")
     assert figures.gallery([image], ["cat, dog"]).axes[0].get_title() == "cat, dog"
+
+
+def test_curves_of_a_run_with_scores_along_it():
+    sides = ["hcg", "hcg", "prompts", "prompts", "hcg"]
+    history = pd.DataFrame({"step": range(1, 6), "phase": [0, 0, 1, 1, 2], "side": sides, "lr": 0.1})
+    history = history.assign(ranking=[5.0, 4, 3, 2, 1], distillation=0.5)
+    assert [axis.get_title() for axis in figures.curves(history).axes] == list(charts.CURVES.values())
+    scores = pd.DataFrame({"step": [0, 5, 0, 5], "task": ["ZSL", "ZSL", "GZSL", "GZSL"], "mAP": [1.0, 2, 3, 4]})
+    figure = figures.curves(history, every=1, scores=scores, plain={"ZSL": 1.5})
+    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[3].get_lines()}
+    assert len(figure.axes) == 4 and drawn["ZSL"] == [1, 2] and drawn["GZSL"] == [3, 4]
+    assert [1.5, 1.5] in drawn.values() and "plain VLP" in figure.axes[3].get_title()
