@@ -1,7 +1,8 @@
 """Tables of the report under their titles, in a notebook; long ones folded, so that a reader can go past them."""
 
-from IPython.display import HTML, Markdown, display
+from IPython.display import Markdown, display
 
+from hrcf_lib.figures.tables import folded as fold
 from hrcf_lib.report import show
 
 
@@ -13,7 +14,6 @@ def section(tables: dict, *titles: str, folded: bool = False) -> None:
     for title in titles:
         styled = show(tables[title], title)
         if folded:
-            count = f"{len(tables[title])} rows"
-            display(HTML(f"<details><summary><b>{title}</b> ({count})</summary>{styled.to_html()}</details>"))
+            display(fold(styled, title))
         else:
             display(Markdown(f"**{title}**"), styled)

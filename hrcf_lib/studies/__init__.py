@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hrcf_lib.studies.runs import (
         AS_TRAINED,
         Outcome,
+        choices,
         launch,
         run,
         run_all,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
         trained,
     )
 
-__all__ = ["AS_TRAINED", "Outcome", "run", "run_all", "run_name", "scored", "search", "seconds", "shelf", "sources"]
-__all__ += ["launch", "trained"]
+__all__ = ["AS_TRAINED", "Outcome", "choices", "launch", "run", "run_all", "run_name", "scored", "search", "seconds"]
+__all__ += ["shelf", "sources", "trained"]
 
 
 def __getattr__(name: str):

@@ -73,22 +73,22 @@ def differences(outcomes: dict, pairs, metrics=("mAP", "F1@3"), level: float = 0
 def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, paper=None, tasks=("ZSL", "GZSL")):
     """The rows of one split and metric that ``figures.effects`` draws: one label per pair, one group per task.
 
-    ``pairs``: label -> pair, as given to ``differences``; ``paper``: label -> the paper's difference, on ZSL.
+    ``pairs``: label -> pair, as given to ``differences``; ``paper``: label -> the paper's difference, on ZSL, or
+    (label, task) -> its difference on that task.
     """
-    rows = []
+    rows, paper = [], paper or {}
     for task in tasks:
         for label, pair in pairs.items():
             row = differences[is_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
-            row = row[row["metric"].eq(metric)].assign(label=label, group=task, paper=float("nan"))
-            rows.append(row.assign(paper=(paper or {}).get(label, float("nan"))) if task == "ZSL" else row)
+            printed = paper.get((label, task), paper.get(label, math.nan) if task == "ZSL" else math.nan)
+            rows.append(row[row["metric"].eq(metric)].assign(label=label, group=task, paper=printed))
     return pd.concat(rows, ignore_index=True)
 
 
 def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None, split="test", tasks=("ZSL", "GZSL")):
     r"""Sentences of ``differences``: text, one line per pair and task, as it stands under a figure or in a conclusion.
 
-    ``pairs`` and ``paper`` as in ``labelled``; ``paper`` may also be keyed by (label, task). Points of ``metric``, the
-    interval in brackets, the verdict.
+    ``pairs`` and ``paper`` as in ``labelled``. Points of ``metric``, the interval in brackets, the verdict.
 
     >>> row = {"variant": "HRCF", "setting": "", "against": "MKT", "against_setting": "", "split": "test"}
     >>> row |= {"task": "ZSL", "metric": "mAP", "difference": 1.24, "low": 0.5, "high": 1.9, "verdict": "better"}
@@ -96,12 +96,29 @@ def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None
     against MKT, ZSL: +1.2 [+0.5, +1.9] mAP, better (the paper: +6.1)
     """
     lines = []
-    for _, row in labelled(differences, pairs, split, metric, tasks=tasks).iterrows():
-        label, task = row["label"], row["group"]
-        printed = (paper or {}).get((label, task), (paper or {}).get(label, math.nan) if task == "ZSL" else math.nan)
-        text = f"{label}, {task}: {row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}] {metric}"
-        lines.append(f"{text}, {row['verdict']}" + ("" if pd.isna(printed) else f" (the paper: {printed:+.1f})"))
+    for _, row in labelled(differences, pairs, split, metric, paper, tasks).iterrows():
+        interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
+        printed = "" if pd.isna(row["paper"]) else f" (the paper: {row['paper']:+.1f})"
+        lines.append(f"{row['label']}, {row['group']}: {interval} {metric}, {row['verdict']}{printed}")
     return "\n".join(lines)
+
+
+def published_pairs(table: str, notebook: str, variants, metric: str = "mAP") -> tuple[dict, dict]:
+    """Pairs and the paper's differences for ``said`` and ``labelled``, out of ``papers/published/<table>.csv``.
+
+    Such a table of effects names the notebook and the variants that answer each line; pairs are those of which both
+    variants are among ``variants``. Returns label -> pair, and (label, task) -> the difference of ``metric`` in
+    percentage points, where the paper prints one.
+    """
+    frame = records.published(table)
+    frame = frame[frame["notebook"].eq(notebook) & frame["metric"].eq(metric)]
+    frame = frame[frame["variant"].isin(variants) & frame["against_variant"].isin(variants)]
+    text = frame[["setting", "against_setting"]].astype(object).fillna("")
+    sides = zip(frame["variant"], text["setting"]), zip(frame["against_variant"], text["against_setting"])
+    pairs = dict(zip(frame["label"], zip(*sides)))
+    printed = frame["difference"].fillna(frame["printed"] - frame["printed_against"])
+    told = zip(frame["label"], frame["task"], printed)
+    return pairs, {(label, task): points for label, task, points in told if not pd.isna(points)}
 
 
 def named(side) -> tuple[str, str]:

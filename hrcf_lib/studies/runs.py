@@ -189,6 +189,26 @@ def search(base: Config, grid: dict, feats, folder, settings=None) -> tuple[dict
     return best | dict(settings[setting]), pd.concat(parts, ignore_index=True)
 
 
+def choices(searched: dict, grids: dict) -> pd.DataFrame:
+    """One row per name of ``searched``, which has what ``search`` returned, in few words.
+
+    ``grids``: name -> grid. Columns: ``chosen`` (field = value), the metrics on val of what was chosen, and ``at the
+    edge``: fields whose best number is the lowest or highest of three or more, so that others may be better yet.
+    """
+    rows = {}
+    for name, (best, frame) in searched.items():
+        at_best = frame[frame["chosen"]].iloc[-1]
+        row = {"chosen": ", ".join(f"{field} = {value}" for field, value in best.items())}
+        row |= {f"{metric} on val": at_best[metric] for metric in frame if metric.startswith("mAP")}
+        rows[name] = row | {"at the edge": ", ".join(_at_edge(best, grids[name]))}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _at_edge(best: dict, grid: dict) -> list[str]:
+    numbers = {name: [v for v in values if isinstance(v, (int, float))] for name, values in grid.items()}
+    return [name for name, tried in numbers.items() if len(tried) > 2 and best[name] in (min(tried), max(tried))]
+
+
 def _on_val(config: Config, feats, folder, settings) -> list[dict]:
     """One row per setting of a run that is scored on val alone."""
     own = with_training_data(config, feats)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hrcf_lib import figures
 from hrcf_lib.data.mojiscenes import MojiScenes
-from hrcf_lib.figures import charts
+from hrcf_lib.figures import charts, tables
 from hrcf_lib.figures import maps as map_figures
 from hrcf_lib.figures import methods as method_figures
 from hrcf_lib.labels import LabelSpace
@@ -367,3 +367,10 @@ def test_curves_of_a_run_with_scores_along_it():
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[3].get_lines()}
     assert len(figure.axes) == 4 and drawn["ZSL"] == [1, 2] and drawn["GZSL"] == [3, 4]
     assert [1.5, 1.5] in drawn.values() and "plain VLP" in figure.axes[3].get_title()
+
+
+def test_a_long_table_is_folded_whole():
+    frame = pd.DataFrame({"x": range(100)})
+    html = tables.folded(frame, "a < b").data
+    assert html.startswith("<details><summary><b>a &lt; b</b> (100 rows)</summary>") and html.count("<tr") == 101
+    assert "(100 rows)" in tables.folded(frame.style.format(precision=1), "styled").data

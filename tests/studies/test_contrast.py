@@ -12,13 +12,14 @@ from hrcf_lib.studies import contrast
 
 
 def test_rows_of_table_3():
-    rows = contrast.table3(config.mini_short(), {"ovml_vlp": {"lr": 0.5}})
+    rows = contrast.table3(config.mini_short(), {"ovml_vlp": {"lr": 0.5, "contrastive": 0.1}})
     assert list(rows) == ["CLIP-ML", "CLIP, fine-tuned", "attention", "attention, L_con"]
     assert [row.method for row in rows.values()] == ["pre_clip", "clip_ft", "ovml_vlp", "ovml_vlp"]
     assert rows["CLIP-ML"].similarity == "cosine"
-    assert [rows[name].contrastive for name in ("attention", "attention, L_con")] == [0.0, 1.0]
+    assert [rows[name].contrastive for name in ("attention", "attention, L_con")] == [0.0, 0.1]
     assert [row.lr == 0.5 for row in rows.values()] == [False, False, True, True]
-    assert rows["attention"].replace(contrastive=1.0) == rows["attention, L_con"], "nothing else differs"
+    assert rows["attention"].replace(contrastive=0.1) == rows["attention, L_con"], "nothing else differs"
+    assert contrast.table3(config.nus_wide())["attention, L_con"].contrastive == 1.0, "the paper's weight"
 
 
 def test_likeness_pair_by_pair():
