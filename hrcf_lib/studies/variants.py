@@ -91,3 +91,24 @@ def measured(model, data: Feed, variants: dict[str, Variant] | None = None, task
         scorer = variant.scorer and variant.scorer(own.config)
         found[name] = evaluation.evaluate(own, data, tasks, scorer, embedded)
     return pd.concat(found, names=["variant"])
+
+
+def of_runs(runs: dict, data: Feed, variants: dict[str, Variant] | None = None) -> pd.DataFrame:
+    """``measured`` of trained models by seed: rows (seed, variant, task)."""
+    return pd.concat({seed: measured(model, data, variants) for seed, model in runs.items()}, names=["seed"])
+
+
+def choose(table: pd.DataFrame, worth: float = 0.5, metrics=("mAP", "F1@3")) -> tuple[str, pd.DataFrame]:
+    r"""The first variant that none of the table is better than by more than ``worth`` points, and what was compared.
+
+    Good is the mean of ``metrics`` over tasks and seeds of a table of ``of_runs``, which lists simple variants first: a
+    further change has to be worth its concept. The frame has a row per variant: the mean of each task and metric, their
+    ``mean`` with its deviation over seeds, ``spread`` (0 for one seed), and ``chosen``.
+    """
+    wide = table[list(metrics)].unstack("task")  # rows (seed, variant)
+    order = list(dict.fromkeys(table.index.get_level_values("variant")))
+    good = wide.mean(axis=1).groupby("variant").agg(["mean", "std"]).fillna(0.0).loc[order]
+    chosen = good.index[good["mean"] >= good["mean"].max() - worth][0]
+    shown = wide.groupby("variant").mean().loc[order]
+    shown.columns = [f"{task} {metric}" for metric, task in shown.columns]
+    return chosen, shown.assign(mean=good["mean"], spread=good["std"], chosen=good.index == chosen)

@@ -1,5 +1,6 @@
 """Variants of notebook 19: each is what it says, and the whole list is scored as by evaluate."""
 
+import pandas as pd
 import pytest
 import synthetic
 import torch
@@ -61,3 +62,14 @@ def test_the_table_is_that_of_evaluate():
     assert found.loc["open"].equals(evaluation.evaluate(model.under(model.config.replace(votes="open")), data))
     assert found.loc[("best", "ZSL"), "mAP"] != found.loc[("open", "ZSL"), "mAP"]
     assert found.loc[("start", "ZSL"), "mAP"] != found.loc[("HRCF", "ZSL"), "mAP"]
+
+
+def test_the_first_variant_is_chosen_that_no_other_beats_by_what_is_worth_it():
+    good = {"plain": (10.0, 10.0), "simple": (20.0, 22.0), "best": (19.0, 24.0), "dear": (21.0, 21.9)}
+    rows = {(s, v, t): {"mAP": x[s], "F1@3": x[s]} for v, x in good.items() for s in (0, 1) for t in ("ZSL", "GZSL")}
+    table = pd.DataFrame(rows).T.rename_axis(["seed", "variant", "task"])
+    chosen, shown = variants.choose(table)
+    assert chosen == "simple", "21.0, and the best has 21.5"
+    assert list(shown.index) == list(good) and shown["mean"].tolist() == [10.0, 21.0, 21.5, pytest.approx(21.45)]
+    assert shown["chosen"].tolist() == [False, True, False, False]
+    assert variants.choose(table, worth=0.4)[0] == "best" and variants.choose(table.loc[[1]])[0] == "best"
