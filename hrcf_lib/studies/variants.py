@@ -112,3 +112,31 @@ def choose(table: pd.DataFrame, worth: float = 0.5, metrics=("mAP", "F1@3")) -> 
     shown = wide.groupby("variant").mean().loc[order]
     shown.columns = [f"{task} {metric}" for metric, task in shown.columns]
     return chosen, shown.assign(mean=good["mean"], spread=good["std"], chosen=good.index == chosen)
+
+
+@torch.no_grad()
+def where_votes_go(model, data: Feed, pictures: int = 300) -> pd.DataFrame:
+    """Shares, in percent, of the weights of Eq. 12 that go to each kind of label when unseen labels are asked for.
+
+    One row per kind of ``config.votes``; columns: part of the labels, and whether they are in the picture. The mean
+    over kept regions of the first ``pictures``.
+    """
+    space, some, rows = data.space, data.take(range(min(pictures, len(data)))), {}
+    held = embed(model.eval(), some)
+    columns = {name: i for i, name in enumerate(space.names)}
+    for kind in ("asked", "open"):
+        own = model.under(model.config.replace(votes=kind))
+        names = [*space.unseen, *own.companions(space.unseen)]
+        t, present = own.label_embeddings(names), some.labels[:, [columns[name] for name in names]] == 1  # (n, V)
+        regions = held.regions.float().to(t.device)
+        if own.config.rss:
+            regions = scores.select_regions(regions, t, scores.regions_to_keep(own.config, regions.shape[1]))
+        parts = [scores.region_scores(part, t).softmax(dim=-1).mean(dim=1).cpu() for part in regions.split(32)]
+        share = torch.cat(parts)  # (n, V)  weights of Eq. 12, in the mean over regions
+        unseen = torch.arange(len(names)) < len(space.unseen)
+        found = {}
+        for part, of in (("unseen", unseen), ("seen", ~unseen)):
+            for state, there in (("in the picture", present), ("not in it", ~present)):
+                found[part, state] = 100 * float((share * (there & of)).sum(dim=1).mean())
+        rows[kind] = found
+    return pd.DataFrame(rows).T.rename_axis("votes among")

@@ -73,3 +73,12 @@ def test_the_first_variant_is_chosen_that_no_other_beats_by_what_is_worth_it():
     assert list(shown.index) == list(good) and shown["mean"].tolist() == [10.0, 21.0, 21.5, pytest.approx(21.45)]
     assert shown["chosen"].tolist() == [False, True, False, False]
     assert variants.choose(table, worth=0.4)[0] == "best" and variants.choose(table.loc[[1]])[0] == "best"
+
+
+def test_where_votes_go_adds_up():
+    model, data = synthetic.telling_model(), synthetic.features(16, 3)
+    model.reference_labels = tuple(data.space.seen)
+    found = variants.where_votes_go(model, data)
+    assert found.sum(axis=1).tolist() == [pytest.approx(100), pytest.approx(100)]
+    assert found.loc["asked", "seen"].tolist() == [0, 0] and (found.loc["open", "seen"] > 0).all()
+    assert found.loc["open", ("unseen", "not in it")] < found.loc["asked", ("unseen", "not in it")]
