@@ -592,3 +592,22 @@ def test_times_on_a_gpu_stand_beside_the_papers_where_they_were_measured(empty, 
     found = costs.times([Records(tmp_path)]).set_index("method").filter(like="Some GPU")
     assert found.loc["HRCF"].tolist() == ["4 ms", "216 s"]
     assert found.loc["MKT"].tolist() == ["not measured", "not measured"]
+
+
+def test_a_record_of_the_first_benchmark_counts_as_missing(tmp_path):
+    """Its numbers are of 33 unseen labels; the config of a run on it has no coverage."""
+    made.write_trained(tmp_path, (1, 2))
+    path = tmp_path / "04_alternate_training.json"
+    record = json.loads(path.read_text())
+    for config, counts in (
+        ({"name": "mini", "dataset": "mojiscenes"}, False),
+        ({"name": "mini", "dataset": "mojiscenes", "coverage": 0.8}, True),
+        ({"name": "mini", "dataset": "folder"}, True),
+    ):
+        path.write_text(json.dumps(record | {"config": config}))
+        assert Records(tmp_path).has("04_alternate_training") is counts
+    path.write_text(json.dumps(record | {"config": {"name": "mini", "dataset": "mojiscenes"}}))
+    with pytest.raises(
+        Missing, match="notebook 04 makes it .there is one of the first benchmark, which does not count"
+    ):
+        Records(tmp_path).record("04_alternate_training")
