@@ -13,15 +13,10 @@ import pandas as pd
 from hrcf_lib import figures
 from hrcf_lib.report import claims, costs, effects, missing_labels, overview, tables
 from hrcf_lib.report.effects import PAPERS
-from hrcf_lib.report.records import MINI, NUS, REBUILT, Records
+from hrcf_lib.report.records import MINI, NUS, Records
 from hrcf_lib.studies.records import REPOSITORY
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
-NOTE = (
-    f"{effects.EARLIER}: of another form of a method than its paper's. The record of that notebook is not of "
-    f'forms = "paper", so its numbers of {", ".join(REBUILT[:-1])} and {REBUILT[-1]} are of what stood here before the '
-    "papers' full texts were at hand. They stand until the notebook has run again."
-)
 
 
 class Report:
@@ -45,11 +40,6 @@ class Report:
         return (
             text if len(self.sources) > 1 else f"{text} No records of NUS-WIDE were given: no column of ours shows it."
         )
-
-    def note(self) -> str:
-        """What the mark of earlier forms means, or nothing where no number has it."""
-        marked = any(frame["earlier"].any() for frame in self.effects.values())
-        return NOTE if marked else ""
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Title -> table of text: three for each paper, then tables row by row (of HRCF where no paper is named)."""
@@ -95,8 +85,7 @@ class Report:
         frame = frame[frame["paper"].isin(papers) & frame["metric"].eq(metric)]
         if not len(frame):
             return None
-        mark = frame["earlier"].map({True: f" {effects.EARLIER}", False: ""})
-        label = frame["label"] + ", " + frame["task"] + " " + frame["metric"] + mark
+        label = frame["label"] + ", " + frame["task"] + " " + frame["metric"]
         group = frame["item"] if len(papers) == 1 else frame["paper"] + ", " + frame["item"]
         drawn = frame.assign(label=label, verdict=frame["direction"], group=group, paper=frame["printed"])
         return figures.effects(drawn, width=width, xlabel=f"difference in percentage points, ours on {data}")

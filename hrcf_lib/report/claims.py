@@ -205,18 +205,9 @@ def trained_parameters(records: Records, method: str, as_in: str) -> tuple[str, 
     return f"{millions:.6f}M", "agrees" if printed(1e6 * millions, as_in) else "opposite"
 
 
-def _marked(records: Records, notebook: str, text: str, *methods: str) -> str:
-    return f"{text} {effects.EARLIER}" if records.earlier(notebook, *methods) else text
-
-
-def _labels_won(records: Records, notebook: str, title: str, method: str, against: str) -> tuple[str, str]:
-    text, direction = labels_won(gains(records, notebook, title, method, against))
-    return _marked(records, notebook, text, method, against), direction
-
-
 ANSWERS = {  # what answers a claim, from our records and what it needs; "effects", "none", "not yet": ``_answer``
     "lead": lead,
-    "labels won": _labels_won,
+    "labels won": lambda records, *of: labels_won(gains(records, *of)),
     "largest gain": lambda records, least: largest_gain(gains(records), float(least)),
     "largest loss": lambda records, most: largest_loss(gains(records), float(most)),
     "best lam": lambda records, value: best(records, "lam", value),

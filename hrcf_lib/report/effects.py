@@ -26,12 +26,7 @@ NONE = "no direction"  # the paper's difference is within the rounding of what i
 ROUNDING = 0.1  # two numbers with one decimal differ by less than this more than they seem to
 COLUMNS = ["variant", "setting", "against", "against_setting", "split", "task", "metric", "difference", "low", "high"]
 KEYS = ["item", "label", "task", "metric"]
-BEFORE = {  # variants by the names that they had in records of the earlier forms
-    "TRM-ML: without MMCP": "TRM-ML: no pseudo-labels",
-    "TRM-ML: without MMCL": "TRM-ML: no contrast",
-}
 SHOWN = ("mAP", "F1@3", "F1@5")  # metrics that effects are counted by
-EARLIER = "†"  # behind a number of an earlier form of a method
 
 
 @dataclass(frozen=True)
@@ -123,8 +118,8 @@ def direction(sign: int, low: float, high: float) -> str:
 def measure(effect: Effect, records: Records) -> dict:
     """Our ``difference`` with ``low`` and ``high``, its ``direction``, and the ``basis`` of the interval.
 
-    Where there is no difference, all three are NaN and ``basis`` says why. ``earlier`` says whether one of the two runs
-    is of an earlier form of its method. Each effect is measured once for these records.
+    Where there is no difference, all three are NaN and ``basis`` says why. Each effect is measured
+    once for these records.
     """
     if effect not in records.measured:
         records.measured[effect] = _measure(effect, records)
@@ -138,9 +133,7 @@ def _measure(effect: Effect, records: Records) -> dict:
     except Missing as why:
         difference, low, high, basis = np.nan, np.nan, np.nan, str(why)
     found = {"difference": difference, "low": low, "high": high, "basis": basis}
-    found["direction"] = DIRECTIONS[-1] if effect.not_comparable else direction(effect.sign, low, high)
-    seen = not np.isnan(difference)
-    return found | {"earlier": seen and records.earlier(effect.notebook, effect.variant, effect.against_variant)}
+    return found | {"direction": DIRECTIONS[-1] if effect.not_comparable else direction(effect.sign, low, high)}
 
 
 def _bootstrapped(effect: Effect, records: Records) -> bool:
@@ -153,7 +146,7 @@ def stored(effect: Effect, records: Records) -> tuple[float, float, float, str]:
     frame = records.table(effect.notebook, "differences", COLUMNS)
     frame = frame[(frame["split"] == "test") & (frame["task"] == effect.task) & (frame["metric"] == effect.metric)]
     frame = frame.set_index(["variant", "setting", "against", "against_setting"])[["difference", "low", "high"]]
-    ours, other = ((BEFORE.get(variant, variant), setting) for variant, setting in (effect.ours, effect.other))
+    ours, other = (effect.ours, effect.other)
     now, then = (effect.ours, effect.other), (ours, other)
     for (one, two), sign in ((now, 1), (now[::-1], -1), (then, 1), (then[::-1], -1)):
         if (pair := (*one, *two)) in frame.index:
@@ -217,17 +210,15 @@ def signed(difference: float) -> str:
 
 
 def with_interval(found: dict) -> str:
-    """A difference and its bounds in percentage points, marked if it is of an earlier form of a method.
+    """A difference and its bounds in percentage points; bounds that are infinite are left out.
 
-    Bounds that are infinite are left out.
-
-    >>> with_interval({"difference": -0.84, "low": -1.2, "high": -0.5, "earlier": False})
+    >>> with_interval({"difference": -0.84, "low": -1.2, "high": -0.5})
     '−0.8 [−1.2, −0.5]'
     """
     text = signed(found["difference"])
     if np.isfinite(found["low"]):
         text += f" [{signed(found['low'])}, {signed(found['high'])}]"
-    return f"{text} {EARLIER}" if found["earlier"] else text
+    return text
 
 
 def printed(effect: Effect) -> str:

@@ -3,7 +3,6 @@ r"""Missing labels: what the papers of TRM-ML and of the semantic-aware method p
 import numpy as np
 import pandas as pd
 
-from hrcf_lib.report import effects
 from hrcf_lib.report.records import PARTIAL, SINGLE, Missing, Records
 from hrcf_lib.report.tables import scores
 from hrcf_lib.studies import missing_labels
@@ -50,8 +49,7 @@ def _ours(records: Records) -> dict[str, str]:
     found = {title: f"the record of notebook {PARTIAL[:2]} has no {title!r}" for title in missing_labels.METHODS}
     for title, means in rows.groupby(["method", "known"])["mAP"].mean().groupby("method"):
         means = means.droplevel("method")
-        text = f"{_listed(means.reindex(SHOWN))}, {means.mean():.1f} over {len(means)}"
-        found[title] = f"{text} {effects.EARLIER}" if records.earlier(PARTIAL, title) else text
+        found[title] = f"{_listed(means.reindex(SHOWN))}, {means.mean():.1f} over {len(means)}"
     return found
 
 

@@ -14,7 +14,6 @@ METRICS = ("F1@3", "F1@5", "mAP")
 TRAINED, MAIN = "04_alternate_training", "05_main_results"  # notebooks whose records the report reads
 PROMPTS, HYPERPARAMETERS, SPEED = "07_ablation_prompts", "09_hyperparameters", "10_parameters_and_speed"
 PARTIAL, SINGLE = "13_partial_labels", "14_single_positive"
-REBUILT = ("OVML-VLP", "BiAM", "TRM-ML", "Semantic-aware")  # methods that are their papers' since a record may be older
 
 
 class Missing(Exception):
@@ -51,14 +50,6 @@ class Records:
             return bool(self.record(name))
         except Missing:
             return False
-
-    def earlier(self, name: str, *variants: str) -> bool:
-        """Whether a run of these variants is of another form of its method than its paper's.
-
-        A record says so by its parameter ``forms``. One without it is older than the papers' forms.
-        """
-        rebuilt = any(variant.startswith(REBUILT) for variant in variants)
-        return rebuilt and self.record(name)["parameters"].get("forms") != "paper"
 
     def gpu(self) -> dict | None:
         """The record of a GPU (``records.gpu_record``) among these; None if there is none."""

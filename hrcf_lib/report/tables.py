@@ -99,8 +99,7 @@ def scores(records: Records, notebooks: list[str], run: tuple[str, str], task: s
     except Missing as why:
         return str(why)
     spread = [f" ± {s:.1f}" if s > 0 else "" for s in frame.std(ddof=1)]
-    text = " / ".join(f"{m:.1f}{s}" for m, s in zip(frame.mean(), spread))
-    return f"{text} {effects.EARLIER}" if records.earlier(name, run[0]) else text
+    return " / ".join(f"{m:.1f}{s}" for m, s in zip(frame.mean(), spread))
 
 
 def open_images() -> pd.DataFrame:

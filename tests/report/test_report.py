@@ -134,7 +134,6 @@ def test_without_intervals_every_seed_must_be_on_one_side(tmp_path, differences,
 
 def test_a_missing_record_is_named_with_its_notebook(empty):
     assert effects.frame(empty)["direction"].isin(["not measured", "not comparable"]).all()
-    assert not effects.frame(empty)["earlier"].any()
     frame = tables.beside("Table II", [empty])
     assert frame.filter(like="ours").iloc[0, 0] == "notebook 06 makes it"
     assert costs.times([empty]).filter(like="ours").iloc[2, 0] == "notebook 10 makes it"
@@ -178,7 +177,7 @@ def test_missing_labels_beside_their_papers(tmp_path):
     records = [Records(tmp_path)]
     ours = missing_labels.over_known(records).set_index("method").filter(like="ours").iloc[:, 0]
     assert (
-        ours["TRM-ML"] == "20.5 / 30.0 / –, 25.2 over 2 †" and ours["HRCF"] == "the record of notebook 13 has no 'HRCF'"
+        ours["TRM-ML"] == "20.5 / 30.0 / –, 25.2 over 2" and ours["HRCF"] == "the record of notebook 13 has no 'HRCF'"
     )
     paper = missing_labels.over_known(records).set_index("method").filter(like="MS-COCO").iloc[:, 0]
     assert paper["TRM-ML"] == "83.3 / 85.6 / 86.5, 85.4 over 9" and paper["ASL"] == ""
@@ -192,37 +191,6 @@ def test_missing_labels_beside_their_papers(tmp_path):
     assert semantic.loc["prompts of each category's own", DIRECTION] == "not measured"
     single = missing_labels.single_positive(records).set_index("method")
     assert single.loc["HSPNet"].tolist() == ["74.8", ""] and single.loc["HRCF"].iloc[1] == "notebook 14 makes it"
-
-
-@pytest.mark.parametrize(("forms", "marked"), [(None, True), ("paper", False), ("first", True)])
-def test_numbers_of_another_form_of_a_method_are_marked(tmp_path, forms, marked):
-    """A record without ``forms`` is older than the methods' forms."""
-    rows = [
-        dict(zip(("variant", "setting", "seed", "split", "task"), (v, "", seed, "test", "seen")))
-        | dict.fromkeys(METRICS, value + seed)
-        for v, value in (("TRM-ML @ 0.1", 20.0), ("DualCoOp @ 0.1", 10.0))
-        for seed in (0, 1)
-    ]
-    parameters = {} if forms is None else {"forms": forms}
-    tables_ = {"runs": pd.DataFrame(rows)}
-    write_record("13_partial_labels", parameters, tables_, 1.0, "p", tmp_path, config={"name": "mini_short"})
-    found = report.Report(tmp_path)
-    effect = next(e for e in effects.planned("TRM-ML") if e.at == 10)
-    measured = effects.measure(effect, found.sources[0])
-    assert measured["earlier"] == marked and measured["direction"] == "agrees"
-    assert effects.with_interval(measured) == "+10.0 [+10.0, +10.0]" + " †" * marked
-    assert found.note() == report.NOTE * marked
-    ours = missing_labels.over_known(found.sources).set_index("method").filter(like="ours").iloc[:, 0]
-    assert ours["TRM-ML"].endswith("†") == marked and not ours["DualCoOp"].endswith("†")
-
-
-def test_a_record_of_the_earlier_forms_names_variants_as_it_did(tmp_path):
-    difference = dict(zip(effects.COLUMNS, ("TRM-ML: no pseudo-labels", "", "TRM-ML", "", "test", "seen", "mAP", -2.0)))
-    kept = {"differences": pd.DataFrame([difference | {"low": -3.0, "high": -1.0}])}
-    write_record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
-    effect = next(e for e in effects.planned("TRM-ML") if e.against_variant == "TRM-ML: without MMCP")
-    found = effects.measure(effect, Records(tmp_path))
-    assert [found[key] for key in ("difference", "low", "high", "direction")] == [2.0, 1.0, 3.0, "agrees"]
 
 
 def test_an_effect_that_does_not_compare_has_no_direction(main):
@@ -371,15 +339,14 @@ def test_other_methods_of_table_1_are_those_of_the_record(main):
         variant = {"CLIP-BiAM": "BiAM"}.get(method, method)
         part = rows(runs, variant=variant, split="test", task="GZSL")[["F1@3", "F1@5", "mAP"]]
         expected = " / ".join(f"{m:.1f} ± {s:.1f}" for m, s in zip(part.mean(), part.std()))
-        mark = " †" if variant in ("BiAM", "OVML-VLP") else ""
-        assert rows(table, row=method, task="GZSL")[head].item() == expected + mark, method
+        assert rows(table, row=method, task="GZSL")[head].item() == expected, method
     assert rows(table, row="BiAM")[head].eq(tables.OTHERS).all()
     assert rows(table, row="MKT", task="ZSL")[DIRECTION].item() == "+2.0 [+1.0, +3.0]: agrees"
-    assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0] †: opposite"
+    assert rows(table, row="OVML-VLP", task="ZSL")[DIRECTION].item() == "−2.0 [−3.0, −1.0]: opposite"
     assert rows(table, row="LESA (M=10)", task="ZSL")[head].item() == "the record of notebook 05 has no 'LESA'"
     assert main.summary("HRCF")[OURS].loc["all, mAP"].tolist() == [4, 2, 2, 20, 8], "Tables I and V"
     lead = rows(main.tables()["HRCF: claims"], where="Sec. IV-B")
-    assert lead[OURS].iloc[0] == "−2.0 [−3.0, −1.0] † (OVML-VLP; 3 methods measured)"
+    assert lead[OURS].iloc[0] == "−2.0 [−3.0, −1.0] (OVML-VLP; 3 methods measured)"
     assert lead[DIRECTION].tolist() == ["opposite", "opposite", "not measured"]
 
 
