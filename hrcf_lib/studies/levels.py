@@ -79,23 +79,27 @@ def within_all_labels(model, data, embedded=None) -> float:
     return float(evaluation.evaluate(model, data, ("ZSL",), scorer, held).loc["ZSL", "mAP"])
 
 
-def covered(scenes, sides: list[int]) -> Tensor:
-    """(B, J) share of each region's cell that lies inside the box of some thing (not of stuff), in 0..1."""
-    masks = torch.zeros(len(scenes), 1, *scenes[0].image.shape[:2])
-    for mask, scene in zip(masks, scenes, strict=True):
-        for x0, y0, x1, y1 in scene.boxes[: scene.things].round().astype(int):
-            mask[0, y0:y1, x0:x1] = 1
+def covered(scenes, sides: list[int], labels=None) -> Tensor:
+    """(B, J) share of each region's cell that shows one of ``labels`` (by default any thing), in 0..1.
+
+    ``scenes`` are of MojiScenes, whose masks say what each pixel shows.
+    """
+    shown = [scene.mask(*(scene.names[: scene.things] if labels is None else labels)) for scene in scenes]
+    masks = torch.stack([torch.from_numpy(mask).float()[None] for mask in shown])  # (B, 1, side, side)
     return torch.cat([F.adaptive_avg_pool2d(masks, side).flatten(1) for side in sides], dim=1)
 
 
 def relevance_auc(relevance: Tensor, share: Tensor, sides: list[int]) -> pd.Series:
-    r"""How well the sum of Eq. 17 tells things from background: area under the ROC curve of r_j (B, J) for each level.
+    r"""How well the sum of Eq. 17 finds what is asked for: area under the ROC curve of r_j (B, J) for each level.
 
-    0.5 is chance. A region counts as a thing if more than half of its cell is covered, as background if less than a
-    tenth is.
+    0.5 is chance. A region shows it if more than half of its cell does (``covered``), and does not if less than a tenth
+    does. NaN for a level whose regions are all of one kind.
     """
     auc, areas = {}, [side**2 for side in sides]
     for level, (r, c) in enumerate(zip(relevance.split(areas, 1), share.split(areas, 1), strict=True), 1):
         clear = (c > 0.5) | (c < 0.1)
-        auc[f"level {level}"] = roc_auc_score((c > 0.5)[clear].numpy(), r[clear].numpy())
+        shown = (c > 0.5)[clear].numpy()
+        auc[f"level {level}"] = (
+            roc_auc_score(shown, r[clear].numpy()) if shown.any() and not shown.all() else float("nan")
+        )
     return pd.Series(auc, name="AUC of relevance")

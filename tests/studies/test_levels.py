@@ -1,7 +1,6 @@
 """Statistics of HRCF's levels, each computed again by hand."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from hrcf_lib import evaluation, metrics, scores
 from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.data.mojiscenes import scenes
 from hrcf_lib.evaluation import evaluate
 from hrcf_lib.studies import levels
 
@@ -54,12 +54,20 @@ def test_relevance_auc_by_hand():
     assert auc["level 1"] == pytest.approx(0.75)
 
 
-def test_cells_that_things_cover_by_hand():
-    """A thing on the left half and one in a corner of 8 x 8 pixels; stuff and words do not count."""
-    boxes = np.array([[0, 0, 4, 8], [7, 7, 8, 8], [0, 0, 8, 8], [0, 0, 8, 8]], np.float32)
-    scene = SimpleNamespace(image=np.zeros((8, 8, 3), np.uint8), boxes=boxes, things=2)
-    share = levels.covered([scene, SimpleNamespace(image=scene.image, boxes=boxes[2:], things=0)], [2, 1])
-    assert share.tolist() == [[1, 0, 1, 1 / 16, 33 / 64], [0] * 5]
+def test_cells_that_show_a_label_by_hand():
+    """A cat on the left half and a bus in a corner of 8 x 8 pixels; a word above them holds where they are."""
+    owner = np.full((8, 8), scenes.NOTHING, np.uint8)
+    owner[:, :4], owner[7, 7] = 0, 1
+    boxes = np.zeros((3, 4), np.float32)
+    scene = scenes.Scene(np.zeros((8, 8, 3), np.uint8), ("cat", "bus", "animal"), boxes, owner, things=2)
+    assert levels.covered([scene], [2, 1], ["cat", "bus"]).tolist() == [[1, 0, 1, 1 / 16, 33 / 64]]
+    assert levels.covered([scene], [1]).tolist() == [[33 / 64]], "any thing"
+    both = levels.covered([scene, scene], [2], ["animal", "water"])
+    assert both.tolist() == [[1, 0, 1, 0]] * 2
+
+
+def test_relevance_auc_of_regions_of_one_kind_is_unknown():
+    assert levels.relevance_auc(torch.rand(2, 4), torch.ones(2, 4), [2]).isna().all()
 
 
 def test_levels_by_hand(model, features):
