@@ -34,7 +34,7 @@ def alike(a, b, rounding=1e-5):
 
 
 NAMES = ["owl", "pizza", "bus", "polar bear"]
-VIT_ONLY = ("hrcf", "clip_ft", "mkt")
+VIT_ONLY = ("hrcf", "hrcf_open", "clip_ft", "mkt")
 EITHER = [name for name in methods.names() if name not in VIT_ONLY]
 
 

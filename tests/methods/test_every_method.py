@@ -87,7 +87,7 @@ def test_a_method_may_be_called_as_in_tables(spelt):
 
 
 def test_an_unknown_method_is_an_error_with_the_nearest_name():
-    with pytest.raises(ValueError, match="unknown method 'mtk'; did you mean 'mkt'.*known: hrcf, pre_clip, clip_ft"):
+    with pytest.raises(ValueError, match="unknown method 'mtk'; did you mean 'mkt'.*known: hrcf, hrcf_open, pre_clip"):
         methods.build("MTK", experiment())
 
 
