@@ -6,6 +6,7 @@ from typing import ClassVar
 from hrcf_lib import config as configs
 from hrcf_lib.config import Config, Phase, setting
 from hrcf_lib.labels import check_names
+from hrcf_lib.vlp import MINI
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class WordVectorConfig(MethodConfig):
 
 def is_small(config: Config) -> bool:
     """Whether a config started from a preset of the mini VLP."""
-    return config.name in ("mini", "mini_short", "mini_open")
+    return config.name in configs.PRESETS and configs.PRESETS[config.name]().vlp == MINI
 
 
 def two_stages(config: Config) -> tuple[Phase, ...]:
