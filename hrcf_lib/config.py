@@ -58,6 +58,7 @@ def setting(
     weights=True,
     scores=False,
     before=dataclasses.MISSING,
+    gone=None,
 ):
     r"""A field of ``Config`` that states everything about itself; a plain default has the values given here.
 
@@ -70,9 +71,10 @@ def setting(
         scores: whether scores of trained weights depend on it. A calibration belongs to one value.
         before: of a field that came after the first saved runs, what those did, who lack it: a saved config without the
             field means this value, and at this value it is not part of a run's name. It need not be the default.
+        gone: a value of saved configs whose form of the method is no longer here: reading one says so.
     """
     about = {"of": of, "low": low, "high": high, "choices": choices, "weights": weights, "scores": scores}
-    return dataclasses.field(default=default, metadata=about | {"before": before})
+    return dataclasses.field(default=default, metadata=about | {"before": before, "gone": gone})
 
 
 @dataclass(frozen=True)
@@ -273,10 +275,17 @@ def fields_as_before(config: Config) -> set[str]:
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
     """The inverse of ``Config.to_dict``; retired fields are ignored, and younger ones mean what was done before them.
 
-    Raises ``ValueError`` for an unknown name, or for one that is missing and has no default.
+    Raises ``ValueError`` for an unknown name, for one that is missing and has no default, or for a form that is gone.
     """
     fields = dataclasses.fields(kind)
     values = values_before(kind) | {name: value for name, value in values.items() if name not in RETIRED}
+    for name, gone in ((f.name, stated(f)["gone"]) for f in fields):
+        if gone is not None and values.get(name) == gone:
+            raise ValueError(
+                f"a {kind.method} of {name} = {gone!r}, or saved before there was that setting, is another method "
+                "than the one of that name now, and is no longer here: train it again, or open it with the version of "
+                "hrcf that wrote it"
+            )
     _check_names(values, [f.name for f in fields])
     missing = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in values]
     if missing:

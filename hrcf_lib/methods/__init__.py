@@ -10,6 +10,6 @@ The next method is a copy of ``template.py`` and a line in ``registry.METHODS``,
 ``methods.METHODS["my_method"] = MyMethod``.
 """
 
-from hrcf_lib.methods.registry import METHODS, as_before, asks_unseen, build, configure, for_config, load, method, names
+from hrcf_lib.methods.registry import METHODS, asks_unseen, build, configure, for_config, load, method, names
 
-__all__ = ["METHODS", "as_before", "asks_unseen", "build", "configure", "for_config", "load", "method", "names"]
+__all__ = ["METHODS", "asks_unseen", "build", "configure", "for_config", "load", "method", "names"]

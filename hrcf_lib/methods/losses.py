@@ -92,45 +92,6 @@ def _pair_by_pair(s: Tensor, absent: Tensor, s_present: Tensor, weight: Tensor) 
     return (weight * cost).sum(dim=1)
 
 
-def log_sum_ranking_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    r"""A smooth ranking loss: every label that is present should outscore every label that is absent.
-
-    .. math:: L_i = \log \Bigl(1 + \sum_{p: y_{ip} = 1} \; \sum_{n: y_{in} = -1} \exp(s_{in} - s_{ip})\Bigr)
-
-    The mean over the B images. An image without a positive or without a negative adds 0 and still counts in B. Labels
-    that are 0 take no part. The double sum is a product, so that each image costs O(K):
-
-    .. math:: L_i = \log (1 + e^{a_i}), \qquad a_i = \log \sum_n e^{s_{in}} + \log \sum_p e^{-s_{ip}}
-
-    Args:
-        scores: (B, K), finite. Half precision is computed in float32.
-        labels: (B, K), values -1 (absent), 0 (unknown, takes no part), +1 (present).
-
-    Returns:
-        scalar >= 0, of the scores' type but at least float32; 0 for an empty batch.
-
-    Raises:
-        ValueError: shapes that differ, a NaN or infinite score, a label outside {-1, 0, 1}.
-
-    Source: the log-sum-exp pairwise loss of Li, Song & Luo, CVPR 2017, Eq. 4.
-
-    >>> scores = torch.tensor([[2.0, 2.0, 2.0, 9.0]])  # two pairs, each of difference 0; label 3 is unknown
-    >>> log_sum_ranking_loss(scores, torch.tensor([[1, -1, -1, 0]]))  # log(1 + 2)
-    tensor(1.0986)
-    """
-    check_scores(scores, labels, finite=True)
-    s = scores.to(torch.promote_types(scores.dtype, torch.float32))  # (B, K)
-    present, absent = labels == 1, labels == -1  # (B, K)
-    paired = present.any(dim=1) & absent.any(dim=1)  # (B,)
-    s, present, absent = s[paired], present[paired], absent[paired]  # (b, K)
-    if not len(s):
-        return scores.to(s.dtype).sum() * 0
-    best = s.detach().masked_fill(~present, -torch.inf).amax(dim=1, keepdim=True)  # (b, 1)
-    s = s - best  # an offset of all scores cancels before it is rounded
-    a = s.masked_fill(~absent, -torch.inf).logsumexp(dim=1) + (-s).masked_fill(~present, -torch.inf).logsumexp(dim=1)
-    return torch.logaddexp(a, torch.zeros_like(a)).sum() / len(scores)  # log(1 + e^a), exact also where a is large
-
-
 def asymmetric_loss(
     p: Tensor, labels: Tensor, gamma_positive: float = 1.0, gamma_negative: float = 2.0, shift: float = 0.05
 ) -> Tensor:

@@ -31,8 +31,7 @@ projection. The start is then made of these two: F_k and F_v take off a token's 
 F_o is the projection, and its bias that of the norm brought through it. What a linear layer lacks is the division by
 each token's deviation.
 
-**Released code**: none that we know of. The form that stood here before the paper's text was at hand is
-``first/ovml_vlp.py``.
+**Released code**: none that we know of.
 """
 
 import math
@@ -60,7 +59,7 @@ class OVMLVLPConfig(MethodConfig):
     method = "ovml_vlp"
     small = {"lr": 6e-3, "lam": 0.75, "contrastive": 0.01}  # chosen on val; 190 steps of mini_short are few for 2e-4
 
-    settings: str = setting("paper", choices=("paper",), before="first")
+    settings: str = setting("paper", choices=("paper",), before="first", gone="first")
 
     template: str = "{}"  # [R] a label is a word or a phrase, its class name
     norm: str = setting("l2", choices=("l2", "l1"), scores=True)  # [R] length 1 of o, t and x; [P] l1

@@ -9,18 +9,14 @@ A method of this package is a file and a line in ``METHODS``; one from outside i
 ``METHODS["my_method"] = MyMethod`` before it is built or loaded.
 """
 
-import dataclasses
 from pathlib import Path
 
-from hrcf_lib.config import METHOD, Config, names_where, values_before
+from hrcf_lib.config import Config
 from hrcf_lib.data import hide_labels
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.method import Method
 from hrcf_lib.methods.biam import BiAM, BiAMReleased
 from hrcf_lib.methods.clip_ft import CLIPFT
-from hrcf_lib.methods.first.ovml_vlp import OVMLVLPFirst
-from hrcf_lib.methods.first.semantic_aware import SemanticAwareFirst
-from hrcf_lib.methods.first.trm_ml import TRMMLFirst
 from hrcf_lib.methods.gen_mlzsl import GenMLZSL
 from hrcf_lib.methods.lesa import LESA
 from hrcf_lib.methods.missing_labels.asl import ASL
@@ -56,12 +52,7 @@ METHODS = {  # name (lower case, "_" between words) -> class, in the order of ta
     "semantic_aware": SemanticAware,
     "trm_ml": TRMML,
 }
-FIRST = {  # the form of a method that was here first, by its ``settings``; what was saved without them is of that form
-    "ovml_vlp": OVMLVLPFirst,
-    "semantic_aware": SemanticAwareFirst,
-    "trm_ml": TRMMLFirst,
-    "biam": BiAMReleased,
-}
+RELEASED = {"biam": BiAMReleased}  # of its released code, where that differs; what was saved without ``settings`` is so
 ALIASES = {"clip_ml": "pre_clip", "ovml": "ovml_vlp"}  # what other papers call them
 
 
@@ -79,16 +70,14 @@ def names(kind: str = "all") -> tuple[str, ...]:
 
 
 def method(name: str, settings: str | None = None) -> type[Method]:
-    """The class of a method; of one with two forms the earlier one by its ``settings``, "first" (``methods.first``), or
-    "released" of BiAM.
+    """The class of a method, by its ``settings``: with "released" the form of its released code, of one that has two.
 
     Raises ``ValueError`` for an unknown name, with the nearest known one, and for a class whose config has another.
     """
     key = str(name).lower().replace("-", "_").replace(" ", "_")
     key = ALIASES.get(key, key)
     check_known([key], list(METHODS), "unknown method")
-    earlier = FIRST.get(key)
-    found = earlier if earlier and settings == earlier.Config.settings else METHODS[key]
+    found = RELEASED.get(key, METHODS[key]) if settings == "released" else METHODS[key]
     if found.Config.method != key:
         raise ValueError(
             f"METHODS has {found.__name__} as {key!r}, its {found.Config.__name__} says method = "
@@ -105,8 +94,7 @@ def build(name: str, config: Config, pretrained: bool = True, **changes):
         config: a preset such as ``config.mini()``, from which data, VLP, evaluation and the length of training are
             taken and everything that was changed by hand (``MethodConfig.of``); or the method's own config.
         pretrained: ``False`` builds the VLP with random weights.
-        changes: fields of the method's config; ``settings`` may name the earlier form of a method that has one, "first"
-            or, of BiAM, "released".
+        changes: fields of the method's config; ``settings="released"`` is BiAM as its released code has it.
 
     Raises ``ValueError`` for an unknown method or field, and what ``vlp.load`` raises.
     """
@@ -119,27 +107,14 @@ def configure(name: str, config: Config, **changes) -> Config:
     return kind.of(config, **changes) if hasattr(kind, "of") else config.replace(**changes)
 
 
-def as_before(name: str) -> dict:
-    """Changes under which a method is what it was in the records of before the papers' texts were at hand.
-
-    >>> as_before("trm_ml")
-    {'settings': 'first'}
-    """
-    kind = saved(name, {}).Config
-    before, defaults = values_before(kind), {f.name: f.default for f in dataclasses.fields(method(name).Config)}
-    own = [field for field in names_where(kind, of=METHOD) if field in before]
-    return {field: before[field] for field in own if field == "settings" or before[field] != defaults.get(field)}
-
-
 def for_config(config: Config, pretrained: bool = True):
     """The untrained method that a config belongs to: HRCF for a plain ``Config``."""
     return method(config.method, getattr(config, "settings", None))(config, pretrained)
 
 
 def saved(name: str, values: dict) -> type[Method]:
-    """The class that a saved config belongs to. One without ``settings`` is older than the paper's form of a method."""
-    before = getattr(FIRST.get(method(name).Config.method), "Config", None)
-    return method(name, values.get("settings", getattr(before, "settings", None)))
+    """The class that a saved config belongs to. BiAM saved without ``settings`` is its released code's form."""
+    return method(name, values.get("settings", "released"))
 
 
 def load(folder: str | Path, **changes):

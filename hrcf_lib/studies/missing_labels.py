@@ -26,47 +26,36 @@ METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp
 METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
 
 
-def methods(base: Config, categories, single: bool = False, forms: str = "paper") -> dict[str, Config]:
+def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
     r"""Title -> config of every method that is compared on missing labels, in the experiment of ``base``.
 
     ``categories`` are the names of the seen labels (``data.feeds.sources.categories``). With ``single`` positives no
     absent label is known, and a sigmoid learns nothing from present ones alone: all methods but the one titled ASL then
     take unknown labels for absent (TRM-ML those without a pseudo-label). HRCF's ranking loss has no pair to rank.
-    ``forms="first"`` gives the earlier forms of the methods that have one. Raises ``ValueError`` for other ``forms``.
 
     >>> from hrcf_lib import config
     >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
     ['ASL, unknown absent', 'ASL', 'CoOp']
     """
-    check_known([forms], ["paper", "first"], "unknown forms")
     found = {}
     for title, name in METHODS.items():
         own = {} if name == "hrcf" else {"categories": tuple(categories)}
         if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
             own["unknown"] = "negative"
-        own |= registry.as_before(name) if forms == "first" else {}
         found[title] = registry.configure(name, base.replace(single_positive=True) if single else base, **own)
     return found
 
 
-def parts(forms: str = "paper") -> dict[str, dict[str, dict]]:
+def parts() -> dict[str, dict[str, dict]]:
     r"""Title of a method -> name of a variant without a part, or with another -> the changes that make it.
 
     TRM-ML: Tables 3 (its parts one by one, up to the whole), Sec. 3.6 (pixels and whole pictures) and 6 (one kind of
-    prototype; the paper has both without MMCL). Semantic-aware: Table 4 and Figs. 4, 7 and 8. ``forms`` as for
-    ``methods``.
+    prototype; the paper has both without MMCL). Semantic-aware: Table 4 and Figs. 4, 7 and 8.
 
     >>> parts()["TRM-ML"]["CARL"]
     {'beta': 0.0, 'gamma': 0.0, 'pseudo_labels': False}
     """
-    check_known([forms], ["paper", "first"], "unknown forms")
     losses = {"BCE": {"loss": "cross_entropy"}} | {f"γ− = {g:g}": {"gamma_negative": g} for g in (1.0, 4.0)}
-    if forms == "first":
-        trm = {"image": {"matching": "image"}, "pixel": {"matching": "pixel"}, "no distillation": {"beta": 0.0}}
-        trm |= {"no contrast": {"gamma": 0.0}, "no pseudo-labels": {"pseudo_labels": False}}
-        trm |= {f"{kind} prototypes": {"prototypes": kind} for kind in ("visual", "text")}
-        aware = {"w/csp": {"decoupling": False}, "w/sd": {"category_prompts": False}}
-        return {"TRM-ML": trm, "Semantic-aware": aware | {"softmax": {"prediction": "softmax"}} | losses}
     without = {"beta": 0.0, "gamma": 0.0, "pseudo_labels": False}
     trm = {"baseline": without | {"matching": "mean"}, "CARL": without, "CARL, KD": without | {"beta": 0.05}}
     trm |= {kind: {"matching": kind} for kind in ("pixel", "image")}
@@ -228,7 +217,7 @@ def over_epochs(model, data, truth: Tensor, folder: str | Path, pictures: int | 
 
     Returns:
         epoch, from 1, and step, then the columns of ``pseudo_label_quality``; two rows per epoch. Measured are the
-        labels that the method would fill in now, also before it trains on them (``pseudo_after``).
+        labels that the method would fill in now, also before it trains on them (``first_stage``).
 
     Raises what ``train``, ``filled`` and ``pseudo_label_quality`` raise, and ``ValueError`` for a truth of other shape.
     """

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from hrcf_lib import config as configs
 from hrcf_lib import methods, vlp
 from hrcf_lib.labels import LabelSpace
+from hrcf_lib.studies import one_run
 from hrcf_lib.training import train
 
 SAVED = Path(__file__).parents[1] / "golden" / "saved_18af21e"
@@ -77,3 +78,39 @@ def test_a_model_of_the_first_mini_vlp_says_what_became_of_it(tmp_path):
     (tmp_path / "old" / "config.json").write_text(json.dumps(about), encoding="utf-8")
     with pytest.raises(ValueError, match="old was trained on the first hrcf-mini .hash 7866641dc5613fad.*train the"):
         methods.load(tmp_path / "old")
+
+
+FORMS_GONE = ("ovml_vlp", "semantic_aware", "trm_ml")  # each was another method once, built of its paper's abstract
+
+
+@pytest.mark.parametrize("said", [{}, {"settings": "first"}], ids=["no settings", "first"])
+@pytest.mark.parametrize("name", FORMS_GONE)
+def test_a_form_that_is_gone_is_told_apart(name, said, tmp_path):
+    """Its fields have names that the method of today gives another meaning, or does not have."""
+    shutil.copytree(SAVED / "model", tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
+    about["config"] = {k: v for k, v in about["config"].items() if k not in ("class_specific", "settings")} | said
+    about["config"] |= {"high": 0.6}  # which no method has now
+    path.write_text(json.dumps(about | {"method": name}), encoding="utf-8")
+    says = f"config.json is not a config of save_pretrained: a {name} of settings = 'first', or saved before.*train it"
+    for load in (methods.load, methods.method(name).from_pretrained):
+        with pytest.raises(ValueError, match=says):
+            load(tmp_path / "old")
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps(about["config"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"a {name} of settings = 'first', or saved before"):
+        one_run._preset(str(own), name)
+
+
+def test_a_run_of_a_form_that_is_gone_is_not_taken_up(tmp_path):
+    """Its checkpoint belongs to another run, and its folder has another name."""
+    config = methods.configure("trm_ml", synthetic.config(), categories=SPACE.seen, mlp_ratio=2)
+    model = methods.for_config(config, pretrained=False)
+    train(model, synthetic.features(space=SPACE), tmp_path, stop_after=1)
+    path = tmp_path / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["about"]["settings"]
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="belongs to another run(?s:.*)settings: there 'first', here 'paper'"):
+        train(model, synthetic.features(space=SPACE), tmp_path)

@@ -13,7 +13,6 @@ import hrcf_lib.methods.losses
 from hrcf_lib.engine import chunks
 from hrcf_lib.methods.losses import (
     asymmetric_loss,
-    log_sum_ranking_loss,
     pairwise_logistic,
     supervised_contrastive_loss,
 )
@@ -117,63 +116,6 @@ def test_pairwise_logistic_types_empty_batch_and_errors():
         pairwise_logistic(scores, labels * 0 + 3)
     with pytest.raises(ValueError, match="nan"):
         pairwise_logistic(scores * torch.nan, labels)
-
-
-# The log-sum ranking loss --------------------------------------------------------------------------------------------
-
-
-def slow_log_sum_ranking_loss(scores, labels):
-    """Pair by pair."""
-    total = 0
-    for s, y in zip(scores, labels, strict=True):
-        differences = (s[y == -1][:, None] - s[y == 1]).flatten()  # (N P,)
-        total = total + torch.cat([s.new_zeros(1), differences]).logsumexp(dim=0) + 0 * s.sum()
-    return total / len(scores)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_log_sum_ranking_loss_equals_its_slow_twin(kind):
-    for seed in range(10):
-        scores, labels = draw(kind, seed)
-        value, grad = value_and_grad(log_sum_ranking_loss, scores, labels)
-        slow_value, slow_grad = value_and_grad(slow_log_sum_ranking_loss, scores, labels)
-        torch.testing.assert_close(value, slow_value, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(grad, slow_grad, rtol=1e-9, atol=1e-12)
-
-
-def test_log_sum_ranking_loss_of_large_scores():
-    """The double sum would overflow: what is left is the largest difference."""
-    scores, labels = torch.tensor([[-3e4, 3e4, 0.0], [3e4, -3e4, 0.0]]), torch.tensor([[1, -1, -1]] * 2)
-    value, grad = value_and_grad(log_sum_ranking_loss, scores, labels)
-    assert value == 3e4  # the mean of 6e4 and 0
-    assert torch.equal(grad, torch.tensor([[-0.5, 0.5, 0], [0, 0, 0]]))
-    for kind in ("large", "offset"):
-        scores, labels = draw(kind, 0)
-        value, grad = value_and_grad(log_sum_ranking_loss, scores.float(), labels)
-        exact = slow_log_sum_ranking_loss(scores.float().double(), labels)
-        torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
-        assert grad.isfinite().all()
-
-
-def test_log_sum_ranking_loss_ignores_unknown_scores():
-    scores, labels = draw("plain", 0)
-    value, grad = value_and_grad(log_sum_ranking_loss, scores, labels)
-    other, other_grad = value_and_grad(log_sum_ranking_loss, scores.where(labels != 0, 1e30), labels)
-    assert torch.equal(value, other) and torch.equal(grad, other_grad) and not grad[labels == 0].any()
-
-
-def test_log_sum_ranking_loss_types_empty_batch_and_errors():
-    scores, labels = draw("plain", 1)
-    half = log_sum_ranking_loss(scores.bfloat16(), labels)
-    assert half.dtype == torch.float32 and log_sum_ranking_loss(scores, labels).dtype == torch.float64
-    torch.autograd.gradcheck(lambda s: log_sum_ranking_loss(s, labels), scores.requires_grad_())
-    for shape in ((0, 5), (3, 0)):
-        value, grad = value_and_grad(log_sum_ranking_loss, torch.zeros(shape), torch.zeros(shape))
-        assert value == 0 and grad.shape == shape
-    with pytest.raises(ValueError, match=r"scores \(5, 23\) and labels \(5, 22\) must have one shape"):
-        log_sum_ranking_loss(scores, labels[:, 1:])
-    with pytest.raises(ValueError, match=r"labels\[0, 0\] is 3"):
-        log_sum_ranking_loss(scores, labels * 0 + 3)
 
 
 # The supervised contrastive loss --------------------------------------------------------------------------------------

@@ -48,19 +48,11 @@ def test_methods_of_the_comparison_by_title():
     single = quality.methods(configs.mini(), names, single=True)
     assert all(c.single_positive for c in single.values())
     assert {title for title, c in single.items() if getattr(c, "unknown", "") == "ignored"} == {"ASL"}
-    first = quality.methods(base, names, forms="first")
-    assert {title for title, c in first.items() if getattr(c, "settings", "") == "first"} == {
-        "Semantic-aware",
-        "TRM-ML",
-    }
-    with pytest.raises(ValueError, match="unknown forms 'frist'; did you mean 'first'"):
-        quality.methods(base, names, forms="frist")
 
 
-@pytest.mark.parametrize("forms", ["paper", "first"])
-def test_each_part_is_taken_out_by_settings_that_the_method_has(forms):
-    whole = quality.methods(configs.mini(), ["owl", "bus"], forms=forms)
-    for title, own in quality.parts(forms).items():
+def test_each_part_is_taken_out_by_settings_that_the_method_has():
+    whole = quality.methods(configs.mini(), ["owl", "bus"])
+    for title, own in quality.parts().items():
         made = {name: whole[title].replace(**changes) for name, changes in own.items()}
         assert len({json.dumps(c.to_dict()) for c in [*made.values(), whole[title]]}) == len(made) + 1
 

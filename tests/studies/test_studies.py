@@ -215,7 +215,7 @@ HASHES = {  # another hash for the same config would train its run again
     "2630f23a": ("mkt", {"blocks": 3, "topk": 4}),
     "9b63d222": ("biam", {"settings": "released", "glove": "x.txt"}),
     "25ac785d": ("pre_clip", {"similarity": "cosine"}),
-    "738cf0e4": ("trm_ml", {"settings": "first", "known": 0.3, "seed": 2, "categories": ("a", "b")}),
+    "7d50e909": ("trm_ml", {"known": 0.3, "seed": 2, "categories": ("a", "b")}),
 }
 
 

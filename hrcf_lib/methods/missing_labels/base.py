@@ -100,41 +100,6 @@ class Partial(Method):
         return [known[name] for name in names]
 
 
-class AskedPairs(Partial):
-    r"""A method whose scores cost much for each pair of picture and label: only pairs that its loss uses are computed.
-
-    Its ``score_embeddings`` takes ``asked`` (B, K) bool, or None for all; its config has ``prediction``, "sigmoid" or
-    "softmax" over the labels, which needs all.
-    """
-
-    def spread(self, s: Tensor) -> Tensor:
-        """Logits of independent labels (B, K), or with a softmax of those of Eq. 9."""
-        return s if self.config.prediction == "sigmoid" else softmax_logits(s)
-
-    def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """The loss of the known labels. Raises ``FloatingPointError`` for scores that are not finite."""
-        c = self.config
-        asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
-        s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)
-        return {"classification": self.classification(self.probabilities(s), labels)}
-
-
-class PseudoLabelled(Partial):
-    """A method that fills in unknown labels, with ``_matches`` of regions, label embeddings and chosen pairs (B, K)."""
-
-    @torch.no_grad()
-    def estimates(self, regions: Tensor, t: Tensor) -> Tensor:
-        """What ``filled`` decides by: regions, label embeddings of all categories -> (B, K), or (2, B, K) of two kinds
-        of prototypes."""
-        return self._matches(regions, t, torch.zeros(len(regions), len(t), dtype=torch.bool, device=t.device))[2]
-
-    def usable(self, labels: Tensor) -> Tensor:
-        """All pictures, unless unknown labels teach nothing: then as in ``Partial``."""
-        if self.config.pseudo_labels or self.weights("both")["distillation"]:
-            return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
-        return super().usable(labels)
-
-
 def check_categories(config) -> None:
     """Raise ``ValueError`` for a config without categories, for a method that learns something for each."""
     if not config.categories:

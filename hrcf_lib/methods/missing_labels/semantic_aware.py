@@ -45,8 +45,16 @@ from torch import Tensor, nn
 from hrcf_lib.config import setting
 from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import learning_rate
+from hrcf_lib.method import finite
 from hrcf_lib.methods import word_vectors
-from hrcf_lib.methods.missing_labels.base import AskedPairs, Contexts, Likeness, check_categories, cosines
+from hrcf_lib.methods.missing_labels.base import (
+    Contexts,
+    Likeness,
+    Partial,
+    check_categories,
+    cosines,
+    softmax_logits,
+)
 from hrcf_lib.methods.missing_labels.coop import check_tau
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -62,7 +70,7 @@ class SemanticAwareConfig(PartialConfig):
         **{"optimizer": "adamw", "lr": 3e-3, "prompt_lr": 1e-4, "weight_decay": 0.05},
     }
 
-    settings: str = setting("paper", choices=("paper",), before="first")  # "first": ``methods.first``, before the text
+    settings: str = setting("paper", choices=("paper",), before="first", gone="first")
 
     decoupling: str = setting("bilinear", choices=("bilinear", "semantic_attention", "none"))  # none: e_p for all
     category_prompts: bool = True  # vectors of each category's own [P], or one context for all (Table 4)
@@ -243,7 +251,7 @@ class SemanticAttention(nn.Module):
         return (F.normalize(self(f, x), dim=-1) * F.normalize(t, dim=-1)).sum(dim=-1)  # (B, n)
 
 
-class SemanticAware(AskedPairs):
+class SemanticAware(Partial):
     """What learns is the decoupling, and the vectors of each category's prompt with temperature and offset."""
 
     title, Config = "Semantic-aware", SemanticAwareConfig
@@ -299,6 +307,20 @@ class SemanticAware(AskedPairs):
         """Fit temperature and offset before the first step where ``fit`` says so; the paper does not."""
         if self.config.fit:
             super().begin(data)
+
+    def spread(self, s: Tensor) -> Tensor:
+        """Logits (B, K) of independent labels, or with a softmax those of Eq. 9."""
+        return s if self.config.prediction == "sigmoid" else softmax_logits(s)
+
+    def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+        """The loss of the known labels; a pair of picture and label costs much, and only those that it uses are scored.
+
+        A softmax needs all. Raises ``FloatingPointError`` for scores that are not finite.
+        """
+        c = self.config
+        asked = labels != 0 if c.prediction == "sigmoid" and c.unknown == "ignored" else None
+        s = finite(self.score_embeddings(e_g, regions, t, asked))  # (B, K)
+        return {"classification": self.classification(self.probabilities(s), labels)}
 
     def lr_scale(self, side: str, name: str) -> float:
         """Where both learn at once the decoupling learns at ``lr``, all else at ``prompt_lr``."""

@@ -34,10 +34,10 @@ memory's vectors of other categories among the negatives; means over pictures. P
 thresholds of the steps before. Text thresholds move in the first stage already, by the text as it is then.
 
 **Named settings of ours**: ``offset``, ``fit``, ``attention_start = "text"``, ``context_std = 0``, ``margin``, and
-``negative``: a pair of prompts compares two texts that both name the category, which on the first MojiScenes cost
-half or more of what the positive one alone knew before any step. "weighed" is $\sigma(z^+ - w z^-)$ with a learnt w
-that starts at 0, "none" is $\sigma(z^+)$, "words" begins with "A photo without any". What ``small`` holds was chosen
-on val for presets of 375 or 750 steps (``papers/trm_ml.md``).
+``negative``: a pair of prompts compares two texts that both name the category, so that their difference takes away
+what the positive one says. "weighed" is $\sigma(z^+ - w z^-)$ with a learnt w
+that starts at 0, "none" is $\sigma(z^+)$, "words" begins with "A photo without any". What ``small`` holds is for
+presets of 375 or 750 steps, and was chosen on val of an earlier version of the scenes (``papers/trm_ml.md``).
 
 **Tables.** 3, part by part: ``matching="mean", beta=0, gamma=0, pseudo_labels=False`` is the baseline (dual prompts
 without DualCoOp's attention); CARL is ``matching="region"``, KD ``beta``, MMCP ``pseudo_labels``, MMCL ``gamma``.
@@ -63,7 +63,7 @@ from hrcf_lib.engine import chunks
 from hrcf_lib.engine.schedules import one_cycle
 from hrcf_lib.method import finite
 from hrcf_lib.methods.blocks import fixed_prompts
-from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, PseudoLabelled, check_categories
+from hrcf_lib.methods.missing_labels.base import Contexts, Likeness, Partial, check_categories
 from hrcf_lib.methods.missing_labels.prototypes import WHICH, Prototypes, decide, fill
 from hrcf_lib.methods.settings import PartialConfig
 
@@ -84,7 +84,7 @@ class TRMMLConfig(PartialConfig):
         **{"ema": 0.9, "first_stage": 0.34, "margin": 0.5, "lr": 1e-3, "prompt_lr": 1e-3},
     }
 
-    settings: str = setting("paper", choices=("paper",), before="first")
+    settings: str = setting("paper", choices=("paper",), before="first", gone="first")
 
     # Text (Sec. 3.1); ``prompt_vectors`` is L
     prompts: str = setting("class", choices=("class", "shared"))  # shared: one pair for all categories
@@ -137,7 +137,7 @@ class TRMMLConfig(PartialConfig):
             raise ValueError(f"ema = {self.ema!r} must be below 1: a threshold would never move")
 
 
-class TRMML(PseudoLabelled):
+class TRMML(Partial):
     """What learns are contexts and queries, the attention and its MLP, the MLP of the contrast, and tau."""
 
     title, Config = "TRM-ML", TRMMLConfig
@@ -266,6 +266,17 @@ class TRMML(PseudoLabelled):
             self.prototypes.add(pixels, classes)  # Eq. 7
             self.prototypes.update(s, labels, c.unknown == "negative")  # Eqs. 9 and 11
         return parts
+
+    @torch.no_grad()
+    def estimates(self, regions: Tensor, t: Tensor) -> Tensor:
+        """What ``filled`` decides by: a map (B, J, D), label embeddings of all categories -> similarities (2, B, K)."""
+        return self._matches(regions, t, torch.zeros(len(regions), len(t), dtype=torch.bool, device=t.device))[2]
+
+    def usable(self, labels: Tensor) -> Tensor:
+        """All pictures, unless unknown labels teach nothing: then as in ``Partial``."""
+        if self.config.pseudo_labels or self.weights("both")["distillation"]:
+            return torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        return super().usable(labels)
 
     def filled(self, s: Tensor, labels: Tensor) -> Tensor:
         """Labels (B, K) with pseudo-labels in the place of unknown ones, by ``estimates`` (2, B, K): Eqs. 10 and 12."""
