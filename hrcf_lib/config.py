@@ -214,8 +214,13 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def smoke(self) -> "Config":
-        """The same experiment in seconds: it exercises every step and proves nothing about accuracy."""
-        phases = tuple(dataclasses.replace(p, epochs=1, batch=min(p.batch, 16)) for p in self.phases[:3])
+        """The same experiment in seconds: it exercises every step and proves nothing about accuracy.
+
+        With the batches of ``mini`` a prompt phase is one step, because a step embeds all labels anew.
+        """
+        batch = {"prompts": 48}
+        small = lambda p: dataclasses.replace(p, epochs=1, batch=min(p.batch, batch.get(p.trains, 16)))
+        phases = tuple(map(small, self.phases[:3]))
         sizes = {f: min(getattr(self, f) or n, n) for f, n in [("train_size", 48), ("val_size", 32), ("test_size", 32)]}
         return dataclasses.replace(self, phases=phases, warmup_epochs=min(self.warmup_epochs, 0.5), **sizes)
 

@@ -2,8 +2,9 @@ r"""The explorer's notebook in a real browser: JupyterLab, headless Chromium, an
 
     python tests/explorer_browser.py --out figures/explorer.png    # the README's picture, and latencies in the browser
 
-``test_explorer_browser.py`` uses the same. Everything is temporary: a copy of the notebook, Jupyter's folders, the
-browser's profile. A port that is taken is no obstacle: Jupyter goes on to another, and says which.
+``test_explorer_browser.py`` uses the same. Everything is temporary: a copy of the notebook as far as the explorer
+(nbval runs the rest), Jupyter's folders, the browser's profile. A port that is taken is no obstacle: Jupyter goes on to
+another, and says which.
 """
 
 import argparse
@@ -297,14 +298,21 @@ class Explored:
         self.page.call("Input.insertText", text=text)
 
 
+def copy_to_explorer(folder: Path) -> None:
+    """Write the notebook into ``folder``, up to the cell that shows the explorer."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    shows = ["Explorer(" in "".join(cell["source"]) for cell in notebook["cells"]]
+    notebook["cells"] = notebook["cells"][: shows.index(True) + 1]
+    (folder / NOTEBOOK.name).write_text(json.dumps(notebook), encoding="utf-8")
+
+
 @contextlib.contextmanager
 def explored(port: int = 8888, size=(1000, 1100), scale: float = 1.0, dark: bool = False, **environment):
     """Everything together; yields the explorer, and the address that JupyterLab got."""
     with tempfile.TemporaryDirectory(prefix="hrcf-", ignore_cleanup_errors=True) as folder:
         root = Path(folder) / "root"
-        for path in (NOTEBOOK, *(ROOT / "figures").glob("explorer.png")):
-            (root / path.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, root / path.parent.name)
+        (root / "notebooks").mkdir(parents=True)
+        copy_to_explorer(root / "notebooks")
         environment = {"HRCF_OUT": str(Path(folder) / "out"), "HF_HUB_OFFLINE": "1"} | environment
         with contextlib.ExitStack() as stack:
             url, token = stack.enter_context(jupyterlab(root, port, dark, **environment))
@@ -317,9 +325,9 @@ def main(words=None) -> None:
     """Take the README's picture and measure latencies."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the picture, such as figures/explorer.png")
-    parser.add_argument("--labels", default="elephant, animal, clouds, sand, penguin, cliff, owl, sea")
+    parser.add_argument("--labels", default="fox, ice, mountain, clouds, sky, owl, sea, pizza")
     parser.add_argument("--label", default="umbrella", help="what is typed")
-    parser.add_argument("--show", default="elephant", help="whose map is shown")
+    parser.add_argument("--show", default="fox", help="whose map is shown")
     parser.add_argument("--dark", action="store_true")
     given = parser.parse_args(words)
     with explored(scale=2.0, dark=given.dark) as (found, _):

@@ -134,6 +134,7 @@ def train_prompts(plan: Plan, dataset: str) -> dict:
 def _train(plan: Plan, dataset: str, side: str) -> dict:
     config = plan.config(dataset)
     B = next(p.batch for p in config.phases if p.trains == side)
+    B = max(1, min(B, plan.size.pictures // plan.steps))
     config = config.replace(phases=((side, 1, B),))
     model = _model(config)
     table = _first(plan, dataset, "train", plan.steps * B, model.vlp.side)
