@@ -381,9 +381,13 @@ def test_the_same_batch_on_dask(tmp_path, capfd):
 
 
 def test_the_grid_of_the_mini_studies_is_one_that_runs():
-    """Each study by seed, and then all seeds together from the runs that are there."""
+    """Each study by seed; then all seeds together from the runs that are there; what reads them; the report last."""
     found = read_grid(Path(batch.__file__).parents[2] / "notebooks" / "mini_grid.json")
-    studies = {"06_ablation_hcg_rsa_rss", "07_ablation_prompts", "08_ablation_distillation", "09_hyperparameters"}
-    by_seed = {(job.notebook.stem, job.parameters.get("seeds")) for job in found if job.stage == 0}
-    assert by_seed == {(name, seed) for name in studies for seed in "012"}
-    assert {job.notebook.stem for job in found if job.stage == 1 and not job.parameters} == studies
+    number = lambda job: job.notebook.stem[:2]
+    studies = {"05", "06", "07", "08", "09", "13", "14"}
+    by_seed = [(number(job), job.parameters["seeds"]) for job in found if job.stage == 0]
+    assert sorted(by_seed) == sorted((name, seed) for name in studies for seed in "012")
+    later = [{number(job) for job in found if job.stage == stage and not job.parameters} for stage in (1, 2, 3)]
+    assert later == [studies | {"04", "11", "17"}, {"18", "19"}, set()]
+    (report,) = (job for job in found if job.stage == 3)
+    assert number(report) == "12" and report.parameters == {"records": "../runs/grid"}
