@@ -110,7 +110,7 @@ def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Ten
     r"""Embeddings (K, D) of texts that differ in the name, in the order of ``spelt``.
 
     Names of one length run through the tower together, ``chunks.NAMES`` or ``chunks.TOKENS`` numbers at a time; with
-    more than ``chunks.TOKENS`` in all, the backward pass computes each of these chunks a second time.
+    more than ``chunks.TEXT`` in all blocks together, the backward pass computes each of these chunks a second time.
 
     Args:
         spelt: token ids of each name, whose embeddings are the tower's own.
@@ -126,7 +126,8 @@ def encode_names(model, spelt: list[list[int]], tail: Tensor, past=(), head: Ten
 
     around = len(tail) + (0 if head is None else head.shape[1])  # tokens of each text beside its name
     most = chunks.fitting(chunks.TOKENS, table.shape[1])  # tokens at a time
-    large = torch.is_grad_enabled() and sum(map(len, spelt)) + len(spelt) * around > most
+    number = sum(map(len, spelt)) + len(spelt) * around  # of tokens
+    large = torch.is_grad_enabled() and number * table.shape[1] * len(model.transformer.resblocks) > chunks.TEXT
     order, parts = [], []
     for _, same in groupby(sorted(range(len(spelt)), key=lambda k: len(spelt[k])), lambda k: len(spelt[k])):
         same = list(same)

@@ -15,7 +15,8 @@ COMPARISONS = 128 * MIB  # chunks of tables that compare pictures with pictures
 LARGE = 256 * MIB  # the largest tensor that is made at once, or kept for the backward pass of a method's part
 KEPT = 1024 * MIB  # the most scores of regions that ``scores.aggregate`` keeps for its backward pass
 NAMES = 512  # names that run through the text tower together
-TOKENS = 4 * MIB  # token embeddings of names that run through the text tower together, or are kept: 8,192 of width 512
+TOKENS = 4 * MIB  # token embeddings of names that run through the text tower together: 2,048 of width 512
+TEXT = 12 * TOKENS  # the same times the tower's blocks, which keep them for the backward pass: as many of CLIP's 12
 
 
 def fitting(budget: int, entries: int) -> int:

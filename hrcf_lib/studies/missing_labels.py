@@ -17,6 +17,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine.messages import check_known, need
 from hrcf_lib.labels import check_scores
 from hrcf_lib.methods import registry
+from hrcf_lib.studies import runs
 from hrcf_lib.training import train
 
 SHARES = tuple(p / 10 for p in range(1, 10))  # of the published tables
@@ -24,14 +25,36 @@ AT = " @ "  # between a method's name and its p, in the name of a variant
 
 METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp": "dual_coop"}
 METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
+RATES = {  # name of a method -> the field of its rate of learning -> what its config has, and three times as much
+    "asl": {"prompt_lr": [3e-2, 1e-1]},
+    "coop": {"prompt_lr": [1e-3, 3e-3]},
+    "dual_coop": {"prompt_lr": [3e-3, 1e-2]},
+    "semantic_aware": {"lr": [3e-3, 1e-2]},
+    "trm_ml": {"lr": [1e-3, 3e-3]},
+    "hrcf": {"lr": [3e-3, 1e-2]},
+}
 
 
-def methods(base: Config, categories, single: bool = False) -> dict[str, Config]:
+def searched(base: Config, categories, feats, folder: str | Path, rates: dict = RATES) -> dict[str, tuple]:
+    r"""Name of a method -> what ``studies.search`` returns for it: changes of its config, chosen on val, and all rows.
+
+    ``rates``: name -> grid, by default the rate of learning of each method alone. ``base``, ``categories`` as for
+    ``methods``. Raises as ``studies.search``.
+    """
+    found = {}
+    for name, grid in rates.items():
+        own = {} if name == "hrcf" else {"categories": tuple(categories)}
+        found[name] = runs.search(registry.configure(name, base, **own), grid, feats, folder)
+    return found
+
+
+def methods(base: Config, categories, single: bool = False, chosen: dict | None = None) -> dict[str, Config]:
     r"""Title -> config of every method that is compared on missing labels, in the experiment of ``base``.
 
     ``categories`` are the names of the seen labels (``data.feeds.sources.categories``). With ``single`` positives no
     absent label is known, and a sigmoid learns nothing from present ones alone: all methods but the one titled ASL then
     take unknown labels for absent (TRM-ML those without a pseudo-label). HRCF's ranking loss has no pair to rank.
+    ``chosen``: name of a method -> changes of its config, such as those that ``searched`` found.
 
     >>> from hrcf_lib import config
     >>> list(methods(config.mini(), ["owl", "bus"]))[:3]
@@ -42,6 +65,7 @@ def methods(base: Config, categories, single: bool = False) -> dict[str, Config]
         own = {} if name == "hrcf" else {"categories": tuple(categories)}
         if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
             own["unknown"] = "negative"
+        own |= (chosen or {}).get(name, {})
         found[title] = registry.configure(name, base.replace(single_positive=True) if single else base, **own)
     return found
 

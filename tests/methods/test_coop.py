@@ -170,6 +170,7 @@ def test_contexts_of_each_label_run_in_chunks_with_the_same_gradients(monkeypatc
     contexts = Contexts(vlp, 4, len(NAMES), std=0.5)
     for tokens in (2**13, 10):
         monkeypatch.setattr(chunks, "TOKENS", tokens * vlp.text_width)
+        monkeypatch.setattr(chunks, "TEXT", 12 * tokens * vlp.text_width if tokens > 10 else 0)
         sizes = []
         monkeypatch.setattr(
             prompts, "encode_after", lambda m, past, x, s=sizes: s.append(len(x)) or encode_after(m, past, x)

@@ -67,7 +67,7 @@ class SemanticAwareConfig(PartialConfig):
     schedule = (100, 64)  # [P]
     small = {  # for the mini VLP and 375 or 750 steps; R and O are half the channels of the map, as in the paper
         **{"rank": 64, "width": 64, "reading": "map", "start": "identity", "fit": True, "context_std": 0.0},
-        **{"optimizer": "adamw", "lr": 3e-3, "prompt_lr": 1e-4, "weight_decay": 0.05},
+        **{"optimizer": "adamw", "lr": 3e-3, "prompt_lr": 1e-4, "weight_decay": 0.05, "prompt_vectors": 4},
     }
 
     settings: str = setting("paper", choices=("paper",), before="first", gone="first")

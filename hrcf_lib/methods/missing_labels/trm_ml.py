@@ -362,15 +362,15 @@ class TRMML(Partial):
         F_r = region_features(e, f, self._mask)  # (B, k, D)
         x_r = x_q = self._cosines(F_r, own)  # (2, B, k)
         if self.config.matching == "region":
-            x_q = self._cosines(self.query_features(e, f), own)
+            x_q = self._cosines(self.query_features(e, f, F_r if self._mask == "softmax" else None), own)
         s = torch.linalg.vecdot(F.normalize(F_r.detach(), dim=-1), centres[:, None, part])  # (2, B, k)  Eq. 8
         rows = chosen.nonzero()[:, 1]  # (n,) pictures
         best = e.detach().transpose(0, 1)[chosen].topk(min(self.config.pixels, f.shape[1]), dim=1).indices  # (n, k)
         return x_r, x_q, s, F_r.transpose(0, 1)[chosen], f.detach()[rows[:, None], best]  # Eq. 7
 
-    def query_features(self, e: Tensor, f: Tensor) -> Tensor:
-        """F^q of energies (B, k, J) and a map (B, J, D): (B, k, D), Eq. 3."""
-        h = self.attention.values(e.softmax(dim=-1) @ f)  # (B, k, D)
+    def query_features(self, e: Tensor, f: Tensor, attended: Tensor | None = None) -> Tensor:
+        """F^q of energies (B, k, J) and a map (B, J, D): (B, k, D), Eq. 3; ``attended``: softmax(e) f, if known."""
+        h = self.attention.values(e.softmax(dim=-1) @ f if attended is None else attended)  # (B, k, D)
         return h + self.mlp(h)
 
     def _part_size(self, f: Tensor, K: int) -> int:
