@@ -1,5 +1,7 @@
 """Controls that should do worse: scorers that RSA and RSS are compared with, and labels of other pictures."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,16 +10,23 @@ from hrcf_lib import scores
 from hrcf_lib.engine.messages import check_known
 
 
-def uniform_weights(config):
-    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels."""
+def aggregate_by(config, how: Callable[[Tensor, Tensor], Tensor]) -> Callable:
+    """HSA with another aggregation, ``how``: (B, J, D), (K, D) -> (B, K), in place of RSA: a scorer.
+
+    RSS and Eq. 14 are as the config says.
+    """
 
     def scorer(e_g, regions, t):
         if config.rss:
             regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
-        s_region = regions.sum(dim=1) @ t.T / len(t)  # (B, K) = sum_j s_jk / K
-        return scores.fuse(scores.global_scores(e_g, t), s_region, *scores.mixing(config, at_test=True))
+        return scores.fuse(scores.global_scores(e_g, t), how(regions, t), *scores.mixing(config, at_test=True))
 
     return scorer
+
+
+def uniform_weights(config):
+    """Control for RSA: Eq. 13 with every weight 1/K, so that a region counts alike for all labels."""
+    return aggregate_by(config, lambda regions, t: regions.sum(dim=1) @ t.T / len(t))  # (B, K) = sum_j s_jk / K
 
 
 def random_selection(config, seed: int = 0):

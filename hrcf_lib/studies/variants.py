@@ -18,6 +18,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.feed import Feed
 from hrcf_lib.methods import registry
+from hrcf_lib.studies import controls
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,21 @@ class Variant:
 
 def sharpened(config: Config, temperature: float) -> Callable:
     r"""Eq. 12 with a temperature, $w_{jk} = \mathrm{softmax}_k(s_{jk} / \tau)$: a scorer. At 1 it is HSA."""
-    return partial(_score, config=config, temperature=temperature)
+    return controls.aggregate_by(config, partial(_votes, temperature=temperature))
 
 
 def best_votes(config: Config, most: int) -> Callable:
     r"""Eq. 13 with each label's ``most`` largest votes in place of the sum over all regions: a scorer."""
-    return partial(_score, config=config, most=most)
+    return controls.aggregate_by(config, partial(_votes, most=most))
 
 
-def _score(e_g: Tensor, regions: Tensor, t: Tensor, config: Config, temperature: float = 1.0, most: int | None = None):
-    if config.rss:
-        regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
+def _votes(regions: Tensor, t: Tensor, temperature: float = 1.0, most: int | None = None) -> Tensor:
     parts = []
     for rows in regions.split(32):  # (b, J, K) at a time
         s = scores.region_scores(rows, t)
         v = (s / temperature).softmax(dim=-1) * s  # (b, J, K)  Eq. 12
         parts.append((v if most is None else v.topk(min(most, v.shape[1]), dim=1).values).sum(dim=1))  # Eq. 13
-    s_region = torch.cat(parts)  # (B, K)
-    return scores.fuse(scores.global_scores(e_g, t), s_region, *scores.mixing(config, at_test=True))  # Eq. 14
+    return torch.cat(parts)  # (B, K)
 
 
 VARIANTS = {
