@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from hrcf_lib import config as configs
 from hrcf_lib.studies import records
 
 MINI, NUS = "MojiScenes mini", "NUS-WIDE"  # what a column of ours is measured on
-PRESETS = {MINI: ("mini", "mini_short"), NUS: ("nus_wide",)}
+DATASETS = {MINI: "mojiscenes", NUS: "nus_wide"}  # what a preset of theirs is on
 STORED = "stored"  # folder of a batch's job with the notebook's own parameters (``studies.batch``)
 METRICS = ("F1@3", "F1@5", "mAP")
 TRAINED, MAIN = "04_alternate_training", "05_main_results"  # notebooks whose records the report reads
@@ -76,7 +77,9 @@ class Records:
         return found[fitting[0]]
 
     def _fits(self, name: str | None) -> bool:
-        return name in PRESETS[self.data] or (name is None and self.data == MINI)
+        if name is None:
+            return self.data == MINI
+        return name in configs.PRESETS and configs.PRESETS[name]().dataset == DATASETS[self.data]
 
     def table(self, name: str, title: str, columns=()) -> pd.DataFrame:
         """A table of a record. Raises ``Missing`` also for a record without it, or without a column of it."""
