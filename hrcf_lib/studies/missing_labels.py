@@ -14,6 +14,7 @@ from hrcf_lib.config import Config
 from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.engine import devices
 from hrcf_lib.engine.messages import check_known, need
 from hrcf_lib.labels import check_scores
 from hrcf_lib.methods import registry
@@ -90,6 +91,24 @@ def parts() -> dict[str, dict[str, dict]]:
     aware |= losses | {"γ− = 0": {"gamma_negative": 0.0}}
     aware |= {f"γ+ = {g:g}": {"gamma_positive": g} for g in (0.0, 2.0, 4.0)}
     return {"TRM-ML": trm, "Semantic-aware": aware}
+
+
+def complete_regions(config: Config, feats, folder: str | Path, resamples: int = 1000) -> runs.Outcome:
+    r"""TRM-ML that begins with the regions of a model of complete labels (Table 4), without pseudo-labels and contrast.
+
+    That model is a run of ``folder`` and is trained if need be; the regions go on learning. The checkpoint lies in
+    ``folder``, too; scores are not stored. Compare with the part "CARL, KD". Raises as ``studies.run`` and
+    ``TRMML.take_regions``.
+    """
+    own = config.replace(pseudo_labels=False, gamma=0.0)
+    whole = runs.trained(own.replace(known=1.0), feats, folder)
+    own = own.replace(attention_start="random")  # or the start would overwrite what is taken
+    model = registry.for_config(own).to(devices.best())
+    model.take_regions(whole)
+    data, out = runs.with_training_data(own, feats), Path(folder) / f"{runs.run_name(own)}-complete-regions"
+    history = train(model, data["train"], out)
+    table, resampled = runs.score_settings(model, data, runs.AS_TRAINED, resamples)
+    return runs.Outcome(table, resampled, {"training": {"seconds": float(history["seconds"].iloc[-1])}}, out)
 
 
 def variants(configs: dict[str, Config], shares=SHARES) -> dict[str, Config]:

@@ -591,6 +591,24 @@ def test_regions_of_a_model_that_was_trained_with_complete_labels():
         assert synthetic.same(taken, synthetic.weights(model), ("queries", "attention.", "mlp.")) == fixed
 
 
+@pytest.mark.slow
+def test_table_4_begins_with_the_regions_of_complete_labels(tmp_path):
+    """A run of complete labels gives its queries, attention and MLP; found again, it is not trained again."""
+    config = build(attention_start="text", lr=1e-9, prompt_lr=1e-9).config.replace(known=0.5)
+    feats = lambda own: {"train": features(hidden=own.known < 1 and 0.5), "test": features(6, 1, 0)}
+    found = missing_labels.complete_regions(config, feats, tmp_path, resamples=2)
+    assert set(found.table["task"]) == {"seen"} and ("", "test", "seen", "mAP") in found.resampled
+    (own,) = tmp_path.glob("*-complete-regions")
+    (whole,) = (p for p in tmp_path.iterdir() if p != own)
+    there, here = (torch.load(p / "checkpoint.pt", weights_only=True)["model"] for p in (whole, own))
+    for name in ("queries", "attention.key.weight", "mlp.0.weight"):
+        assert_close(here[name], there[name], rtol=0, atol=1e-6)
+    random = build().attention.key.weight
+    assert (here["attention.key.weight"] - random).abs().max() > 0.01
+    again = missing_labels.complete_regions(config, feats, tmp_path, resamples=2)
+    assert again.table.equals(found.table)
+
+
 @pytest.mark.parametrize(
     "here, there, says",
     [
