@@ -28,7 +28,7 @@ class ASLConfig(PartialConfig):
     method = "asl"
     trains = "prompts"
 
-    prompt_lr: float = 3e-2  # chosen on val
+    prompt_lr: float = 3e-2  # chosen on val of earlier scenes
 
 
 class ASL(Partial):

@@ -27,8 +27,8 @@ from hrcf_lib.methods.settings import PartialConfig
 
 @dataclass(frozen=True)
 class CoOpConfig(PartialConfig):
-    """The paper's number of vectors. The rate was chosen on val, where 1e-4 does as well; temperature and level
-    are those of a model before training, which begins by fitting both."""
+    """The paper's number of vectors. The rate was chosen on val of earlier scenes; temperature and level are those of a
+    model before training, which begins by fitting both."""
 
     method = "coop"
     trains = "prompts"

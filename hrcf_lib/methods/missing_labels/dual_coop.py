@@ -37,7 +37,8 @@ from hrcf_lib.methods.settings import PartialConfig
 
 @dataclass(frozen=True)
 class DualCoOpConfig(PartialConfig):
-    """Number of the vectors and both scales are those of the released code; start and rate were chosen on val."""
+    """Number of the vectors and both scales are those of the released code; start and rate were chosen on val of
+    earlier scenes."""
 
     method = "dual_coop"
     trains = "prompts"
