@@ -54,6 +54,7 @@ class Method(Pretrained, nn.Module):
     has_lambda = False  # weighs regions against the whole picture by ``config.lam``
     has_selection = False  # leaves regions out at test time, by ``config.rss`` and ``config.keep``
     idle_parameters = False  # whether some steps train only some of a side's parameters (``before_step``)
+    fits_labels = False  # whether ``label_embeddings`` are fitted to the whole list, and by settings of the scores
     map_kind: str | None = None  # what its regions show of a label: "votes", "scores", "attention" (``region_maps``)
 
     def __init__(self, config: configs.Config, pretrained: bool = True):

@@ -144,6 +144,7 @@ class GenMLZSL(Method):
     trainable = {"images": ("generator.", "encoder.", "critic."), "prompts": ()}
     trained_blocks = 0
     idle_parameters = True
+    fits_labels = True
 
     def build(self) -> None:
         """The three networks, and buffers for what is taken from the training data.

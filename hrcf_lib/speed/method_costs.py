@@ -15,6 +15,7 @@ from hrcf_lib.speed.compare import seconds
 from hrcf_lib.speed.inputs import random_images, random_normal
 from hrcf_lib.training import train
 
+HOLD = 5  # labels in a picture, about: of many more, pictures take no part in some methods' training
 NAMES = ("hrcf", *registry.names("compared"))
 
 
@@ -63,10 +64,11 @@ def _steps(model, labels, steps: int) -> dict[str, float]:
 
 
 def _noise(model, labels, n: int) -> FrozenFeatures:
-    """Random features in the shapes of the model's VLP; each picture has a positive seen label."""
+    """Random features in the shapes of the model's VLP; each picture has a positive seen label, and about ``HOLD``."""
     vlp, seen = model.vlp, max(1, 4 * len(labels) // 5)
     space = LabelSpace(labels[:seen], labels[seen:])
-    y = torch.where(random_normal(n, len(labels)) > 2, 1.0, -1.0).cpu()
+    rare = statistics.NormalDist().inv_cdf(max(0.5, 1 - HOLD / len(labels)))
+    y = torch.where(random_normal(n, len(labels)) > rare, 1.0, -1.0).cpu()
     y[torch.arange(n), torch.arange(n) % space.n_seen] = 1
     return FrozenFeatures(random_normal(n, 1 + vlp.N**2, vlp.C).cpu().half(), random_normal(n, vlp.D).cpu(), y, space)
 

@@ -268,18 +268,21 @@ def _measured(model, data: Feed, asked: dict, resamples: int, embeddings: dict) 
 def scores(model, embedded: Embedded, together: list[list[str]], setting, embeddings: dict) -> list[Tensor]:
     """Scores (n, k) of the k labels of each group, which are asked by themselves, in a setting.
 
-    ``embeddings`` is filled with those of single labels, which do not depend on each other, for each way of writing
-    them.
+    ``embeddings`` is filled with those of single labels for each way of writing them, unless the method fits them to
+    the group (``Method.fits_labels``).
     """
     changes = {} if callable(setting) else setting
     of_scores = configs.names_where(type(model.config), scores=True)  # others may change the prompt
     known = embeddings.setdefault(repr({n: v for n, v in changes.items() if n not in of_scores}), {})
     asked, scorer, found = model.under(model.config.replace(**changes)), runs.scorer(model, setting), []
     for names in together:
-        beside = [*names, *asked.companions(names)]
-        if missing := [name for name in beside if name not in known]:
-            known |= zip(missing, asked.label_embeddings(missing), strict=True)
-        t = torch.stack([known[name] for name in beside])  # (k + C, D)
+        if model.fits_labels:
+            t = asked.embed_names(names)  # (k + C, D), which the method keeps
+        else:
+            beside = [*names, *asked.companions(names)]
+            if missing := [name for name in beside if name not in known]:
+                known |= zip(missing, asked.label_embeddings(missing), strict=True)
+            t = torch.stack([known[name] for name in beside])  # (k + C, D)
         found.append(evaluation.score_all(embedded, t, scorer)[:, : len(names)])
     return found
 

@@ -355,7 +355,7 @@ def _label_embeddings(model, setting: dict | Callable, names, known: dict) -> Te
     """``embed_names`` of the model under a setting; settings that share them (``known``) compute them once."""
     changes = {} if callable(setting) else setting
     asked = model.under(model.config.replace(**changes))
-    of_scores = configs.names_where(type(model.config), scores=True)  # others may change the prompt
+    of_scores = () if model.fits_labels else configs.names_where(type(model.config), scores=True)  # others: the prompt
     key = repr({n: v for n, v in changes.items() if n not in of_scores}), tuple(asked.companions(names))
     if key not in known:
         known[key] = asked.embed_names(names)

@@ -14,7 +14,7 @@ from hrcf_lib.data import benchmarks
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.mojiscenes.scenes import MojiScenes, SceneLaw
 from hrcf_lib.labels import LabelSpace
-from hrcf_lib.studies import bootstrap, compare, conditions
+from hrcf_lib.studies import bootstrap, compare, conditions, runs
 from hrcf_lib.studies.conditions import AMONG_ALL, TASKS, Ask
 
 # words that the mini VLP knows
@@ -107,6 +107,19 @@ def test_labels_are_scored_among_those_asked_together(done, feats, feeds):
     torch.testing.assert_close(found["", "many", "ZSL among all", "mAP"].double(), among, atol=1e-5, rtol=0)
     torch.testing.assert_close(found["", "many", "by twos", "mAP"].double(), grouped, atol=1e-5, rtol=0)
     assert ("", "many", "by twos", "F1@1") not in found and ("", "many", "beside 3", "F1@1") in found
+
+
+def test_classifiers_that_are_fitted_to_a_list_are_fitted_to_each_group_and_by_each_setting(feeds):
+    model = methods.build("gen_mlzsl", config(), pretrained=False, hidden=16, classifier_epochs=2).eval()
+    held, setting, known = embed(model, feeds["few"]), {"classifier_lr": 0.1}, {}
+    together = [SPACE.unseen, SPACE.names]
+    found = conditions.scores(model, held, together, {}, known) + conditions.scores(model, held, together, setting, known)
+    for s, names, own in zip(found, together * 2, [model, model, *[model.under(model.config.replace(**setting))] * 2]):
+        torch.testing.assert_close(s, own.score_embeddings(held.e_g, held.regions, own.label_embeddings(names)))
+    assert not torch.equal(found[0], found[1][:, -4:]) and not torch.equal(found[1], found[3])
+    rows, _ = runs.score_settings(model, {"val": feeds["many"]}, {"": {}, "fast": setting})
+    alone, _ = runs.score_settings(model, {"val": feeds["many"]}, {"fast": setting})
+    assert rows.query("setting == 'fast'")["mAP"].tolist() == alone["mAP"].tolist() != rows["mAP"].tolist()[:3]
 
 
 @pytest.mark.slow
