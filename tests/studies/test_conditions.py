@@ -113,8 +113,9 @@ def test_classifiers_that_are_fitted_to_a_list_are_fitted_to_each_group_and_by_e
     model = methods.build("gen_mlzsl", config(), pretrained=False, hidden=16, classifier_epochs=2).eval()
     held, setting, known = embed(model, feeds["few"]), {"classifier_lr": 0.1}, {}
     together = [SPACE.unseen, SPACE.names]
-    found = conditions.scores(model, held, together, {}, known) + conditions.scores(model, held, together, setting, known)
-    for s, names, own in zip(found, together * 2, [model, model, *[model.under(model.config.replace(**setting))] * 2]):
+    found = [s for changes in ({}, setting) for s in conditions.scores(model, held, together, changes, known)]
+    fast = model.under(model.config.replace(**setting))
+    for s, names, own in zip(found, together * 2, (model, model, fast, fast), strict=True):
         torch.testing.assert_close(s, own.score_embeddings(held.e_g, held.regions, own.label_embeddings(names)))
     assert not torch.equal(found[0], found[1][:, -4:]) and not torch.equal(found[1], found[3])
     rows, _ = runs.score_settings(model, {"val": feeds["many"]}, {"": {}, "fast": setting})
