@@ -82,7 +82,7 @@ def labelled(differences: pd.DataFrame, pairs: dict, split: str, metric: str, pa
             row = differences[is_of(differences, pair) & differences["split"].eq(split) & differences["task"].eq(task)]
             printed = paper.get((label, task), paper.get(label, math.nan) if task == "ZSL" else math.nan)
             rows.append(row[row["metric"].eq(metric)].assign(label=label, group=task, paper=printed))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True) if rows else differences.head(0).assign(label=[], group=[], paper=[])
 
 
 def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None, split="test", tasks=("ZSL", "GZSL")):

@@ -311,6 +311,8 @@ def test_rows_for_a_forest_plot(done):
     shown = compare.labelled(frame, pairs, "test", "mAP", {"RSS": 0.5})
     assert shown["label"].tolist() == ["HCG", "RSS"] * 2 and shown["group"].tolist() == ["ZSL"] * 2 + ["GZSL"] * 2
     assert shown["paper"].tolist()[1] == 0.5 and shown["paper"].isna().sum() == 3, "the paper's is ZSL"
+    nothing = compare.labelled(frame, {}, "test", "mAP")
+    assert nothing.empty and set(nothing) == set(shown) and compare.said(frame, {}) == ""
     by_task = compare.labelled(frame, pairs, "test", "mAP", {("HCG", "GZSL"): 2.0})["paper"]
     assert by_task.tolist()[2] == 2.0 and by_task.isna().sum() == 3
     rss = frame[frame["against_setting"].eq("without RSS") & frame["task"].eq("GZSL") & frame["metric"].eq("mAP")]
