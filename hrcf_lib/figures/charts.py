@@ -280,21 +280,22 @@ SWEEP_HEIGHT = 2.52  # inches
 
 
 def sweep(
-    frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="mAP (%)", axis=None
+    frame, x: str, columns=None, marks=None, paper=None, chosen=None, xlabel="", ylabel="", axis=None, metric="mAP"
 ):  # fmt: skip
     r"""A metric against a setting: for each task the mean over seeds, and a band from the lowest seed to the highest.
 
     Args:
-        frame: a row for each (x, seed, task): columns ``x``, ``seed``, ``task`` and ``mAP`` in percent.
+        frame: a row for each (x, seed, task): columns ``x``, ``seed``, ``task`` and ``metric`` in percent.
         columns: task -> its name in the legend, in order; by default every task of the frame under its own name.
         marks: text -> value of x: further dotted lines.
         paper: the paper's choice of x (its curve is printed nowhere): a dotted line.
         chosen: the value chosen on val: a star on each line.
         axis: to draw into, in place of a new figure one ``COLUMN`` wide; the legend is one for all axes of its figure.
+        metric: the column that is drawn.
 
     Returns the figure. Raises ``ValueError`` for a missing column or a task without rows.
     """
-    need(frame, [x, "seed", "task", "mAP"], "figures.sweep")
+    need(frame, [x, "seed", "task", metric], "figures.sweep")
     columns = columns or {task: task for task in dict.fromkeys(frame["task"])}
     lines = ({} if paper is None else {"the paper's choice": paper}) | (marks or {})
     with printed():
@@ -308,13 +309,13 @@ def sweep(
             if not len(part):
                 raise ValueError(f"no row of task {task!r}: the frame has {', '.join(dict.fromkeys(frame['task']))}")
             colour, marker, line = TASKS.get(task, (COLOURS[4], "v", ":"))
-            over_seeds(axis, part, x, "mAP", color=colour, marker=marker, ls=line, label=name)
+            over_seeds(axis, part, x, metric, color=colour, marker=marker, ls=line, label=name)
             if chosen in set(part[x]):
-                axis.plot(chosen, part.loc[part[x] == chosen, "mAP"].mean(), **STAR, label="chosen on val")
+                axis.plot(chosen, part.loc[part[x] == chosen, metric].mean(), **STAR, label="chosen on val")
         values = sorted(set(frame[x]))
         if len(values) <= MOST_TICKS:
             axis.set_xticks(values, [f"{v:g}" for v in values])
-        axis.set(xlabel=xlabel or x, ylabel=ylabel)
+        axis.set(xlabel=xlabel or x, ylabel=ylabel or f"{metric} (%)")
         legend(axis.figure, [*columns.values(), *lines])
     return axis.figure
 

@@ -88,7 +88,15 @@ def test_sweep_shows_means_bands_and_choices():
     lines = {line.get_label(): line for line in axis.lines}
     assert list(lines) == ["the paper's choice", "all labels", "chosen on val"]
     assert list(lines["all labels"].get_ydata()) == [28.5, 29.0, 29.5] and lines["chosen on val"].get_xdata() == [0.5]
-    assert axis.get_xlabel() == "λ" and len(axis.collections) == 1
+    assert axis.get_xlabel() == "λ" and axis.get_ylabel() == "mAP (%)" and len(axis.collections) == 1
+
+
+def test_sweep_draws_another_metric():
+    frame = swept().rename(columns={"mAP": "F1@3"})
+    axis = figures.sweep(frame, "lam", columns={"GZSL": "all labels"}, chosen=0.5, metric="F1@3").axes[0]
+    assert axis.get_ylabel() == "F1@3 (%)" and list(axis.lines[0].get_ydata()) == [28.5, 29.0, 29.5]
+    with pytest.raises(ValueError, match="sweep: the frame has no column 'mAP'"):
+        figures.sweep(frame, "lam")
 
 
 def test_a_band_goes_from_the_least_seed_to_the_greatest():
