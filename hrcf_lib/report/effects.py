@@ -146,9 +146,7 @@ def stored(effect: Effect, records: Records) -> tuple[float, float, float, str]:
     frame = records.table(effect.notebook, "differences", COLUMNS)
     frame = frame[(frame["split"] == "test") & (frame["task"] == effect.task) & (frame["metric"] == effect.metric)]
     frame = frame.set_index(["variant", "setting", "against", "against_setting"])[["difference", "low", "high"]]
-    ours, other = (effect.ours, effect.other)
-    now, then = (effect.ours, effect.other), (ours, other)
-    for (one, two), sign in ((now, 1), (now[::-1], -1), (then, 1), (then[::-1], -1)):
+    for one, two, sign in ((effect.ours, effect.other, 1), (effect.other, effect.ours, -1)):
         if (pair := (*one, *two)) in frame.index:
             difference, low, high = sign * frame.loc[[pair]].iloc[0].astype(float)
             return difference, min(low, high), max(low, high), "95 % bootstrap"
