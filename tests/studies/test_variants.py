@@ -60,8 +60,7 @@ def test_the_table_is_that_of_evaluate():
     found = variants.measured(model, data, some)
     assert found.loc["HRCF"].equals(evaluation.evaluate(model, data))
     assert found.loc["open"].equals(evaluation.evaluate(model.under(model.config.replace(votes="open")), data))
-    assert found.loc[("best", "ZSL"), "mAP"] != found.loc[("open", "ZSL"), "mAP"]
-    assert found.loc[("start", "ZSL"), "mAP"] != found.loc[("HRCF", "ZSL"), "mAP"]
+    assert not found.loc["best"].equals(found.loc["open"]) and not found.loc["start"].equals(found.loc["HRCF"])
 
 
 def test_the_first_variant_is_chosen_that_no_other_beats_by_what_is_worth_it():
