@@ -225,16 +225,18 @@ def mixing(config, at_test: bool) -> tuple[float, bool]:
 
 
 def score(
-    e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool, at_test: bool = False
+    e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool, at_test: bool = False, how=None
 ) -> Tensor:
     r"""The whole of HSA under the switches of ``config``: (B, D), (B, J, D), (K, D) -> (B, K).
 
     ``select`` applies RSS first (test time only, Sec. III-D); ``regions_to_keep`` says how many stay. ``at_test`` is
-    for ``mixing``.
+    for ``mixing``. ``how`` is an aggregation in place of the config's, (B, J, D), (K, D) -> (B, K).
     """
     if select:
         regions = select_regions(regions, label_embeddings, regions_to_keep(config, regions.shape[1]))
-    if config.rsa:
+    if how is not None:
+        s_region = how(regions, label_embeddings)
+    elif config.rsa:
         s_region = aggregate(regions, label_embeddings)
     else:
         s_region = pool(regions, label_embeddings, config.topk)

@@ -63,9 +63,10 @@ class Records:
         ]
         found = {path: records.read_record(name, path.parent) for path in paths}
         fitting = [path for path, record in found.items() if self._fits(preset(record))]
-        if fitting and all(of_first_benchmark(found[path]) for path in fitting):
+        counted = [path for path in fitting if not of_first_benchmark(found[path])]
+        if fitting and not counted:
             raise Missing(f"notebook {name[:2]} makes it (there is one of the first benchmark, which does not count)")
-        fitting = [path for path in fitting if not of_first_benchmark(found[path])]
+        fitting = counted
         if len(fitting) > 1:  # of a batch: the run with the notebook's own parameters holds those of all seeds
             fitting = [path for path in fitting if STORED in path.parts] or fitting
         if len(fitting) > 1:

@@ -11,17 +11,8 @@ from hrcf_lib.engine.messages import check_known
 
 
 def aggregate_by(config, how: Callable[[Tensor, Tensor], Tensor]) -> Callable:
-    """HSA with another aggregation, ``how``: (B, J, D), (K, D) -> (B, K), in place of RSA: a scorer.
-
-    RSS and Eq. 14 are as the config says.
-    """
-
-    def scorer(e_g, regions, t):
-        if config.rss:
-            regions = scores.select_regions(regions, t, scores.regions_to_keep(config, regions.shape[1]))
-        return scores.fuse(scores.global_scores(e_g, t), how(regions, t), *scores.mixing(config, at_test=True))
-
-    return scorer
+    """A scorer: HSA at test time with another aggregation, ``how`` of ``scores.score``; RSS as the config says."""
+    return lambda e_g, regions, t: scores.score(e_g, regions, t, config, select=config.rss, at_test=True, how=how)
 
 
 def uniform_weights(config):

@@ -42,11 +42,15 @@ def searched(base: Config, categories, feats, folder: str | Path, rates: dict = 
     ``rates``: name -> grid, by default the rate of learning of each method alone. ``base``, ``categories`` as for
     ``methods``. Raises as ``studies.search``.
     """
-    found = {}
-    for name, grid in rates.items():
-        own = {} if name == "hrcf" else {"categories": tuple(categories)}
-        found[name] = runs.search(registry.configure(name, base, **own), grid, feats, folder)
-    return found
+    return {
+        name: runs.search(registry.configure(name, base, **_own(name, categories)), grid, feats, folder)
+        for name, grid in rates.items()
+    }
+
+
+def _own(name: str, categories) -> dict:
+    """What every config of a method has here: the categories, but for HRCF, which scores any label."""
+    return {} if name == "hrcf" else {"categories": tuple(categories)}
 
 
 def methods(base: Config, categories, single: bool = False, chosen: dict | None = None) -> dict[str, Config]:
@@ -63,7 +67,7 @@ def methods(base: Config, categories, single: bool = False, chosen: dict | None 
     """
     found = {}
     for title, name in METHODS.items():
-        own = {} if name == "hrcf" else {"categories": tuple(categories)}
+        own = _own(name, categories)
         if title == "ASL, unknown absent" or single and title not in ("ASL", "HRCF"):
             own["unknown"] = "negative"
         own |= (chosen or {}).get(name, {})
