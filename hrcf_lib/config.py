@@ -69,8 +69,9 @@ def setting(
         choices: the values it may have.
         weights: whether trained weights depend on it. A run is not resumed under another value.
         scores: whether scores of trained weights depend on it. A calibration belongs to one value.
-        before: of a field that came after the first saved runs, what those did, who lack it: a saved config without the
-            field means this value, and at this value it is not part of a run's name. It need not be the default.
+        before: of a field that came after the first saved runs, the value by which these were made: a saved config
+            without the field means this value, and at this value it is not part of a run's name. It need not be the
+            default.
         gone: a value of saved configs whose form of the method is no longer here: reading one says so.
     """
     about = {"of": of, "low": low, "high": high, "choices": choices, "weights": weights, "scores": scores}
@@ -120,8 +121,8 @@ class Config:
     tuning_template: str = setting("mkt", choices=("mkt", "hrcf"), before="mkt")  # of the prompt "tuning" alone
     prompt_vectors: int = setting(8, low=1, high=1000)  # M
 
-    # Losses (Eqs. 5 and 15, Sec. III-F)
-    ranking_reduction: str = setting("violations", choices=("violations", "pairs", "sum"))  # sum: Eq. 15; first: MKT
+    # Losses (Eq. 5 of Sec. III-C, Eq. 15 of Sec. III-D)
+    ranking_reduction: str = setting("violations", choices=("violations", "pairs", "sum"))  # default: MKT; sum: Eq. 15
     distillation: float = 1.0  # weight of Eq. 5; 0 switches it off (Table IV)
     distillation_reduction: str = setting("mean", choices=("mean", "sum"))  # sum: Eq. 5; mean: MKT
 
@@ -267,7 +268,7 @@ def choices(name: str, kind: type[Config] = Config) -> tuple:
 
 
 def values_before(kind: type[Config] = Config) -> dict:
-    """Fields that are younger than the first saved runs -> what those runs did, who lack them."""
+    """Fields that are younger than the first saved runs -> the values by which those runs were made."""
     about = {f.name: stated(f)["before"] for f in dataclasses.fields(kind)}
     return {name: value for name, value in about.items() if value is not dataclasses.MISSING}
 
@@ -315,7 +316,7 @@ def _preset(build):
 
 @_preset
 def mini() -> Config:
-    """MojiScenes with the mini VLP: 3 to 4 minutes of training on two CPU cores. On val mAP is flat in lam."""
+    """MojiScenes with the mini VLP: 3 to 4 minutes of training on two CPU cores; mAP on val hardly depends on lam."""
     return Config(
         name="mini",
         dataset="mojiscenes",

@@ -75,10 +75,9 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         the cleaned names, in the same order.
 
     Raises:
-        ValueError: no names, a bare string or another thing instead of a list, an item that is not a string or is
-            blank, or a name that occurs twice. All faulty items are reported at once.
-
-    A name with characters that no text has, such as bytes of 0 or halves of surrogate pairs, is refused too.
+        ValueError: no names, a bare string or another thing instead of a list, an item that is not a string, has
+            characters that no text has (control characters, halves of surrogate pairs) or is blank, or a name that
+            occurs twice. The first of these faults is reported, with all items that have it.
 
     >>> check_names([" polar  bear", "sea"])
     ['polar bear', 'sea']
@@ -148,7 +147,8 @@ class LabelSpace:
 
     def __post_init__(self):
         seen = tuple(check_names(self.seen, "seen"))
-        unseen = tuple(check_names(self.unseen, "unseen")) if len(self.unseen) else ()
+        none = hasattr(self.unseen, "__len__") and not len(self.unseen)
+        unseen = () if none else tuple(check_names(self.unseen, "unseen"))
         at = {name: i for i, name in enumerate(seen)}
         both = [f"{name!r} is both seen[{at[name]}] and unseen[{j}]" for j, name in enumerate(unseen) if name in at]
         if both:

@@ -104,7 +104,7 @@ class Method(Pretrained, nn.Module):
 
     @torch.no_grad()
     def embed_names(self, names) -> Tensor:
-        """(K + C, D) label embeddings to score K names with: theirs, then those of their ``companions``."""
+        """Label embeddings to score K names with: theirs (K, D), and behind them those of their ``companions``."""
         along = self.companions(names)
         return self.label_embeddings([*names, *along] if along else names)
 
@@ -155,7 +155,8 @@ class Method(Pretrained, nn.Module):
     def weights(self, side: str) -> dict[str, float]:
         """Weight of each part of the loss while ``side`` learns; a part of weight 0 is reported and trains nothing.
 
-        The names are those of ``losses``, the same for every side.
+        Here those of HRCF: Eq. 20 with ``config.distillation`` before Eq. 5, and Eq. 21 while prompts learn. The names
+        are those of ``losses``, the same for every side.
         """
         return {"ranking": 1.0, "distillation": 0.0 if side == "prompts" else self.config.distillation}
 
@@ -287,5 +288,5 @@ def _no_vit(title: str, name: str) -> str:
 def finite(scores: Tensor) -> Tensor:
     """The scores themselves. Raises ``FloatingPointError`` if one is NaN or infinite; ``train`` then reports why."""
     if not scores.isfinite().all():
-        raise FloatingPointError
+        raise FloatingPointError("scores are NaN or infinite: look at the features, or lower the learning rate")
     return scores

@@ -56,18 +56,19 @@ class HRCF(Method):
         self.prompt = PromptLearner(self.vlp, config.prompt, config.prompt_vectors, config.tuning_template)
 
     def image_embeddings(self, trunk: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Trunk tokens (B, 1 + N^2, C) -> global embedding e_g (B, D) and regions (B, J, D). Eqs. 1-4, 6-8."""
-        tokens = self.ln_post(self.block(trunk))  # (B, 1 + N*N, C)  O_L = [x_g; R_1 .. R_{N^2}]
-        x_g, patches = tokens[:, 0], tokens[:, 1:]
-        regions = self.gather(patches) if self.config.hcg else patches  # (B, J, C)
-        return self.head(x_g), self.head(regions)
+        r"""Trunk tokens (B, 1 + N^2, C) -> global embedding e_g (B, D) and regions (B, J, D). Eqs. 1-3, 6-8 and 10."""
+        tokens = self.ln_post(self.block(trunk))  # (B, 1 + N*N, C)  last block of Eq. 1; O_L = [x_g; R_1 .. R_{N^2}]
+        x_g, patches = tokens[:, 0], tokens[:, 1:]  # (B, C), (B, N*N, C)  Eq. 2
+        regions = self.gather(patches) if self.config.hcg else patches  # (B, J, C)  Eqs. 6-7, 10
+        return self.head(x_g), self.head(regions)  # (B, D) of Eq. 3, (B, J, D) of Eq. 8
 
     def label_embeddings(self, names) -> Tensor:
         r"""(K, D) embeddings t_k of label names (Eqs. 18-19). Raises what ``PromptLearner`` raises for a name."""
         return self.prompt(self.vlp, names)
 
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
-        r"""(B, D), (B, J, D), (K, D) -> (B, K) by HSA; RSS is applied in evaluation mode only, if the config has it.
+        r"""(B, D), (B, J, D), (K, D) -> (B, K) by HSA (Eqs. 9, 11-14); RSS (Eqs. 16-17) in evaluation mode only, if the
+        config has it.
 
         The scores rank the labels of a picture against each other; with ``config.normalize_fusion`` they are in -1..1.
         In evaluation mode lambda and the form of Eq. 14 are those of test time (``scores.mixing``).

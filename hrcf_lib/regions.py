@@ -1,11 +1,15 @@
-r"""Hierarchical clue gathering, HCG (Sec. III-C, Eqs. 1-4 and 6-8): ViT tokens -> regions at three scales.
+r"""Hierarchical clue gathering, HCG (Sec. III-C, Eqs. 6-7, and Eq. 10): ViT tokens -> regions at three scales.
 
-$$H^0 = \mathrm{reshape}(R_1, \ldots, R_{N^2}), \qquad
-  H^l = \mathrm{LN}_l\big(\mathrm{Conv}_2(\mathrm{ReLU}(\mathrm{Conv}_1(H^{l-1}))) + \mathrm{Bilinear}(H^{l-1})\big)$$
+$$H^0 = \mathrm{reshape}(R_1, \ldots, R_{N^2}), \qquad H^{l+1} = \mathrm{LN}_{l+1}\big(
+  \mathrm{Conv}_2(\mathrm{ReLU}(\mathrm{Conv}_1(H^l))) + \mathrm{Bilinear}(H^l)\big), \quad l = 0, 1, 2 \tag{6, 7}$$
 
 Both convolutions are 3 x 3, stride 1, without padding, so each merge takes 4 off the side: 14 -> 10 -> 6 -> 2, which
 makes J = 10^2 + 6^2 + 2^2 = 140 regions. A region of level l sees [P (4 l + 1)]^2 pixels of patches of side P (Sec.
 III-C): 80, 144 and 208 of 224 with ViT-B/16, 40, 72 and 104 of 112 with the mini VLP.
+
+The rest of Sec. III-C is elsewhere: the ViT and the teacher's embedding (Eqs. 1, 4) in ``vlp.py``, the output tokens
+and the head MH (Eqs. 2-3, 8) in ``model.py``, distillation (Eq. 5) in ``losses.py``. MH treats each region by itself,
+so it can follow the concatenation of the levels (Eq. 10), which is done here.
 
 Printed: two convolutions and a layer norm for the merge. Which of them the three merges share is not printed. Here the
 convolutions are shared; each level has a layer norm of its own over (C, h, w), which fixes the size of the input
@@ -75,12 +79,12 @@ class HierarchicalClueGathering(nn.Module):
         return sum(side**2 for side in self.sides)
 
     def merge(self, H: Tensor, level: int) -> Tensor:
-        r"""The map of ``level`` (0 is the first merge) from the map below it: (B, C, h, h) -> (B, C, h-4, h-4)."""
+        r"""H^{l+1} from H^l, of l = ``level``, from 0 (Eq. 7): (B, C, h, h) -> (B, C, h-4, h-4)."""
         side = self.grid - 4 * (level + 1)
         conv1, conv2 = (self.conv1, self.conv2) if self.shared else (self.conv1[level], self.conv2[level])
         near = conv2(F.relu(conv1(H)))  # (B, C, h-4, h-4)
         pooled = F.interpolate(H, size=(side, side), mode="bilinear", align_corners=False)  # (B, C, h-4, h-4)
-        return self.norms[level](near + pooled)  # (B, C, h-4, h-4)  H^l
+        return self.norms[level](near + pooled)  # (B, C, h-4, h-4)  H^{l+1} of Eq. 7
 
     def forward(self, tokens: Tensor) -> Tensor:
         r"""Patch tokens (B, N*N, C) -> regions (B, J, C), level after level, each row by row.
@@ -93,13 +97,13 @@ class HierarchicalClueGathering(nn.Module):
             raise ValueError(
                 f"{patches} patch tokens do not form the {N} x {N} grid this model was built for; resize the pictures"
             )
-        H = tokens.transpose(1, 2).reshape(B, C, N, N)  # (B, C, N, N)  H^0
+        H = tokens.transpose(1, 2).reshape(B, C, N, N)  # (B, C, N, N)  H^0 of Eq. 6
         maps = [tokens] if 0 in self.levels else []  # (B, N*N, C)
         for level in range(self.levels[-1]):
             H = self.merge(H, level)
             if level + 1 in self.levels:
                 maps.append(H.flatten(2).transpose(1, 2))  # (B, h*h, C)
-        return torch.cat(maps, dim=1)  # (B, J, C)
+        return torch.cat(maps, dim=1)  # (B, J, C)  Eq. 10
 
     def level_of(self) -> Tensor:
         """(J,) level (0,) 1, 2, ... of each region, in the order of ``forward``."""

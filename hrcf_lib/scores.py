@@ -1,7 +1,7 @@
-r"""Hierarchical score aggregation, HSA (Sec. III-D, Eqs. 9-14 and 16-17), and the top-k mean pooling that it replaces.
+r"""Hierarchical score aggregation, HSA (Sec. III-D, Eqs. 9, 11-14 and 16-17), and top-k pooling, which it replaces.
 
 Pure functions. B images, J regions, K labels, D embedding width. Embeddings are at the VLP's own scale, not of unit
-length. The softmax of Eq. 12, the ranking of Eq. 17 and the norms of Eq. 14 run over *the labels that are passed in*:
+length. The softmax of Eq. 12, the ranking of Eq. 17 and the norms of ``fuse`` run over *the labels that are passed in*:
 scores of one label set are not columns of the scores of another.
 
 Functions of embeddings raise ``ValueError`` if the label embeddings are not (K, D) with the D of the others.
@@ -29,9 +29,12 @@ def global_scores(e_g: Tensor, label_embeddings: Tensor) -> Tensor:
 
 
 def region_scores(regions: Tensor, label_embeddings: Tensor) -> Tensor:
-    r"""Eqs. 10-11: $s_{jk} = e_j \cdot t_k$, each region as a picture of its own. (B, J, D), (K, D) -> (B, J, K)."""
+    r"""Eq. 11: $s_{jk} = e_j \cdot t_k$, each region as a picture of its own. (B, J, D), (K, D) -> (B, J, K).
+
+    $s_{jk}$ is the name of Eq. 16. The J regions are those of all levels (Eq. 10), in the order of ``regions.py``.
+    """
     _same_width(regions, label_embeddings)
-    return regions @ label_embeddings.T  # (B, J, K)  Eqs. 10-11
+    return regions @ label_embeddings.T  # (B, J, K)  Eq. 11
 
 
 def topk_mean(region_scores: Tensor, k: int) -> Tensor:
@@ -122,7 +125,7 @@ class _LargeAggregate(torch.autograd.Function):
         with _exactly(regions):
             for first, part in zip(range(0, J, chunk), _parts(regions, chunk)):
                 into = kept[B * first * K :][: B * part.shape[1] * K].view(-1, K) if len(kept) else None
-                s = torch.mm(part.flatten(0, 1), t.T, out=into).view(B, -1, K)  # (B, c, K)  Eqs. 10-11
+                s = torch.mm(part.flatten(0, 1), t.T, out=into).view(B, -1, K)  # (B, c, K)  Eq. 11
                 total = total + region_score_aggregation(s)  # (B, K)
         ctx.save_for_backward(regions, t, kept)
         ctx.chunk = chunk
@@ -191,11 +194,11 @@ def take_best(regions: Tensor, values: Tensor, keep: int) -> Tensor:
 def fuse(s_global: Tensor, s_region: Tensor, lam: float, normalize: bool = True) -> Tensor:
     r"""Eq. 14: $S = \lambda\, S^{region} + (1 - \lambda)\, S^{global}$, of two (B, K) -> (B, K).
 
-    ``normalize=False`` is Eq. 14 as printed. There the sum over 140 regions weighs more than the global score, whatever
-    lambda says. ``normalize=True`` differs from Eq. 14: each score is first divided by its L2 norm over the labels, as
-    MKT's code does. Then every entry is in -1..1, scores that are all zero stay zero, and how sure a picture is
-    compared with other pictures is lost, which mAP feels. Raises ``ValueError`` for ``lam`` outside 0..1 or for shapes
-    that differ.
+    ``normalize=False`` is Eq. 14 as printed. There a sum over 140 regions is added to a single score, and may outweigh
+    it even where lambda is small. ``normalize=True`` differs from Eq. 14: each score is first divided by its L2 norm
+    over the labels, as MKT's code does. Then every entry is in -1..1, scores that are all zero stay zero, and how sure
+    a picture is compared with other pictures is lost, which mAP feels. Raises ``ValueError`` for ``lam`` outside 0..1
+    or for shapes that differ.
     """
     if s_global.shape != s_region.shape:
         raise ValueError(

@@ -235,7 +235,7 @@ class Objective(torch.nn.Module):
         parts = {name: parts[name] * (1.0 if name in summed else len(labels) / n) for name in weight}
         loss = sum(w * parts[name] for name, w in weight.items() if w)  # Eq. 20 | Eq. 21
         if not loss.isfinite():
-            raise FloatingPointError
+            raise FloatingPointError("the loss is NaN or infinite: look at the features, or lower the learning rate")
         return loss, *(part.detach() for part in parts.values())
 
 

@@ -116,7 +116,10 @@ class VLP(nn.Module):
         return (images - self.mean) / self.std
 
     def trunk(self, images: Tensor) -> Tensor:
-        """All blocks but the last ``trained_blocks``, shared by teacher and student: pictures -> (B, 1 + N^2, C)."""
+        """All blocks but the last ``trained_blocks``, shared by teacher and student: pictures -> (B, 1 + N^2, C).
+
+        Eq. 1 of HRCF, with the norm in front of the first block that CLIP's ViTs have.
+        """
         v = self.model.visual
         x = v.conv1(self.normalise(images)).flatten(2).transpose(1, 2)  # (B, N*N, C)
         cls = v.class_embedding.expand(x.shape[0], 1, -1)  # (B, 1, C); with len() a graph of it holds for one B
@@ -126,7 +129,7 @@ class VLP(nn.Module):
         return x
 
     def teacher(self, trunk: Tensor) -> Tensor:
-        """The VLP's own global embedding e_p, from trunk tokens: (B, 1 + N^2, C) -> (B, D)."""
+        """The VLP's own global embedding e_p (Eq. 4 of HRCF), from trunk tokens: (B, 1 + N^2, C) -> (B, D)."""
         v = self.model.visual
         for block in v.transformer.resblocks[self.depth - self.trained_blocks :]:
             trunk = block(trunk)

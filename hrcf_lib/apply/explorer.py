@@ -57,7 +57,7 @@ class Session:
     ======================  ==========================================================
     picture                 ``e_g`` (1, D) and ``regions`` (1, J, D)
     list of labels          ``scorer``: their embeddings, those of the reference once
-    lambda, regions kept    scores from the stored embeddings, Eqs. 9-17
+    lambda, regions kept    scores from the stored embeddings (``scores.py``)
     threshold               answers from the scores
     ======================  ==========================================================
 
@@ -77,6 +77,7 @@ class Session:
 
     @property
     def labels(self) -> list[str]:
+        """The cleaned names of the list that was asked last."""
         return self.scorer.labels
 
     @torch.no_grad()

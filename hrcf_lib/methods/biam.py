@@ -39,8 +39,8 @@ a ViT or a ResNet, x_g is e_p, both at the VLP's own scale (batch norm follows t
 text embedding of a fixed template, or GloVe with ``glove``. In the presets of the mini VLP, whose regions have 128
 numbers, there are 128 channels: in the paper, too, there are as many as x_r has. Nothing is masked: no score is exactly
 0 but by accident. ``bn_momentum`` is 0.1: evaluation should not depend on the last batch. Warm-up, cosine and length
-are those of all methods. The released form is trained by AdamW with the decay of all methods, as it was before the
-paper's form was here. Its network is held against numbers of the released code in the tests.
+are those of all methods. The released form is trained by AdamW with the decay of all methods. Its network is held
+against numbers of the released code in the tests.
 
 In training, batch norm sees the pictures of one process and of one of ``accumulate`` parts: either changes numbers.
 """

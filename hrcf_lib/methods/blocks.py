@@ -38,5 +38,15 @@ class LastBlocks(Method):
 
 @torch.no_grad()
 def fixed_prompts(vlp, names, template: str) -> Tensor:
-    """(K, D) embeddings of names in a template. Raises ``ValueError`` for names that the text tower cannot take."""
-    return vlp.encode_text([template.format(name) for name in check_names(names)])
+    """(K, D) embeddings of names in a template, such as "a photo of a {}.".
+
+    Raises ``ValueError`` for names that the text tower cannot take, or a template without a place for the name.
+    """
+    names = check_names(names)
+    try:
+        texts, has_place = [template.format(name) for name in names], template.format("x") != template.format("y")
+    except (AttributeError, LookupError, ValueError):
+        has_place = False
+    if not has_place:
+        raise ValueError(f"template = {template!r}: write {{}} once, where the label's name stands")
+    return vlp.encode_text(texts)

@@ -443,7 +443,7 @@ class Critic(nn.Module):
 
 
 def linear(inside: int, out: int) -> nn.Linear:
-    """A layer that starts from small normal numbers and without a bias."""
+    """A layer whose weights start from small normal numbers, and its bias at 0."""
     layer = nn.Linear(inside, out)
     nn.init.normal_(layer.weight, std=SPREAD)
     nn.init.zeros_(layer.bias)

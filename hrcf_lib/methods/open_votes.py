@@ -8,7 +8,7 @@ $$w_{jk} = \frac{e^{s_{jk}}}{\sum_{m \in A \cup S} e^{s_{jm}}}, \qquad k \in A$$
 
 A labels that are asked for, S seen labels. Nothing else differs from HRCF, training included: the weights of one are
 those of the other, and ``votes="asked"`` is the paper's form. Where all seen labels are asked for, as in GZSL, both are
-the same. ``classify`` has always scored a user's labels so.
+the same. ``classify`` scores a user's labels so in any case.
 """
 
 import dataclasses

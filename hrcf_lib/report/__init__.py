@@ -14,7 +14,7 @@ from hrcf_lib import figures
 from hrcf_lib.report import claims, costs, effects, missing_labels, overview, tables
 from hrcf_lib.report.effects import PAPERS
 from hrcf_lib.report.records import MINI, NUS, Records
-from hrcf_lib.studies.records import REPOSITORY
+from hrcf_lib.studies.records import STORED
 
 PALE = {"agrees": "#cfe6f5", "opposite": "#f7d9c4", "open": "#eeeeee"}  # behind the cells of a direction
 
@@ -30,7 +30,7 @@ class Report:
     """
 
     def __init__(self, records: str | Path = "", nus_wide: str | Path = ""):
-        own = Records(records or REPOSITORY / "notebooks" / "records", MINI)
+        own = Records(records or STORED, MINI)
         self.sources = [own, *([Records(nus_wide, NUS)] if nus_wide else [])]
         self.effects = {source.data: effects.frame(source) for source in self.sources}
 

@@ -15,8 +15,9 @@ def main(words=None) -> None:
         description=report.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    stored = records.REPOSITORY / "notebooks" / "records"
-    parser.add_argument("--records", type=Path, default=stored, help="folder of records; default: the repository's")
+    parser.add_argument(
+        "--records", type=Path, default=records.STORED, help="folder of records; default: the repository's"
+    )
     parser.add_argument("--nus-wide", default="", metavar="FOLDER", help="records of preset nus_wide")
     parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="default: runs/report.html")
     given = parser.parse_args(words)

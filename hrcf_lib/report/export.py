@@ -8,7 +8,7 @@ from nbconvert import HTMLExporter
 
 from hrcf_lib.engine.files import write_text
 from hrcf_lib.studies.notebooks import run_notebook
-from hrcf_lib.studies.records import REPOSITORY
+from hrcf_lib.studies.records import REPOSITORY, STORED
 
 TITLE = "HRCF: every result beside the paper's"
 STYLE = """
@@ -38,7 +38,7 @@ def export(out: str | Path, records: str | Path = "", nus_wide: str | Path = "")
     of ``run_notebook``.
     """
     notebook = REPOSITORY / "notebooks" / "12_report.ipynb"
-    records = Path(records or REPOSITORY / "notebooks" / "records")
+    records = Path(records or STORED)
     for folder in filter(None, (records, nus_wide)):
         if not Path(folder).is_dir():
             raise NotADirectoryError(f"{folder} is not a folder of records: give the one that holds <notebook>.json")

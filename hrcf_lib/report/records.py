@@ -97,7 +97,7 @@ class Records:
         return self._runs[name]
 
     def _tidy(self, name: str) -> pd.DataFrame:
-        if name.startswith("04"):  # calls a variant a method, and has no settings
+        if name == TRAINED:  # calls a variant a method, and has no settings
             frame = self.table(name, "all", ["method", "seed", "split", "task", *METRICS])
             frame = frame.rename(columns={"method": "variant"}).assign(setting="")
         else:

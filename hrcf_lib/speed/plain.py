@@ -48,11 +48,11 @@ def ranking_loss(s: Tensor, labels: Tensor, reduction: str = "violations") -> Te
 
 
 def score(e_g: Tensor, regions: Tensor, label_embeddings: Tensor, config, select: bool) -> Tensor:
-    r"""HSA (Eqs. 9-17) from one (B, J, K) tensor of all region scores: (B, D), (B, J, D), (K, D) -> (B, K).
+    r"""HSA (Eqs. 9, 11-14, 16-17) from one (B, J, K) tensor of all region scores: (B, D), (B, J, D), (K, D) -> (B, K).
 
     RSS sums the scores of every region over the labels (Eqs. 16-17) and drops the lowest. The twin of ``scores.score``.
     """
-    s = scores.region_scores(regions, label_embeddings)  # (B, J, K)  Eqs. 10-11
+    s = scores.region_scores(regions, label_embeddings)  # (B, J, K)  Eq. 11
     if select:
         keep = scores.regions_to_keep(config, s.shape[1])
         best = s.sum(dim=2).topk(keep, dim=1).indices  # (B, keep)  Eqs. 16-17

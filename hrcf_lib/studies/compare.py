@@ -97,9 +97,8 @@ def said(differences: pd.DataFrame, pairs: dict, metric: str = "mAP", paper=None
     """
     lines = []
     for _, row in labelled(differences, pairs, split, metric, paper, tasks).iterrows():
-        interval = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]"
         printed = "" if pd.isna(row["paper"]) else f" (the paper: {row['paper']:+.1f})"
-        lines.append(f"{row['label']}, {row['group']}: {interval} {metric}, {row['verdict']}{printed}")
+        lines.append(f"{row['label']}, {row['group']}: {bootstrap.in_words(row, metric)}{printed}")
     return "\n".join(lines)
 
 

@@ -277,12 +277,12 @@ def scores(model, embedded: Embedded, together: list[list[str]], setting, embedd
     asked, scorer, found = model.under(model.config.replace(**changes)), runs.scorer(model, setting), []
     for names in together:
         if model.fits_labels:
-            t = asked.embed_names(names)  # (k + C, D), which the method keeps
+            t = asked.embed_names(names)  # (k + companions, D), which the method keeps
         else:
             beside = [*names, *asked.companions(names)]
             if missing := [name for name in beside if name not in known]:
                 known |= zip(missing, asked.label_embeddings(missing), strict=True)
-            t = torch.stack([known[name] for name in beside])  # (k + C, D)
+            t = torch.stack([known[name] for name in beside])  # (k + companions, D)
         found.append(evaluation.score_all(embedded, t, scorer)[:, : len(names)])
     return found
 

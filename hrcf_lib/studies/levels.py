@@ -18,7 +18,7 @@ from hrcf_lib.scores import region_scores, relevance, score, take_best, votes
 
 
 def by_level(model, features, tasks=("ZSL", "GZSL")) -> pd.DataFrame:
-    """mAP in percent of the region score of each level alone, divided by its norm as in Eq. 14; no RSS."""
+    """mAP in percent of the region score of each level alone, divided by its norm if ``normalize_fusion``; no RSS."""
     embedded, config = embed(model, features), model.config.replace(lam=1.0)
     rows, end = {}, 0
     for level, side in zip(model.gather.levels, model.gather.sides, strict=True):

@@ -131,7 +131,7 @@ def text_features(model, tokens):
 def learning_rate(step: int, config: PretrainConfig) -> float:
     """Linear warm-up, then a cosine to 1 % of the peak, over both stages.
 
-    ``engine.schedules.learning_rate`` warms up from 0 and ends at 0.
+    Not ``engine.schedules.learning_rate``, of which the first step of a warm-up has a rate of 0.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup

@@ -111,7 +111,8 @@ def run(config: Config, feats: dict, folder: str | Path, settings=None, resample
             config -> scorer as in ``controls.CONTROLS``. Those already scored are read from the record.
         resamples: R of the bootstrap, on test splits.
 
-    Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP or other data.
+    Raises what ``train`` and ``evaluate`` raise, ``ValueError`` for a record of another VLP, other data or another
+    ``resamples``.
     """
     settings = AS_TRAINED if settings is None else settings
     feats = with_training_data(config, feats)

@@ -48,15 +48,15 @@ def paper_differences(metrics) -> dict[tuple[str, str], float]:
 def drift(model, data, batch: int = 128) -> dict[str, float]:
     r"""How far the global embedding e_g has gone from the frozen VLP's e_p, over the pictures of a feed.
 
-    ``cosine`` of the two; ``loss``: Eq. 5, the mean absolute difference; ``norm``: length of e_g over that of e_p.
-    Means over pictures.
+    ``cosine`` of the two; ``loss``: the mean absolute difference, which is Eq. 5 divided by D; ``norm``: length of e_g
+    over that of e_p. Means over pictures.
     """
     parts = []
     for _, inputs, _ in data.batches(BatchOrder(batch)):
         tokens, e_p = data.frozen(model.vlp, inputs)
         e_g, _ = model.image_embeddings(tokens)
         lengths = e_g.norm(dim=1) / e_p.norm(dim=1)
-        gone = (e_g - e_p).abs().mean(dim=1)
+        gone = (e_g - e_p).abs().mean(dim=1)  # (b,)  Eq. 5, divided by D
         parts.append(torch.stack([F.cosine_similarity(e_g, e_p), gone, lengths], dim=1).cpu())  # (b, 3)
     return dict(zip(("cosine", "loss", "norm"), torch.cat(parts).mean(dim=0).tolist()))
 

@@ -48,6 +48,8 @@ def test_no_unseen_labels_is_allowed_and_gives_an_empty_view():
     assert space.view("ZSL").names == () and space.view("ZSL").index == ()
     assert space.view("GZSL").names == space.view("seen").names == ("cat",)
     assert space == LabelSpace(["cat"], [])
+    with pytest.raises(ValueError, match="unseen is None, not a list of names"):
+        LabelSpace(["cat"], None)
 
 
 def test_hash_depends_on_names_and_order():

@@ -301,7 +301,7 @@ def test_scores_that_are_not_finite_stop_training():
     model = build().train()
     e_g, regions, t, labels = embeddings(model)
     regions[1, 2, 3] = torch.nan
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(FloatingPointError, match="scores are NaN or infinite: look at the features"):
         model.losses(e_g, regions, t, labels, e_g)
 
 

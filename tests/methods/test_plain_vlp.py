@@ -1,6 +1,7 @@
 """The plain VLP: every prompt and similarity scores as said, and the best of them is found."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -8,6 +9,7 @@ import torch
 
 from hrcf_lib.evaluation import metrics_row
 from hrcf_lib.methods import plain_vlp
+from hrcf_lib.methods.blocks import fixed_prompts
 from hrcf_lib.methods.plain_vlp import PROMPTS, SIMILARITIES, zero_shot
 
 
@@ -80,3 +82,15 @@ def test_zero_shot_scores(features, model):
             row = metrics_row(s.detach(), features.labels[:, space.columns(task)], ks=(1,))
             assert table.loc[task, "protocol"] == row.pop("protocol") == "per_class"
             assert table.loc[task].drop("protocol").to_dict() == pytest.approx(row, rel=1e-6)
+
+
+@pytest.mark.parametrize("template", ["a photo", "a photo of a {name}.", "a {} and a {}", "a {", "a {.}"])
+def test_a_template_has_one_place_for_the_name(model, template):
+    with pytest.raises(ValueError, match="template = .*: write {} once, where the label's name stands"):
+        fixed_prompts(model.vlp, ["owl"], template)
+
+
+def test_a_name_may_hold_braces():
+    asked = []
+    fixed_prompts(SimpleNamespace(encode_text=asked.extend), ["{owl}", "{}"], "a {}.")
+    assert asked == ["a {owl}.", "a {}."]

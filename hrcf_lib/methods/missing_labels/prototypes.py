@@ -140,7 +140,8 @@ def decide(similarity: Tensor, present: Tensor, absent: Tensor) -> Tensor:
 
     Returns:
         (B, K) in -1/0/+1, of the type of ``similarity``. A similarity or a threshold that is NaN, not known yet, gives
-        0. In print the second inequality of each case is turned round, so that no similarity is ever called present.
+        0. In print the comparison with :math:`\theta^-` is turned round in both cases, so that no similarity is ever
+        called present where :math:`\theta^+` is the larger.
 
     Raises ``ValueError`` for shapes that do not fit.
 

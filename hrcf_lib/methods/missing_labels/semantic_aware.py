@@ -33,7 +33,7 @@ identity is the natural form, and ``fit`` sets temperature and offset to the sta
 category costs J R tangents and no (J, O) product. They are made ``chunks.CACHE`` at a time, in training with a sigmoid
 of known pairs alone, and made again for the backward pass where all together are large.
 
-B pictures, J positions, C categories (K asked), F width of the map, W of word vectors, R rank, O width of ~f, D of text
+B pictures, J positions, C categories (K asked), F width of the map, W of word vectors, R rank, O of ~f, D of texts.
 """
 
 from dataclasses import dataclass
