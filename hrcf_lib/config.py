@@ -16,6 +16,10 @@ from numbers import Integral, Real
 from hrcf_lib.engine.messages import check_known
 
 
+def _whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stretch of alternate training (Eqs. 20-21): which side learns, for how long, on how large a batch."""
@@ -29,8 +33,9 @@ class Phase:
             raise ValueError(f"phase trains {self.trains!r}: choose one of {', '.join(SIDES)}")
         for field in ("epochs", "batch"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            if not _whole(value) or value < 1:
                 raise ValueError(f"{field} = {value!r} of a phase must be a whole number, at least 1")
+            object.__setattr__(self, field, int(value))  # NumPy's numbers are no JSON
 
 
 # What a phase trains is given by name prefixes: these parameters, and no others (Eqs. 20-21).
@@ -202,12 +207,14 @@ class Config:
             raise ValueError("known = 0.0: give the share of training labels that are known, above 0 and up to 1")
         if self.single_positive and self.known < 1:
             raise ValueError(f"single_positive with known = {self.known}: choose one way of hiding labels")
-        if any(level not in range(self.merges + 1) for level in self.levels):
+        if not all(map(_whole, self.levels)) or any(level not in range(self.merges + 1) for level in self.levels):
             raise ValueError(
                 f"levels = {self.levels} of {self.merges} merges: choose among 0 to {self.merges}, or give ()"
             )
-        if not self.ks or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in self.ks):
+        if not self.ks or any(not _whole(k) or k < 1 for k in self.ks):
             raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")
+        for name in ("ks", "levels"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
 
     def replace(self, **changes) -> "Config":
         """A copy with some fields changed. Raises ``ValueError`` naming an unknown field and the nearest known one."""
@@ -404,6 +411,8 @@ def _phase(value) -> Phase:
     if isinstance(value, Phase):
         return value
     try:
+        if isinstance(value, str):  # ("hcg", 1, 4) where [("hcg", 1, 4)] belongs
+            raise TypeError
         return Phase(**value) if isinstance(value, dict) else Phase(*value)
     except TypeError:
         raise ValueError(f"phase {value!r}: give what it trains, epochs and batch, as in ('hcg', 4, 64)") from None

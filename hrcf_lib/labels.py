@@ -75,7 +75,7 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
         the cleaned names, in the same order.
 
     Raises:
-        ValueError: no names, a bare string or another thing instead of a list, an item that is not a string, has
+        ValueError: no names, a bare string, a set or another thing instead of a list, an item that is not a string, has
             characters that no text has (control characters, halves of surrogate pairs) or is blank, or a name that
             occurs twice. The first of these faults is reported, with all items that have it.
 
@@ -88,6 +88,8 @@ def check_names(names: Iterable[str], what: str = "labels") -> list[str]:
     if not isinstance(names, Iterable) or hasattr(names, "columns"):  # a frame would give the names of its columns
         kind = "None" if names is None else f"a {type(names).__name__}"
         raise ValueError(f"{what} is {kind}, not a list of names; write them out, such as ['owl', 'polar bear']")
+    if isinstance(names, (set, frozenset)):
+        raise ValueError(f"{what} is a set, whose order is another in the next run: give a list, such as sorted(...)")
     names = list(names)
     if not names:
         raise ValueError(f"{what} is empty; give at least one name")

@@ -192,6 +192,7 @@ def check(scores, labels, absent: bool = False) -> tuple[Tensor, Tensor]:
     `hrcf_lib.labels.check_scores` refuses (``absent`` as there), and tables without images or labels."""
     scores, labels = _tensor(scores, "scores"), _tensor(labels, "labels")
     check_scores(scores, labels, absent=absent)
+    scores = scores.byte() if scores.dtype == torch.bool else scores  # PyTorch finds no best of them
     if scores.numel() == 0:
         raise ValueError(
             f"scores {tuple(scores.shape)} hold nothing to evaluate; give at least one image and one label"

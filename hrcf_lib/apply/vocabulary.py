@@ -23,7 +23,7 @@ from pathlib import Path
 
 from open_clip.tokenizer import get_clean_fn
 
-from hrcf_lib.engine.messages import check_known, list_some, tell
+from hrcf_lib.engine.messages import check_known, list_some, tell, user_path
 from hrcf_lib.engine.tables import read_table
 from hrcf_lib.labels import BROKEN, MISSING, check_names, clean_name, is_number
 from hrcf_lib.vlp import check_length
@@ -71,14 +71,15 @@ def beside_reference(model, labels) -> Vocabulary:
 
 
 def read_labels(labels) -> list[str]:
-    r"""The names of a list or of a file, in their order and spelling; white space is cleaned as in ``check_names``.
+    r"""The names of a list or of a file, in their order and spelling; white space is cleaned as in ``check_names``. A
+    set, which has no order, is sorted.
 
     Raises ``ValueError`` for an empty list, a blank name, an item that is not a string, names that the text tower reads
     alike ("Café" and "café", composed or not), a bare string, or a file that cannot be read, and ``FileNotFoundError``.
     Warns of names in a file that look like something else, such as comments or numbers (``_doubtful``).
     """
     if isinstance(labels, os.PathLike) or (isinstance(labels, str) and labels.lower().endswith(SUFFIXES)):
-        names, places = _read_file(Path(labels).expanduser())
+        names, places = _read_file(user_path(labels, "the file of labels"))
     elif isinstance(labels, str):
         several = [name for part in re.split("[,;\\n]", labels) if (name := clean_name(part))]
         several = f", {several!r:.90} for several" if len(several) > 1 else ""
@@ -87,7 +88,7 @@ def read_labels(labels) -> list[str]:
             f"label{several}, or the name of a file that ends in {', '.join(SUFFIXES)}"
         )
     else:
-        names = check_names(labels)
+        names = check_names(sorted(labels, key=str) if isinstance(labels, (set, frozenset)) else labels)
         places = [f"labels[{i}]" for i in range(len(names))]
     found: dict[str, list[str]] = {}
     for name, place in zip(names, places):

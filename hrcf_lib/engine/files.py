@@ -23,6 +23,7 @@ import psutil
 
 PART = re.compile(r"\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.part$")  # process and machine; and eight random digits
 ABANDONED = 24 * 3600  # age in seconds at which what was left unfinished on another machine counts as abandoned
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG)  # by the place, for good
 FULL = (errno.EDQUOT, errno.EFBIG)  # the disk has room, and this user may not have it
 NO_ROOM = ("No space left", "inline_container")  # what libraries with errors of their own say of a full disk
 LOCK = ".lock"  # the system releases it when its process dies
@@ -70,8 +71,13 @@ def _beside(path: Path):
     """A path of the same name in a private folder beside ``path``, and the permissions of a new folder."""
     make_folder(path.parent)
     folder = path.with_name(f"{path.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.part")
-    with full_disk_named(path):
-        folder.mkdir()
+    try:
+        with full_disk_named(path):
+            folder.mkdir()
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise type(error)(f"{path} cannot be written ({error.strerror}): choose another folder or name") from error
     permissions = folder.stat().st_mode & 0o777
     try:
         folder.chmod(0o700)

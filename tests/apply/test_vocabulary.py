@@ -207,3 +207,12 @@ def test_lists_of_other_kinds():
     assert read_labels(["\U0001f469\u200d\U0001f680", "a\u00adb"]) == ["\U0001f469\u200d\U0001f680", "ab"], (
         "emojis stay whole"
     )
+
+
+def test_an_address_is_no_file_of_labels():
+    with pytest.raises(ValueError, match="is the address 'https://x.org/labels.txt', and nothing is downloaded"):
+        read_labels("https://x.org/labels.txt")
+
+
+def test_a_set_of_labels_is_sorted():
+    assert read_labels({"owl", "cat", "dog"}) == ["cat", "dog", "owl"]

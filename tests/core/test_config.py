@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hrcf_lib
@@ -226,3 +227,17 @@ def test_lists_and_sizes_beyond_reason(change):
     (name,) = change
     with pytest.raises(ValueError, match=f"{name} = .*(give a list|must be from 1 to)"):
         configs.mini().replace(**change)
+
+
+def test_numbers_of_numpy_in_lists_become_plain_ones():
+    given = configs.mini().replace(ks=[np.int64(3)], levels=(np.int32(1),), phases=[("hcg", np.int64(1), np.int64(4))])
+    assert given == configs.mini().replace(ks=[3], levels=(1,), phases=[("hcg", 1, 4)])
+    assert configs.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+    for wrong in ([True], [1.0]):
+        with pytest.raises(ValueError, match="levels = .* choose among 0 to 3"):
+            configs.mini().replace(levels=wrong)
+
+
+def test_a_phase_alone_is_no_list_of_phases():
+    with pytest.raises(ValueError, match=r"phase 'hcg': give what it trains, epochs and batch, as in \('hcg', 4, 64\)"):
+        configs.mini().replace(phases=("hcg", 1, 4))

@@ -177,3 +177,13 @@ def test_doctests():
 def test_names_that_no_text_has(name):
     with pytest.raises(ValueError, match="labels.1. is .*, with characters that no text has: write it anew"):
         check_names(["owl", name])
+
+
+def test_a_set_has_no_order_of_columns():
+    for given in ({"seen": {"cat", "dog"}}, {"seen": ["cat"], "unseen": frozenset({"dog", "owl"})}):
+        with pytest.raises(ValueError, match="is a set, whose order is another in the next run: give a list"):
+            LabelSpace(**given)
+
+
+def test_unseen_labels_from_any_iterable():
+    assert LabelSpace(["cat"], (name for name in ["dog"])).unseen == ("dog",)

@@ -315,3 +315,9 @@ def test_tables_of_other_kinds_of_numbers():
     for threshold in (None, "x"):
         with pytest.raises(ValueError, match="the threshold is .*: give a number"):
             metrics.precision_recall_f1_at_threshold(scores, labels, threshold)
+
+
+def test_scores_of_yes_and_no_are_numbers():
+    yes, labels = torch.tensor([[True, False, True], [False, True, False]]), torch.tensor([[1, -1, -1], [1, 1, -1]])
+    for metric in (average_precision, lambda s, y: precision_recall_f1_at_k(s, y, 2)):
+        assert str(metric(yes, labels)) == str(metric(yes.float(), labels))

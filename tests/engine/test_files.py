@@ -441,3 +441,20 @@ def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
 def test_json_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENAMETOOLONG])
+def test_a_place_that_takes_no_file_is_named_as_the_user_named_it(tmp_path, monkeypatch, number):
+    make = Path.mkdir
+
+    def refuses(path, *more, **named):
+        if path.suffix == ".part":
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *more, **named)
+
+    monkeypatch.setattr(Path, "mkdir", refuses)
+    with pytest.raises(
+        OSError, match=rf"^{tmp_path}/a.json cannot be written \({os.strerror(number)}\): choose another"
+    ):
+        files.write_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())
