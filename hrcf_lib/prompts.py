@@ -100,7 +100,7 @@ class PromptLearner(nn.Module):
         before, after = template.split([self.n_before, self.n_after])
         start, end = learnt[[tokenizer.sot_token_id]], learnt[[tokenizer.eot_token_id]]  # (1, C)
         head, tail = torch.cat([start, prefix, before]), torch.cat([after, end])  # (P, C), (T, C)  Eqs. 18-19
-        spelt = [vlp.token_ids(name) for name in names]
+        spelt = vlp.spelt(names)
         for name, ids in zip(names, spelt):
             check_length(name, len(head) + len(ids) + len(tail), vlp.context_length)
         return encode_names(vlp.model, spelt, tail, keys_and_values(vlp.model, head))  # (K, D)  t_k of P = [P_l, P_m]

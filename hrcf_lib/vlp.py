@@ -36,7 +36,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from hrcf_lib.engine import clip_weights
-from hrcf_lib.engine.messages import did_you_mean
+from hrcf_lib.engine.messages import did_you_mean, list_some
 from hrcf_lib.engine.weights import load_into, read_tensors, write_tensors
 
 MINI = "hrcf-mini"
@@ -151,15 +151,22 @@ class VLP(nn.Module):
 
     def token_ids(self, text: str) -> list[int]:
         """Byte-pair tokens of a text, without start and end. Raises ``ValueError`` naming a token it never saw."""
-        ids = self.tokenizer.encode(text)
-        unknown = [i for i in ids if self.trained is not None and i not in self.trained]
-        if unknown:
-            parts = ", ".join(repr(self.tokenizer.decode([i]).strip()) for i in unknown)
+        return self.spelt([text])[0]
+
+    def spelt(self, texts) -> list[list[int]]:
+        """``token_ids`` of each text. Raises ``ValueError`` naming the texts with tokens that it never saw."""
+        rows, faults = [self.tokenizer.encode(text) for text in texts], []
+        for text, ids in zip(texts, rows, strict=True):
+            if self.trained is not None and (unknown := [i for i in ids if i not in self.trained]):
+                parts = ", ".join(repr(self.tokenizer.decode([i]).strip()) for i in unknown)
+                again = f"the text tower of {self.name} was never trained on " * (not faults)
+                faults.append(f"{text!r}: {again}{parts}")
+        if faults:
             raise ValueError(
-                f"{text!r}: the text tower of {self.name} was never trained on {parts}; use words of "
-                "hrcf_lib.data.mojiscenes.vocabulary.names(), or a VLP with a full vocabulary such as ViT-B-16"
+                f"{list_some(faults, ', ')}; use words of hrcf_lib.data.mojiscenes.vocabulary.names(), or a VLP with a "
+                "full vocabulary such as ViT-B-16"
             )
-        return ids
+        return rows
 
     def encode_text(self, texts) -> Tensor:
         r"""Embeddings (K, D) of whole sentences.
@@ -168,7 +175,7 @@ class VLP(nn.Module):
         """
         if isinstance(texts, str) or not (texts := list(texts)):
             raise ValueError(f"texts is {texts!r}; give a list of at least one sentence")
-        ids = [self.token_ids(text) for text in texts]
+        ids = self.spelt(texts)
         for text, i in zip(texts, ids, strict=True):
             check_length(text, len(i) + 2, self.context_length)
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id

@@ -445,3 +445,13 @@ def test_a_checkpoint_of_another_model_is_listed_by_names_and_shapes(registered,
     ]:
         assert part in str(error.value)
     assert len(str(error.value).splitlines()) == 4
+
+
+def test_all_texts_that_the_tower_never_saw_are_named():
+    mini = vlps.create_mini()
+    mini.trained = set(mini.tokenizer.encode("owl"))
+    with pytest.raises(
+        ValueError, match=r"'zqx': the text tower of \S+ was never trained on .*, 'wolf': 'wolf'; use words"
+    ):
+        mini.spelt(["owl", "zqx", "wolf"])
+    assert mini.spelt(["owl"]) == [mini.token_ids("owl")]

@@ -138,7 +138,7 @@ class Contexts(nn.Module):
         names, table = check_names(names), vlp.model.token_embedding.weight
         start, end = table[[vlp.tokenizer.sot_token_id]], table[[vlp.tokenizer.eot_token_id]]  # (1, C)
         tail = torch.cat([table[vlp.token_ids(".")], end])  # (T, C)
-        spelt, M = [vlp.token_ids(name) for name in names], self.vectors.shape[1]
+        spelt, M = vlp.spelt(names), self.vectors.shape[1]
         for name, ids in zip(names, spelt, strict=True):
             check_length(name, 1 + M + len(ids) + len(tail), vlp.context_length)
         if columns is None:
