@@ -19,6 +19,8 @@ from hrcf_lib.engine.files import replacing
 from hrcf_lib.engine.messages import user_path
 from hrcf_lib.labels import LabelSpace, alike
 
+COLUMNS = ["split", "file", "problem", "detail"]  # of the file of bad pictures
+
 BAD = ("missing", "corrupt", "too small")  # kinds of pictures that cannot be used
 
 
@@ -79,15 +81,18 @@ def doctor(
     Problems: ``missing``, ``corrupt`` (empty, truncated, 16 bits, no picture, ...), ``too small``, ``in two splits``
     and ``same bytes`` (as another file of its split), and what ``prepare`` named in ``skipped.csv``.
 
-    Raises what ``load`` raises, except for missing pictures, which are reported.
+    Raises what ``load`` raises, except for missing pictures, which are reported, and ``FileExistsError`` where ``csv``
+    is a file that no ``doctor`` wrote, such as the table of labels.
     """
+    if csv is not None:
+        csv = _report_file(csv)
     dataset, rows = _open(data, split, images)
     splits = getattr(dataset, "splits", np.array(["all"] * len(dataset), dtype=object))
     decode = decode and dataset.folder is not None
     found = [row for row in rows if split is None or row[0] == split]
     skipped = Counter(problem for _, _, problem, _ in found)
     looked = list(_look(dataset, splits, workers, least_side)) if decode else []
-    bad = pd.DataFrame(looked + found, columns=["split", "file", "problem", "detail"])
+    bad = pd.DataFrame(looked + found, columns=COLUMNS)
     per_picture, positives, negatives = _labels(dataset)
     report = Report(
         name=f"{len(dataset):,} pictures of {dataset.folder or data}",
@@ -107,9 +112,21 @@ def doctor(
         decoded=decode,
     )
     if csv is not None:
-        with replacing(Path(csv).expanduser()) as part:
+        with replacing(csv) as part:
             bad.to_csv(part, index=False)
     return report
+
+
+def _report_file(csv) -> Path:
+    """Where the bad files are written; a file of something else is not written over."""
+    path = user_path(csv, "csv, the file for bad pictures,")
+    if not path.is_file():
+        return path
+    with path.open("rb") as file:
+        first = file.readline(99).strip()
+    if first != ",".join(COLUMNS).encode():
+        raise FileExistsError(f"{path} is a file of something else, and would be lost: give csv another name")
+    return path
 
 
 def _open(data, split, images) -> tuple[ImageFolderTable, list[tuple]]:

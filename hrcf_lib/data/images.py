@@ -31,6 +31,7 @@ RESIZED = {  # the same in words: for model cards, and for callers of an exporte
     "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
 }
 LONGEST_NAME = 300  # letters of a path in a message
+LARGEST_SIDE = 4096  # pixels, as of the config; far beyond it a picture fills the memory
 LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 
@@ -167,15 +168,16 @@ def read_image(source: str | os.PathLike | Image.Image, side: int, resize: str =
     transparency is laid on white (``open_picture``). A picture that is ``side`` x ``side`` already keeps its bits, but
     for ``mkt``.
 
-    Raises ``ValueError`` for a side below 1 or an unknown ``resize``, and what ``open_picture`` raises.
+    Raises ``ValueError`` for a side below 1 or above ``LARGEST_SIDE``, or an unknown ``resize``, and what
+    ``open_picture`` raises.
     """
     return resized(open_picture(source).image, side, resize)
 
 
 def resized(image: Image.Image, side: int, resize: str = "crop") -> Tensor:
     """An RGB image as uint8 (3, side, side), as ``read_image`` describes. Raises ``ValueError`` as it does."""
-    if side < 1:
-        raise ValueError(f"side = {side}: give a number of pixels from 1 up")
+    if not 1 <= side <= LARGEST_SIDE:
+        raise ValueError(f"side = {side}: give a number of pixels from 1 to {LARGEST_SIDE}")
     check_known([resize], RESIZES, "unknown way to resize")
     if resize == "squash":
         return _tensor(image.resize((side, side), Image.Resampling.BICUBIC))

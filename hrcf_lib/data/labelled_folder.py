@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from hrcf_lib.data.images import RESIZES, find_file, is_outside, read_image, rgb
 from hrcf_lib.engine.messages import check_known, is_address, list_some, tell
 from hrcf_lib.engine.tables import FIX, read_table
-from hrcf_lib.labels import MISSING, LabelSpace, alike, check_names, clean_name, is_number
+from hrcf_lib.labels import BROKEN, MISSING, LabelSpace, alike, check_names, clean_name, is_number
 
 
 class ImageFolderTable(Dataset):
@@ -75,7 +75,8 @@ class ImageFolderTable(Dataset):
         return torch.from_numpy(y)
 
     def take(self, indices) -> "ImageFolderTable":
-        """Some pictures, in the given order."""
+        """Some pictures, in the given order. Raises ``ValueError`` for a mask and for numbers of no picture."""
+        indices = row_numbers(indices, len(self))
         files, columns = ([values[i] for i in indices] for values in (self.files, self._columns))
         rest = (self._background, self.side, self.ignored, self.resize)
         return ImageFolderTable(self.folder, files, columns, self.labels, *rest)
@@ -118,6 +119,20 @@ def read_folder(
     column = {name: k for k, name in enumerate(labels.names)}
     columns = [sorted(column[n] for n in set(names) - hidden if n in column) for names in table.values()]
     return ImageFolderTable(folder, list(table), columns, labels, background, side, dict(ignored), resize)
+
+
+def row_numbers(rows, n: int) -> np.ndarray:
+    """Numbers of some of ``n`` pictures as int64, those below 0 counted from the end. Raises ``ValueError`` for a mask,
+    for what are no whole numbers, and for numbers of no picture."""
+    rows = np.asarray(rows)
+    if rows.dtype == bool:
+        raise ValueError("rows are numbers of pictures, not a mask: give mask.nonzero()[0]")
+    if rows.ndim != 1 or rows.size and not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"rows of shape {rows.shape} and type {rows.dtype}: give a list of whole numbers")
+    rows = rows.astype(np.int64)
+    if (beyond := rows[(rows < -n) | (rows >= n)]).size:
+        raise ValueError(f"there is no picture {list_some(beyond)} among {n}: number them from 0 to {n - 1}")
+    return np.where(rows < 0, rows + n, rows)
 
 
 def label_matrix(dataset, rows=None) -> Tensor:
@@ -164,6 +179,9 @@ def read_labels_csv(folder: Path, outside: bool = False) -> dict[str, list[str]]
         first[file] = line
         names = cell.split("|")
         lists += [f"line {line} has {name.strip()!r}" for name in names if NO_NAME.search(name.strip())]
+        wrong += [
+            f"line {line} has {name!r}, with characters that no text has" for name in names if BROKEN.search(name)
+        ]
         table[file] = [clean for name in names if (clean := clean_name(name))]
     if wrong:
         raise ValueError(f"{path}: {list_some(wrong, '; ')}; give each picture one row, its labels joined by '|'")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hrcf_lib.data.images import find_images, look_at
+from hrcf_lib.data.images import LARGEST_SIDE, find_images, look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder, read_labels_csv
 from hrcf_lib.data.table import read_prepared
 from hrcf_lib.engine.messages import list_some, printable, user_path, whole_number
@@ -56,7 +56,7 @@ def load(
 
     Warns of names that look like several, or like another one in another case (``labelled_folder.tell_doubtful``).
     """
-    folder, side = user_path(folder, "the folder"), whole_number("side", side)
+    folder, side = user_path(folder, "the folder"), whole_number("side", side, most=LARGEST_SIDE)
     if (folder / "about.json").is_file():
         labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(check_names(labels))
         dataset = read_prepared(folder, labels, side, hide_unseen, split, images, resize)

@@ -68,8 +68,9 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str =
     r"""Open, decode, turn upright and convert one picture: a path, an open binary file, or a PIL image.
 
     Transparency is laid on white, as a viewer shows it; a picture without any keeps its bits. Grey, CMYK and palette
-    pictures become RGB; of animations the first frame is taken. Warnings of Pillow are silent: what matters of them is
-    an error here. ``name`` is what errors call an open file.
+    pictures become RGB; of animations the first frame is taken, or the one that a PIL image stands at.
+    Warnings of Pillow are silent: what matters of them is an error here. ``name`` is what errors call an open file, and
+    an image without one.
 
     Raises:
         FileNotFoundError: no such file, or one that has vanished.
@@ -78,7 +79,7 @@ def open_picture(source: str | os.PathLike | BinaryIO | Image.Image, name: str =
     """
     if isinstance(source, Image.Image):
         with _silence():
-            return _picture(source, getattr(source, "filename", "") or repr(source))
+            return _picture(source, printable(getattr(source, "filename", "") or name or repr(source)))
     if isinstance(source, (str, os.PathLike)):
         source = Path(source).expanduser()
         name = printable(source)
@@ -198,7 +199,8 @@ def _picture(image: Image.Image, name, own: bool = False) -> Picture:
         raise ValueError(f"{name} has 16-bit or float pixels (mode {image.mode}), which 8 bits would clip; {fix}")
     try:
         _scale_key(image)
-        animated = image.format not in ONE_FRAME and bool(getattr(image, "is_animated", False))
+        chosen = not own and image.tell() > 0  # a frame that somebody went to
+        animated = image.format not in ONE_FRAME and bool(getattr(image, "is_animated", False)) and not chosen
         image.load()
     except Exception as error:
         _check_texts(error, name)

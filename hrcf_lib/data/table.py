@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.data import table_format
-from hrcf_lib.data.labelled_folder import ImageFolderTable
+from hrcf_lib.data.labelled_folder import ImageFolderTable, row_numbers
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace
 
@@ -185,8 +185,8 @@ class CommonTable(ImageFolderTable):
         return self.take(np.flatnonzero(self.splits == split))
 
     def take(self, indices) -> "CommonTable":
-        """Some pictures, in the given order."""
-        indices = np.asarray(indices, np.int64)
+        """Some pictures, in the given order. Raises ``ValueError`` for a mask and for numbers of no picture."""
+        indices = row_numbers(indices, len(self))
         ids, files = (Strings(pa.chunked_array([s._array.take(pa.array(indices))])) for s in (self.ids, self.files))
         parts = (self.splits[indices], self.rows[indices], self._known.take(indices), self.table_labels)
         rest = (self.labels, self.side, self.hide_unseen, self.about, self.extras, self.resize)

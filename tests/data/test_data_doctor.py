@@ -115,3 +115,13 @@ def test_names_that_differ_in_case_are_told(tmp_path):
     with pytest.warns(UserWarning, match="differ in case only"):
         report = data.doctor(tmp_path)
     assert "labels that differ in case only: 'Owl', 'owl'; write each in one way" in str(report)
+
+
+def test_no_other_file_is_written_over(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,labels\na.png,cat\n")
+    jpeg(tmp_path / "a.png", seed=1)
+    with pytest.raises(FileExistsError, match="labels.csv is a file of something else, and would be lost"):
+        data.doctor(tmp_path, csv=tmp_path / "labels.csv")
+    assert data.load(tmp_path).labels.names == ("cat",)
+    for _ in range(2):  # its own are
+        data.doctor(tmp_path, csv=tmp_path / "bad.csv")

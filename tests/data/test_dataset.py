@@ -488,3 +488,28 @@ def test_a_folder_is_no_picture_and_a_side_no_text(folder):
     (folder / "labels.csv").rename(folder / "labels.txt")
     with pytest.raises(FileNotFoundError, match="has no labels.csv: there is 'labels.txt'; write one"):
         data.load(folder)
+
+
+def test_sides_that_would_fill_the_memory(folder):
+    with pytest.raises(ValueError, match="side = 1000000: give a whole number from 1 to 4096"):
+        data.load(folder, side=10**6)
+    with pytest.raises(ValueError, match="side = 5000: give a number of pixels from 1 to 4096"):
+        read_image(Image.new("RGB", (8, 8)), 5000)
+
+
+def test_rows_are_numbers_of_pictures(folder):
+    dataset = data.load(folder)
+    assert dataset.take(np.array([-1, 0])).files == ["photos/c.png", "photos/a.png"] and not len(dataset.take([]))
+    for rows, message in (
+        ([True, False, True], "not a mask"),
+        ([0, 3], "there is no picture 3 among 3: number them from 0 to 2"),
+        ([0.5], "give a list of whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataset.take(rows)
+
+
+def test_a_label_with_control_characters_is_named_with_its_line(folder):
+    table(folder, "photos/a.png,cat", "photos/b.png,do\x07g")
+    with pytest.raises(ValueError, match=r"labels.csv: line 3 has 'do\\x07g', with characters that no text has"):
+        data.load(folder)

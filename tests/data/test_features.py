@@ -551,3 +551,15 @@ def test_an_abandoned_iterator_leaves_no_thread():
             batches.close()
         del batches
         assert threading.active_count() == before
+
+
+def test_features_and_labels_are_of_the_same_pictures():
+    tokens, teacher, labels = torch.zeros(4, 5, 2), torch.zeros(4, 3), torch.zeros(4, 3)
+    held = FrozenFeatures(tokens.numpy(), teacher.numpy(), labels.numpy(), SPACE)
+    assert all(isinstance(x, torch.Tensor) for x in (held.teacher, held.labels)) and len(held) == 4
+    with pytest.raises(ValueError, match="tokens of 4, teacher embeddings of 3, labels of 4 pictures: give all three"):
+        FrozenFeatures(tokens, teacher[:3], labels, SPACE)
+    with pytest.raises(ValueError, match="labels of 5 pictures"):
+        FrozenFeatures(tokens, teacher, torch.zeros(5, 3), SPACE)
+    with pytest.raises(ValueError, match=r"labels \(4, 2\) of a LabelSpace with 3 names"):
+        FrozenFeatures(tokens, teacher, labels[:, :2], SPACE)

@@ -327,3 +327,18 @@ def test_bytes_and_names_that_no_file_can_have():
 def test_what_would_be_taken_for_other_pictures_is_refused(source, message):
     with pytest.raises((TypeError, ValueError, FileNotFoundError), match=message):
         find_images(source)
+
+
+def test_a_frame_that_somebody_went_to_is_told_to_nobody(tmp_path):
+    red, green = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "green")
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[green])
+    with Image.open(tmp_path / "a.gif") as image:
+        assert open_picture(image).animated
+        image.seek(1)
+        second = open_picture(image)
+    assert not second.animated and second.image.getpixel((4, 4))[0] < 10
+
+
+def test_an_image_without_a_file_is_called_as_the_caller_says():
+    with pytest.raises(ValueError, match="^picture 7 has 16-bit"):
+        open_picture(Image.new("I;16", (8, 8)), "picture 7")

@@ -27,14 +27,17 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.data.feeds.order import BatchOrder, read_ahead
 from hrcf_lib.data.feeds.store import Cache, Shards
-from hrcf_lib.data.labelled_folder import label_matrix
+from hrcf_lib.data.labelled_folder import label_matrix, row_numbers
 from hrcf_lib.engine.devices import move, pinned
 from hrcf_lib.labels import LabelSpace
 
 
 @dataclass
 class FrozenFeatures:
-    """Features and annotation of one split, a ``Feed``; n pictures, K labels in the order of ``space.names``."""
+    """Features and annotation of one split, a ``Feed``; n pictures, K labels in the order of ``space.names``.
+
+    Raises ``ValueError`` for tables of different numbers of pictures, or another number of labels.
+    """
 
     trunk: Shards  # (n, 1 + N^2, C), perhaps memory-mapped; a tensor or an array becomes one
     teacher: Tensor  # (n, D) float32, e_p
@@ -46,6 +49,16 @@ class FrozenFeatures:
     def __post_init__(self):
         if not isinstance(self.trunk, Shards):
             self.trunk = Shards([torch.as_tensor(self.trunk)])
+        self.teacher, self.labels = torch.as_tensor(self.teacher), torch.as_tensor(self.labels)
+        n = {"tokens": len(self.trunk), "teacher embeddings": len(self.teacher), "labels": len(self.labels)}
+        if len({*n.values()}) > 1:
+            given = ", ".join(f"{name} of {number}" for name, number in n.items())
+            raise ValueError(f"{given} pictures: give all three of the same pictures")
+        if self.labels.shape[1:] != (len(self.space.names),):
+            raise ValueError(
+                f"labels {tuple(self.labels.shape)} of a LabelSpace with {len(self.space.names)} names: give a column "
+                "for each name, in their order"
+            )
 
     def __len__(self):
         return len(self.teacher)
@@ -75,10 +88,7 @@ class FrozenFeatures:
 
         Trunk tokens stay where they are, in memory or on disk.
         """
-        rows = np.asarray(rows)
-        if rows.dtype == bool:
-            raise ValueError("rows are numbers of pictures, not a mask: give mask.nonzero()[0]")
-        rows = rows.astype(np.int64)
+        rows = row_numbers(rows, len(self))
         labels = self.labels[rows if labels_of is None else np.asarray(labels_of, np.int64)]
         trunk, teacher = self.trunk.take(rows), self.teacher[torch.from_numpy(rows)]
         return dataclasses.replace(self, trunk=trunk, teacher=teacher, labels=labels)
