@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.config import SIDES, Config, names_where, values_before
 from hrcf_lib.data.feeds.embeddings import fix_image_side
-from hrcf_lib.data.feeds.feed import Feed, check_depth
+from hrcf_lib.data.feeds.feed import Feed, check_depth, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files, weights
 from hrcf_lib.engine.devices import process
@@ -64,11 +64,13 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     LESA's loss of diversity, which look at the pictures of one process and part, and what is drawn at random: dropout,
     and Gen-MLZSL's noise). A run may be resumed by another number of processes.
 
-    Raises ``ValueError`` if a checkpoint is damaged or belongs to another method, config or data, if the features hold
-    NaN, are not what config and method ask for, or show no positive seen label, and for a method whose ``trainable``
-    names none of its parameters, or whose ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the
-    loss is not finite; ``files.InUse`` if another run writes to the folder; ``OSError`` where the disk is full.
+    Raises ``TypeError`` for what is no feed, ``ValueError`` if a checkpoint is damaged or belongs to another method,
+    config or data, if the features hold NaN, are not what config and method ask for, or show no positive seen label,
+    and for a method whose ``trainable`` names none of its parameters, or whose ``losses`` and ``weights`` differ in
+    names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if another run writes to the folder;
+    ``OSError`` where the disk is full.
     """
+    check_feed(data)
     if model.config.augment != data.augment:
         raise ValueError(
             f"augment = {model.config.augment!r} of the config needs other pictures than {type(data).__name__} with "

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 import torch
 
-from hrcf_lib import evaluation, metrics
+from hrcf_lib import evaluation, metrics, training
 from hrcf_lib.data.feeds.embeddings import Embedded, embed
 from hrcf_lib.engine import devices
 from hrcf_lib.evaluation import evaluate, metrics_row
@@ -170,3 +170,11 @@ def test_embedded_is_all_that_scoring_needs(model):
     regions[0, 17, 1], regions[1, 99, 2] = 1.0, 1.0
     s = evaluation.score_all(Embedded(torch.ones(2, 8), regions.half()), t, model.score_embeddings)
     assert s.argmax(dim=1).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", [None, [1, 2]])
+def test_what_is_no_feed_is_told(wrong):
+    model = synthetic.model()
+    for call in (lambda: evaluate(model, wrong), lambda: training.train(model, wrong)):
+        with pytest.raises(TypeError, match="data is a .*, and no feed: give sources.source"):
+            call()
