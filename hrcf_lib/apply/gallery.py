@@ -13,7 +13,8 @@ import pandas as pd
 
 from hrcf_lib.apply.html import bar_row, has, kind_and_number, map_uri, picture_uri, style_sheet
 from hrcf_lib.data.images import find_images, name_of, read_image
-from hrcf_lib.engine.messages import need, whole_number
+from hrcf_lib.engine.files import write_text
+from hrcf_lib.engine.messages import need, user_path, whole_number
 
 LARGEST = 512  # pixels of a thumbnail's side
 RULES = """
@@ -40,13 +41,13 @@ class Gallery:
         return f"<Gallery of {self.pictures} pictures: show it in a notebook, or .save('gallery.html')>"
 
     def save(self, path: str | Path) -> Path:
-        """Write one HTML file that follows the light or dark theme of its reader; returns the path."""
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write one HTML file that follows the light or dark theme of its reader; returns the path. Raises as
+        ``user_path`` and ``files.replacing``."""
+        path = user_path(path, "the page")
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         head += '<meta name="color-scheme" content="light dark"><title>Labels of pictures</title>'
         page = f'<!doctype html><html lang="en"><head>{head}</head><body>{self.html}</body></html>\n'
-        path.write_text(page, encoding="utf-8")
+        write_text(path, page)
         return path
 
 

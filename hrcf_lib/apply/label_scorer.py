@@ -36,12 +36,14 @@ class LabelScorer:
     labels that are scored together, which are ``reference`` (R, D) and then ``new``, those of labels that the reference
     lacks; ``columns`` (K,) the rows of the labels in ``t``.
 
-    Raises ``ValueError`` as ``vocabulary.beside_reference``, for names that the text tower does not know, or a device
-    that this machine does not have.
+    Raises ``TypeError`` for no ``Method``, and ``ValueError`` as ``vocabulary.beside_reference``, for names that the
+    text tower does not know, or a device that this machine does not have.
     """
 
     @torch.no_grad()
     def __init__(self, model: Method, labels, device=None, reference: Tensor | None = None):
+        if not isinstance(model, Method):
+            raise TypeError(f"model is a {type(model).__name__}: give an HRCF or another Method, as load_model returns")
         words = vocabulary.beside_reference(model, labels)
         vocabulary.check_lengths(model, words.new)
         self.model = model if device is None else model.to(devices.named(device))

@@ -25,6 +25,7 @@ Needs the extra ``onnx``. B pictures, K labels, V labels that are scored (refere
 import argparse
 import copy
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from hrcf_lib import __version__
 from hrcf_lib.apply.vocabulary import beside_reference
 from hrcf_lib.data.images import RESIZED
 from hrcf_lib.engine.files import replacing
+from hrcf_lib.engine.messages import user_path
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 
@@ -92,7 +94,10 @@ def export(
     method that PyTorch cannot export, more than 2 GiB, or scores that differ from PyTorch's; nothing is left behind.
     """
     _onnxruntime()
-    path, scorer = Path(path).expanduser(), _scorer(model, labels, embeddings, reference)
+    path = user_path(path, "the ONNX file")
+    if isinstance(labels, (str, os.PathLike)) and path.exists() and path.samefile(Path(labels).expanduser()):
+        raise ValueError(f"{path} is the file of labels, which would be lost: give the ONNX file another name")
+    scorer = _scorer(model, labels, embeddings, reference)
     program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
     program.model.metadata_props.update(_metadata(scorer, reference, uint8))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ with the list.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -229,6 +229,8 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     if len(items) != len(present):
         raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list per picture")
     named = dict.fromkeys(name for names in present for name in names)
+    if labels is None and not named:
+        raise ValueError("present names nothing in any picture: say what is in them, or give the labels")
     scorer = _scorer(list(named) if labels is None else labels, model)
     column = {read_alike(name): k for k, name in enumerate(scorer.labels)}
     if unlisted := [name for name in named if read_alike(name) not in column]:
@@ -244,7 +246,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
 
 def _names_in(present) -> list[list[str]]:
     """Names of what is in each picture. Raises ``ValueError`` for what is no list of names for each."""
-    if isinstance(present, (str, bytes)) or not isinstance(present, Iterable):
+    if isinstance(present, (str, bytes, Mapping)) or hasattr(present, "columns") or not isinstance(present, Iterable):
         raise ValueError(f"present = {present!r:.60}: give a list of names for each picture, as in [['owl'], []]")
     found = [[names] if isinstance(names, str) else names for names in present]
     for i, names in enumerate(found):
@@ -254,8 +256,14 @@ def _names_in(present) -> list[list[str]]:
 
 
 def _scorer(labels, model, device: str | None = None) -> LabelScorer:
-    """``labels`` itself where it is a scorer, or a new one."""
-    return labels if isinstance(labels, LabelScorer) else LabelScorer(load_model(model), labels, device)
+    """``labels`` itself where it is a scorer, or a new one. Raises ``ValueError`` for a scorer beside another model or
+    device."""
+    if not isinstance(labels, LabelScorer):
+        return LabelScorer(load_model(model), labels, device)
+    if device is not None or not (model is None or model is labels.model):
+        what = "model" if device is None else "device"
+        raise ValueError(f"labels is a LabelScorer, which has a {what} of its own: leave {what} out, or give names")
+    return labels
 
 
 def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: bool):
@@ -267,7 +275,7 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
         numbers, pictures = [], []
         for i, item in enumerate(items[first : first + batch], first):
             try:
-                picture = open_picture(item)
+                picture = open_picture(item, name_of(item, i))
                 pictures.append(resized(picture.image, model.vlp.side, model.config.resize))
                 numbers.append(i)
                 watch.see(pictures[-1], name_of(item, i))

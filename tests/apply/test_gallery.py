@@ -178,3 +178,10 @@ def test_the_truth_stands_under_a_picture_and_marks_right_labels(found):
     ]
     assert [("data-right" in row) for row in page.all("li")] == [True] + 5 * [False]
     assert "in it" not in gallery(found).html
+
+
+def test_a_page_needs_the_name_of_a_file(found, tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        gallery(found).save(tmp_path)
+    with pytest.raises(TypeError, match="the page is a NoneType: give a path"):
+        gallery(found).save(None)

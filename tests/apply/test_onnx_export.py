@@ -298,3 +298,11 @@ def test_the_benchmark_holds_onnxruntime_against_pytorch(monkeypatch):
     row = table.ROWS["inference_onnx"](Sizes.of(smoke=True))
     assert row["ratio"] == pytest.approx(row["plain_s"] / row["ours_s"]) and row["ratio_single"] > 0
     assert row["max_abs_diff"] < 1e-4 and "onnxruntime against PyTorch" in row["what"] and "MB" in row["note"]
+
+
+def test_the_file_of_labels_is_not_written_over(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("owl\n")
+    with pytest.raises(ValueError, match="is the file of labels, which would be lost: give the ONNX file another name"):
+        onnx_export.export(None, path, path)
+    assert path.read_text() == "owl\n"

@@ -606,3 +606,33 @@ def test_what_is_in_pictures_is_given_as_names(present, message):
 def test_names_of_models_as_people_write_them(model, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_model(model)
+
+
+@pytest.mark.parametrize("present", [{"a": ["owl"]}, pd.DataFrame({"owl": [1]})])
+def test_what_is_in_pictures_is_a_list(present):
+    with pytest.raises(ValueError, match="give a list of names for each picture"):
+        own_thresholds(Image.new("RGB", (8, 8)), present)
+
+
+def test_pictures_of_which_nothing_is_named():
+    with pytest.raises(ValueError, match="present names nothing in any picture"):
+        own_thresholds([Image.new("RGB", (8, 8))] * 2, [[], []])
+
+
+def test_a_scorer_has_a_model_and_a_device_of_its_own(model):
+    scorer = LabelScorer(model, ["zebra"])
+    one = Image.new("RGB", (8, 8))
+    with pytest.raises(ValueError, match="LabelScorer, which has a model of its own: leave model out"):
+        classify(one, scorer, "ViT-B-16")
+    with pytest.raises(ValueError, match="leave device out"):
+        classify(one, scorer, device="cpu")
+    assert len(classify(one, scorer, model)) == 1
+    for wrong in (None, "runs/model"):
+        with pytest.raises(TypeError, match="give an HRCF or another Method"):
+            LabelScorer(wrong, ["zebra"])
+
+
+def test_a_picture_without_a_file_is_named_by_its_number(model):
+    deep = Image.new("I;16", (8, 8))
+    with pytest.raises(ValueError, match="^picture 1 has 16-bit or float pixels"):
+        classify([Image.new("RGB", (8, 8)), deep], ["zebra"], model)
