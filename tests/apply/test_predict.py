@@ -367,9 +367,9 @@ def test_a_picture_that_vanishes_is_named_and_the_others_stay(model, folder, tmp
     paths = [shutil.copy(path, tmp_path) for path in sorted(folder.iterdir())]
     real = predict.open_picture
 
-    def vanish(item):
+    def vanish(item, name):
         Path(paths[1]).unlink(missing_ok=True)
-        return real(item)
+        return real(item, name)
 
     monkeypatch.setattr(predict, "open_picture", vanish)
     with pytest.raises(FileNotFoundError, match="no picture at .*1.png"):
