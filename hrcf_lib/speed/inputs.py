@@ -22,10 +22,10 @@ class Sizes:
     K_all: int = 7586  # all labels of Open Images
     B: int = 16  # pictures of a step
     B_large: int = 128
-    B_inference: int = 32
+    B_inference: int = 16
     N: int = 107_859  # test pictures of NUS-WIDE
     K_test: int = 1006  # all labels of NUS-WIDE
-    steps: int = 7  # timed steps of training on pictures that are decoded and augmented
+    steps: int = 5  # timed steps of training on pictures that are decoded and augmented
     part: int = 37  # names per pass of the plain text tower: more would fill the memory with activations
 
     @classmethod
