@@ -26,13 +26,13 @@ AT = " @ "  # between a method's name and its p, in the name of a variant
 
 METHODS = {"ASL, unknown absent": "asl", "ASL": "asl", "CoOp": "coop", "DualCoOp": "dual_coop"}
 METHODS |= {"Semantic-aware": "semantic_aware", "TRM-ML": "trm_ml", "HRCF": "hrcf"}
-RATES = {  # name of a method -> the field of its rate of learning -> what its config has, and three times as much
-    "asl": {"prompt_lr": [3e-2, 1e-1]},
-    "coop": {"prompt_lr": [1e-3, 3e-3]},
-    "dual_coop": {"prompt_lr": [3e-3, 1e-2]},
-    "semantic_aware": {"lr": [3e-3, 1e-2]},
-    "trm_ml": {"lr": [1e-3, 3e-3]},
-    "hrcf": {"lr": [3e-3, 1e-2]},
+RATES = {  # name of a method -> the field of its rate of learning -> values, three times apart, the best not at an end
+    "asl": {"prompt_lr": [3e-2, 1e-1, 3e-1]},
+    "coop": {"prompt_lr": [3e-4, 1e-3, 3e-3]},
+    "dual_coop": {"prompt_lr": [3e-3, 1e-2, 3e-2]},
+    "semantic_aware": {"lr": [3e-4, 1e-3, 3e-3, 1e-2]},
+    "trm_ml": {"lr": [1e-3, 3e-3, 1e-2]},
+    "hrcf": {"lr": [3e-4, 1e-3, 3e-3, 1e-2]},
 }
 
 
