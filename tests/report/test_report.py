@@ -173,7 +173,9 @@ def test_missing_labels_beside_their_papers(tmp_path):
     runs += [row("DualCoOp @ 0.1", 0, 21.0), row("DualCoOp @ 0.1", 1, 22.5), row("ASL @ 0.1", 0, 5.0)]
     difference = dict(zip(effects.COLUMNS, ("Semantic-aware: w/csp", "", "Semantic-aware", "", "test", "seen", "mAP")))
     difference |= {"difference": 2.0, "low": 1.0, "high": 3.0}
-    kept = {"runs": pd.DataFrame(runs), "differences": pd.DataFrame([difference])}
+    other = dict(zip(effects.COLUMNS, ("TRM-ML @ 0.1", "", "DualCoOp @ 0.1", "", "test", "seen", "mAP")))
+    other |= {"difference": -1.25, "low": -1.5, "high": -1.0}
+    kept = {"runs": pd.DataFrame(runs), "differences": pd.DataFrame([difference, other])}
     write_record("13_partial_labels", {}, kept, 1.0, "p", tmp_path, config={"name": "mini_short"})
     records = [Records(tmp_path)]
     ours = missing_labels.over_known(records).set_index("method").filter(like="ours").iloc[:, 0]
