@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral, Real
 
-from hrcf_lib.engine.messages import check_known
+from hrcf_lib.engine.messages import check_known, is_whole
 
-
-def _whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+LARGEST_SIDE = 4096  # pixels; far beyond it a picture fills the memory
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Phase:
             raise ValueError(f"phase trains {self.trains!r}: choose one of {', '.join(SIDES)}")
         for field in ("epochs", "batch"):
             value = getattr(self, field)
-            if not _whole(value) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"{field} = {value!r} of a phase must be a whole number, at least 1")
             object.__setattr__(self, field, int(value))  # NumPy's numbers are no JSON
 
@@ -154,7 +152,7 @@ class Config:
     coverage: float = setting(
         0.8, of=RUN, high=1, weights=False, before=0.8
     )  # share of val and test pictures that their unseen labels name (MojiScenes)
-    side: int | None = setting(None, of=DATA, low=1, high=4096, before=None)  # pixels; None: the VLP's own
+    side: int | None = setting(None, of=DATA, low=1, high=LARGEST_SIDE, before=None)  # pixels; None: the VLP's own
     augment: str = setting("none", of=DATA, choices=("none", "rand-m9-mstd0.5-inc1"))  # none: features are stored
     stream: bool = setting(False, of=DATA, weights=False)  # read the training table shard by shard, never the whole
     workers: int | None = setting(None, of=RUN, weights=False)  # processes that decode pictures; None: by the cores
@@ -207,11 +205,11 @@ class Config:
             raise ValueError("known = 0.0: give the share of training labels that are known, above 0 and up to 1")
         if self.single_positive and self.known < 1:
             raise ValueError(f"single_positive with known = {self.known}: choose one way of hiding labels")
-        if not all(map(_whole, self.levels)) or any(level not in range(self.merges + 1) for level in self.levels):
+        if not all(map(is_whole, self.levels)) or any(level not in range(self.merges + 1) for level in self.levels):
             raise ValueError(
                 f"levels = {self.levels} of {self.merges} merges: choose among 0 to {self.merges}, or give ()"
             )
-        if not self.ks or any(not _whole(k) or k < 1 for k in self.ks):
+        if not self.ks or any(not is_whole(k) or k < 1 for k in self.ks):
             raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")
         for name in ("ks", "levels"):
             object.__setattr__(self, name, tuple(map(int, getattr(self, name))))

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib import protocols
 from hrcf_lib.data.feeds.embeddings import Embedded
-from hrcf_lib.data.feeds.feed import Feed, check_depth, check_feed
+from hrcf_lib.data.feeds.feed import Feed, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine.devices import process
 from hrcf_lib.engine.messages import list_some
@@ -76,7 +76,7 @@ def compare(
     """
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     if embedded is None:
-        check_feed(data)
+        check_feed(model, data)
     _warn_of_leaks(model, data.space)
     views = {task: label_view(data.space, task) for task in tasks}
     model.eval()
@@ -84,7 +84,6 @@ def compare(
     with torch.no_grad():
         t = {task: model.embed_names(view.names) for task, view in views.items()}
     if embedded is None:
-        check_depth(model, data)
         streamed = _score_streaming(model, data, scorers, t)
         values = lambda name, task: streamed[name, task][:, : len(views[task].names)]
     else:

@@ -9,13 +9,13 @@ Scores and annotations are tensors; NumPy arrays, frames and lists of rows are t
 import math
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hrcf_lib.engine import chunks
+from hrcf_lib.engine.messages import is_whole
 from hrcf_lib.labels import check_scores
 
 _PROTOCOLS = {
@@ -183,7 +183,7 @@ def precision_recall_f1(tp: int, predicted: int, positives: int) -> tuple[float,
 
 def check_k(k: int, K: int) -> None:
     """ValueError unless `k` is a whole number from 1 to `K`."""
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= K:
+    if not is_whole(k) or not 1 <= k <= K:
         raise ValueError(f"k = {k!r}, but there are {K} labels to choose from; use a whole number from 1 to {K}")
 
 

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from hrcf_lib.config import SIDES, Config, names_where, values_before
 from hrcf_lib.data.feeds.embeddings import fix_image_side
-from hrcf_lib.data.feeds.feed import Feed, check_depth, check_feed
+from hrcf_lib.data.feeds.feed import Feed, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files, weights
 from hrcf_lib.engine.devices import process
@@ -70,13 +70,12 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if another run writes to the folder;
     ``OSError`` where the disk is full.
     """
-    check_feed(data)
+    check_feed(model, data)
     if model.config.augment != data.augment:
         raise ValueError(
             f"augment = {model.config.augment!r} of the config needs other pictures than {type(data).__name__} with "
             f"augment {data.augment!r}: make Pictures(dataset, model.vlp, config.augment), or set augment to 'none'"
         )
-    check_depth(model, data)
     if not data.has_positives():
         raise ValueError(
             "no picture has a positive seen label, so there is nothing to learn: check labels and LabelSpace"

@@ -274,13 +274,14 @@ def _batches(items, model: Method, batch: int, progress: bool | None, skip_bad: 
     def read(first: int) -> tuple[list[int], list[Tensor]]:
         numbers, pictures = [], []
         for i, item in enumerate(items[first : first + batch], first):
+            name = name_of(item, i)
             try:
-                picture = open_picture(item, name_of(item, i))
+                picture = open_picture(item, name)
                 pictures.append(resized(picture.image, model.vlp.side, model.config.resize))
                 numbers.append(i)
-                watch.see(pictures[-1], name_of(item, i))
+                watch.see(pictures[-1], name)
                 if picture.animated:
-                    animated.append(name_of(item, i))
+                    animated.append(name)
             except (ValueError, OSError) as error:  # OSError: the file has vanished since it was found
                 if not skip_bad:
                     raise

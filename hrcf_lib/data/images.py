@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from hrcf_lib.config import choices
+from hrcf_lib.config import LARGEST_SIDE, choices
 from hrcf_lib.data.opening import NOT_READ, endings, not_read, open_picture
 from hrcf_lib.engine.folders import walk
 from hrcf_lib.engine.messages import check_known, is_address, list_some, printable, tell
@@ -31,7 +31,6 @@ RESIZED = {  # the same in words: for model cards, and for callers of an exporte
     "mkt": "shorter side resized to 8/7 of the input's (bicubic), centre cut out",
 }
 LONGEST_NAME = 300  # letters of a path in a message
-LARGEST_SIDE = 4096  # pixels, as of the config; far beyond it a picture fills the memory
 LONGEST = 8  # a picture longer than so many times its shorter side is cut to its middle
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hrcf_lib.data.images import LARGEST_SIDE, find_images, look_at
+from hrcf_lib.config import LARGEST_SIDE
+from hrcf_lib.data.images import find_images, look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder, read_labels_csv
 from hrcf_lib.data.table import read_prepared
 from hrcf_lib.engine.messages import list_some, printable, user_path, whole_number

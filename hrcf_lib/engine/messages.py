@@ -45,10 +45,15 @@ def need(frame, columns, name: str) -> None:
         raise ValueError(f"{name}: the frame has no rows")
 
 
+def is_whole(value) -> bool:
+    """Whether ``value`` is a whole number, of NumPy too; yes and no are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value, least: int = 1, most: int | None = None, otherwise: str = "") -> int:
     """``value`` as an ``int``, NumPy's whole numbers included. Raises ``ValueError`` for anything else, bool included,
     or a number out of bounds; ``otherwise`` ends the message."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least or most is not None and value > most:
+    if not is_whole(value) or value < least or most is not None and value > most:
         bounds = f"from {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} = {value!r}: give a whole number {bounds}{otherwise}")
     return int(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hrcf_lib.config import Config
-from hrcf_lib.data.feeds.feed import Feed, check_depth
+from hrcf_lib.data.feeds.feed import Feed, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.methods import registry
 
@@ -61,7 +61,7 @@ def mask_likeness(model, data: Feed, task: str = "GZSL", batch: int = 64) -> flo
     """
     if model.map_kind != "attention":
         raise ValueError(f"{model.title} has no attention masks (its map_kind is {model.map_kind!r}): give OVML-VLP")
-    check_depth(model, data)
+    check_feed(model, data)
     view, found = data.space.view(task), []
     t = model.label_embeddings(view.names)  # (K, D)
     for _, inputs, labels in data.batches(BatchOrder(batch)):

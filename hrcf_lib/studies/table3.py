@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from hrcf_lib import evaluation, prompts
 from hrcf_lib.data.feeds.embeddings import embed
+from hrcf_lib.methods.plain_vlp import SIMILARITIES
 from hrcf_lib.studies import records
 
 PRINTED = ("fixed", "tuning", "learnable", "hybrid")  # rows of the paper, in its order
@@ -73,7 +74,7 @@ def by_words(model, data, tasks=("ZSL", "GZSL"), sentences=None, scorer=None) ->
 
 def by_cosine(e_g, regions, t):
     """The plain VLP's scores as Pre-CLIP has them, for ``by_words`` of an untrained model: (B, D), (K, D) -> (B, K)."""
-    return F.normalize(e_g, dim=-1) @ F.normalize(t, dim=-1).T
+    return SIMILARITIES["cosine"](e_g, t)
 
 
 @torch.no_grad()

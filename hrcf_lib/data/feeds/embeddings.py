@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.data.feeds.features import FrozenFeatures
-from hrcf_lib.data.feeds.feed import Batches, Feed, check_depth
+from hrcf_lib.data.feeds.feed import Batches, Feed, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import devices
 
@@ -29,9 +29,9 @@ class Embedded:
 def embed(model, data: Feed, batch: int = 128) -> Embedded:
     """The image side of ``model`` over a split; 280 D bytes per picture for J = 140 in bfloat16, twice that in float32.
 
-    Raises ``ValueError`` for features of another depth of the ViT (``check_depth``).
+    Raises what ``check_feed`` raises.
     """
-    check_depth(model, data)
+    check_feed(model, data)
     held, at = None, 0
     for _, inputs, labels in data.batches(BatchOrder(batch)):
         with model.autocast():

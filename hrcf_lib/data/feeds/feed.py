@@ -62,17 +62,14 @@ class Feed(Batches, Protocol):
         """Whether any picture has a positive seen label."""
 
 
-def check_feed(data) -> None:
-    """Raise ``TypeError`` for what is no feed, such as the Dataset that one is made of."""
+def check_feed(model, data) -> None:
+    """Raise ``TypeError`` for what is no feed, such as the Dataset that one is made of, and ``ValueError`` for tokens
+    of another depth than ``model`` takes: they have the same shape."""
     if not isinstance(data, Batches):
         raise TypeError(
             f"data is a {type(data).__name__}, and no feed: give sources.source(model, split), or of a Dataset "
             "pictures.Pictures(dataset, model.vlp), both of hrcf_lib.data.feeds"
         )
-
-
-def check_depth(model, data: Feed) -> None:
-    """Raise ``ValueError`` for tokens of another depth than ``model`` takes: they have the same shape."""
     given, needed = data.trained_blocks, model.vlp.trained_blocks
     if given is not None and given != needed:
         raise ValueError(
