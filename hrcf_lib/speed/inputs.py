@@ -22,7 +22,7 @@ class Sizes:
     K_all: int = 7586  # all labels of Open Images
     B: int = 16  # pictures of a step
     B_large: int = 128
-    B_inference: int = 16
+    B_inference: int = 8
     N: int = 107_859  # test pictures of NUS-WIDE
     K_test: int = 1006  # all labels of NUS-WIDE
     steps: int = 5  # timed steps of training on pictures that are decoded and augmented
