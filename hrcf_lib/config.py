@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from hrcf_lib.engine.messages import check_known, is_whole
 
 LARGEST_SIDE = 4096  # pixels; far beyond it a picture fills the memory
+LARGEST_SEED = 2**32 - 1  # that NumPy takes
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,10 @@ class Config:
     val_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
     test_size: int | None = setting(None, of=RUN, low=1, weights=False)  # as ``train_size``
     tag_noise: float = setting(0.0, of=DATA, high=1)  # share of training positives that are dropped (MojiScenes)
-    data_seed: int = setting(0, of=DATA)  # seed of the MojiScenes splits
-    vocabulary_seed: int = setting(0, of=DATA, before=0)  # which labels of MojiScenes are unseen; 0: as shipped
+    data_seed: int = setting(0, of=DATA, high=LARGEST_SEED)  # seed of the MojiScenes splits
+    vocabulary_seed: int = setting(
+        0, of=DATA, high=LARGEST_SEED, before=0
+    )  # which labels of MojiScenes are unseen; 0: as shipped
     coverage: float = setting(
         0.8, of=RUN, high=1, weights=False, before=0.8
     )  # share of val and test pictures that their unseen labels name (MojiScenes)
@@ -163,7 +166,7 @@ class Config:
         False, of=MASK, before=False
     )  # one positive label per training picture, nothing else
     mask_seed: int | None = setting(
-        None, of=MASK, before=None
+        None, of=MASK, high=LARGEST_SEED, before=None
     )  # which labels are known; None: published seeds, 0 and 1200
     resize: str = setting(
         "crop", of=DATA, choices=("crop", "squash", "mkt"), before="crop"
@@ -182,7 +185,7 @@ class Config:
         ),
     )  # of evaluation, by name (``protocols.PROTOCOLS``)
     ks: tuple[int, ...] = setting((3, 5), of=RUN, weights=False)  # K of P/R/F1@K; (10, 20) on Open Images
-    seed: int = setting(0, of=RUN)  # weights and order of training pictures
+    seed: int = setting(0, of=RUN, high=LARGEST_SEED)  # weights and order of training pictures
 
     def __post_init__(self):
         for name in ("phases", "ks", "levels"):  # lists come from JSON and papermill
@@ -286,8 +289,11 @@ def fields_as_before(config: Config) -> set[str]:
 def from_dict(values: dict, kind: type[Config] = Config) -> Config:
     """The inverse of ``Config.to_dict``; retired fields are ignored, and younger ones mean what was done before them.
 
-    Raises ``ValueError`` for an unknown name, for one that is missing and has no default, or for a form that is gone.
+    Raises ``ValueError`` for what is no dict, an unknown name, one that is missing and has no default, or a form that
+    is gone.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"a config is a dict of settings by name, not a {type(values).__name__}")
     fields = dataclasses.fields(kind)
     values = values_before(kind) | {name: value for name, value in values.items() if name not in RETIRED}
     for name, gone in ((f.name, stated(f)["gone"]) for f in fields):

@@ -65,9 +65,9 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     and Gen-MLZSL's noise). A run may be resumed by another number of processes.
 
     Raises ``TypeError`` for what is no feed, ``ValueError`` if a checkpoint is damaged or belongs to another method,
-    config or data, if the features hold NaN, are not what config and method ask for, or show no positive seen label,
-    and for a method whose ``trainable`` names none of its parameters, or whose ``losses`` and ``weights`` differ in
-    names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if another run writes to the folder;
+    config or data, if features or labels hold NaN, are not what config and method ask for, or show no positive seen
+    label, and for a method whose ``trainable`` names none of its parameters, or whose ``losses`` and ``weights`` differ
+    in names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if another run writes to the folder;
     ``OSError`` where the disk is full.
     """
     check_feed(model, data)
@@ -245,6 +245,7 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
     config, device = model.config, accelerator.device
     rows, inputs, labels = batch
     labels = labels[:, data.space.columns("seen")]
+    _check_labels(labels, rows)
     kept = model.usable(labels).nonzero()[:, 0]  # the others are dropped
     n = int(accelerator.reduce(torch.tensor(len(kept), device=device)))
     names = _parts(model)
@@ -268,6 +269,15 @@ def _step(objective, model, data, batch, optimizer, accelerator) -> list[float]:
         losses += torch.stack(shares)
     optimizer.step()
     return accelerator.reduce(losses).tolist()
+
+
+def _check_labels(labels: Tensor, rows) -> None:
+    """Also of pictures that are dropped: one whose labels are NaN would show nothing, and go unseen."""
+    odd = (labels.abs() != 1) & (labels != 0)
+    if odd.any():
+        i, k = odd.nonzero()[0].tolist()
+        row = rows[i].item() if isinstance(rows[i], Tensor) else rows[i]
+        raise ValueError(f"label {k} of picture {row} is {labels[i, k].item()}: labels are -1, 0 or +1")
 
 
 def _blame(images, teacher: Tensor, rows: list, config: Config) -> None:

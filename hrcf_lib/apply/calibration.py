@@ -355,10 +355,10 @@ def main(words=None) -> None:
         source = lambda split: sources.source(model, split, given.data, given.cache)
         made = calibrate(model, source("val"), given.folds)
         made = replace(made, about={"dataset": model.config.dataset, "split": "val"} | made.about)
-        made = made.at_prevalence(given.prevalence) if given.prevalence else made
+        made = made if given.prevalence is None else made.at_prevalence(given.prevalence)
+        write_json(given.folder / FILE, asdict(made))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    write_json(given.folder / FILE, asdict(made))
     print(f"{given.folder / FILE}: prevalence {made.prevalence:.4f}, threshold {made.threshold:.3f}")
     for split in [s for s in splits if s.startswith("test")] if given.test else []:
         data = source(split)

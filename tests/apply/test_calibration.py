@@ -258,6 +258,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         made.prevalence == 0.05 and made.about["split"] == "val" and calibration.for_model(HRCF.from_pretrained(folder))
     )
     with pytest.raises(SystemExit) as stop:
+        calibration.main([str(folder), "--folds", "2", "--prevalence", "0"])
+    assert stop.value.code == 2 and "prevalence = 0.0: give the share" in capsys.readouterr().err
+    assert calibration.of_model(HRCF.from_pretrained(folder)) == made, "nothing is written"
+    with pytest.raises(SystemExit) as stop:
         calibration.main([str(tmp_path / "nowhere")])
     assert stop.value.code == 2 and "nowhere here: correct the path" in capsys.readouterr().err
 

@@ -90,6 +90,9 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         configs.preset("mini", zzz=1)
     with pytest.raises(ValueError, match="did you mean 'lam'"):
         configs.from_dict(configs.mini().to_dict() | {"lamb": 0.5})
+    for value in (None, [], "mini"):
+        with pytest.raises(ValueError, match="a config is a dict of settings by name, not a (NoneType|list|str)"):
+            configs.from_dict(value)
     with pytest.raises(ValueError, match="lacks .*phases"):
         configs.from_dict({"name": "mini"})
 
@@ -101,6 +104,7 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         *({"keep": v} for v in (0, -1, 10.5, "108", True)),
         *({"levels": (4,)}, {"levels": (-1, 1)}, {"merge_lr": 1.5}),
         *({"merges": 0}, {"topk": 0}, {"prompt_vectors": 0}, {"train_size": 0}, {"test_size": -5}, {"seed": -1}),
+        *({name: 2**32} for name in ("seed", "data_seed", "vocabulary_seed", "mask_seed")),
         *({"lr": -1e-3}, {"lr": float("inf")}, {"tag_noise": 1.5}, {"layer_decay": 2}, {"warmup_epochs": -1}),
         *({"hcg": 1}, {"rsa": "no"}, {"bf16": None}, {"vlp": None}, {"dataset": 3}, {"prompt": "soft"}),
         *({"augment": "flip"}, {"ranking_reduction": "mean"}, {"distillation_reduction": "violations"}),

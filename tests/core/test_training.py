@@ -540,6 +540,14 @@ def test_broken_features_are_named(features):
         train(synthetic.model(), dataclasses.replace(features, teacher=teacher))
 
 
+def test_labels_that_are_none_are_named(features):
+    """Also of a picture that would be dropped, as one without a positive is."""
+    labels = features.labels.clone().float()
+    labels[6] = torch.nan
+    with pytest.raises(ValueError, match="label 0 of picture 6 is nan: labels are -1, 0 or"):
+        train(synthetic.model(), dataclasses.replace(features, labels=labels))
+
+
 def test_divergence_is_named(features):
     with pytest.raises(FloatingPointError, match="training has diverged: lower lr"):
         train(synthetic.model(lr=1e30, warmup_epochs=0), features)
