@@ -59,7 +59,7 @@ def evaluate(
     ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own scores (see ``studies.controls``);
     with ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``metrics_row``, by default
     that of the config. Raises ``ValueError`` for an unknown protocol, a task that the label space has no labels for, or
-    features of another depth of the ViT, and ``TypeError`` for what is no feed.
+    features of another depth of the ViT, and ``TypeError`` for what is no method or no feed.
 
     Where several processes run this, each scores its share of the pictures, every picture is scored exactly once, and
     all of them get the same table.
@@ -74,9 +74,9 @@ def compare(
 
     Without ``embedded``, pictures are scored batch by batch, and only the scores are kept in memory.
     """
-    protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     if embedded is None:
         check_feed(model, data)
+    protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
     _warn_of_leaks(model, data.space)
     views = {task: label_view(data.space, task) for task in tasks}
     model.eval()

@@ -59,7 +59,7 @@ class Method(Pretrained, nn.Module):
 
     def __init__(self, config: configs.Config, pretrained: bool = True):
         super().__init__()
-        if not isinstance(config, self.Config):
+        if not isinstance(config, self.Config) or config.method != self.Config.method:
             raise ValueError(
                 f"{type(self).__name__} takes a {self.Config.__name__}, not a {type(config).__name__}: "
                 f"use methods.build({self.Config.method!r}, config)"

@@ -30,7 +30,7 @@ from hrcf_lib.data.feeds.feed import Feed, check_feed
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files, weights
 from hrcf_lib.engine.devices import process
-from hrcf_lib.engine.messages import check_known
+from hrcf_lib.engine.messages import check_known, user_path, whole_number
 from hrcf_lib.labels import LabelSpace
 
 
@@ -64,13 +64,16 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
     LESA's loss of diversity, which look at the pictures of one process and part, and what is drawn at random: dropout,
     and Gen-MLZSL's noise). A run may be resumed by another number of processes.
 
-    Raises ``TypeError`` for what is no feed, ``ValueError`` if a checkpoint is damaged or belongs to another method,
-    config or data, if features or labels hold NaN, are not what config and method ask for, or show no positive seen
-    label, and for a method whose ``trainable`` names none of its parameters, or whose ``losses`` and ``weights`` differ
-    in names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if another run writes to the folder;
-    ``OSError`` where the disk is full.
+    Raises ``TypeError`` for what is no method or no feed, ``ValueError`` for odd numbers or folders, if a checkpoint is
+    damaged or belongs to another method, config or data, if features or labels hold NaN, are not what config and method
+    ask for, or show no positive seen label, and for a method whose ``trainable`` names none of its parameters, or whose
+    ``losses`` and ``weights`` differ in names; ``FloatingPointError`` if the loss is not finite; ``files.InUse`` if
+    another run writes to the folder; ``OSError`` where it cannot be written.
     """
     check_feed(model, data)
+    save_every = whole_number("save_every", save_every)
+    stop_after = None if stop_after is None else whole_number("stop_after", stop_after, 0)
+    folder = None if folder is None else user_path(folder, "the folder of the run")
     if model.config.augment != data.augment:
         raise ValueError(
             f"augment = {model.config.augment!r} of the config needs other pictures than {type(data).__name__} with "
@@ -320,7 +323,9 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     parts = ("about", "step", "history", "model", "optimizers")
     state = weights.read_checkpoint(path, parts, model.vlp.mean.device)
     known = {f.name: f.default for f in dataclasses.fields(model.config)} | values_before(type(model.config))
-    known = {name: repr(value) for name, value in known.items()}  # of a field younger than the checkpoint
+    known = {
+        name: repr(value) for name, value in known.items() if value is not dataclasses.MISSING
+    }  # of a field younger than the checkpoint
     known["method"] = about["method"]  # which older checkpoints do not say
     saved = {n: known[n] for n in about if n in known} | state["about"]
     free = names_where(type(model.config), weights=False)  # a run may be resumed with others

@@ -36,7 +36,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from hrcf_lib.engine import clip_weights
-from hrcf_lib.engine.messages import did_you_mean, list_some
+from hrcf_lib.engine.messages import did_you_mean, list_some, user_path
 from hrcf_lib.engine.weights import load_into, read_tensors, write_tensors
 
 MINI = "hrcf-mini"
@@ -455,7 +455,7 @@ def find_weights(name: str, weights: str) -> Path:
     """
     tag = open_clip.get_pretrained_cfg(name, str(weights))
     if not tag:
-        path = Path(weights).expanduser()
+        path = user_path(weights, "vlp_weights")
         if inside := [path / file for file in IN_A_FOLDER if (path / file).is_file()]:
             return inside[0]
         if path.is_file():

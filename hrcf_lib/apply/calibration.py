@@ -40,7 +40,7 @@ from hrcf_lib.data.feeds import sources
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import write_json
-from hrcf_lib.engine.messages import check_known, tell
+from hrcf_lib.engine.messages import check_known, tell, whole_number
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.methods import registry
 from hrcf_lib.metrics import best_threshold
@@ -104,9 +104,7 @@ class Calibration:
     def at_prevalence(self, prevalence: float) -> "Calibration":
         r"""The same curve for labels as frequent as ``prevalence``: all odds are multiplied by one factor, and no yes
         or no changes. Raises ``ValueError`` for a number that is not between 0 and 1."""
-        if not 0 < prevalence < 1:
-            raise ValueError(f"prevalence = {prevalence!r}: give the share of pictures with a label, between 0 and 1")
-        shift = _logit(prevalence) - _logit(self.prevalence)
+        shift = _logit(_share(prevalence)) - _logit(self.prevalence)
         shifted = lambda p: p if p in (0, 1) else 1 / (1 + math.exp(-_logit(p) - shift))
         return replace(
             self,
@@ -115,6 +113,12 @@ class Calibration:
             thresholds={name: shifted(p) for name, p in self.thresholds.items()},
             prevalence=prevalence,
         )
+
+
+def _share(prevalence: float) -> float:
+    if not 0 < prevalence < 1:
+        raise ValueError(f"prevalence = {prevalence!r}: give the share of pictures with a label, between 0 and 1")
+    return prevalence
 
 
 def _logit(p: float) -> float:
@@ -347,6 +351,9 @@ def main(words=None) -> None:
     parser.add_argument("--test", action="store_true", help="also say how right it is on unseen labels of test splits")
     given = parser.parse_args(words)
     try:
+        whole_number("folds", given.folds, 2)
+        if given.prevalence is not None:
+            _share(given.prevalence)  # before the work
         _forget_damaged(given.folder)
         model = registry.load(given.folder).to(devices.best())
         splits = benchmarks.splits(model.config, given.data)

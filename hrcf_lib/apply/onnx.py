@@ -98,10 +98,9 @@ def export(
     if isinstance(labels, (str, os.PathLike)) and path.exists() and path.samefile(Path(labels).expanduser()):
         raise ValueError(f"{path} is the file of labels, which would be lost: give the ONNX file another name")
     scorer = _scorer(model, labels, embeddings, reference)
-    program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
-    program.model.metadata_props.update(_metadata(scorer, reference, uint8))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
+    with replacing(path) as part:  # a place that cannot be written is refused before the work
+        program = _program(scorer, _pictures(model.vlp.side, uint8)[:3])
+        program.model.metadata_props.update(_metadata(scorer, reference, uint8))
         program.save(part, external_data=False)
         del program  # as large as the weights
         compared = _compare(part, scorer, tolerance, path)

@@ -141,13 +141,18 @@ def _machine() -> str:
 
 
 def make_folder(path: str | Path) -> Path:
-    """The folder, made if need be. Raises ``NotADirectoryError`` where a file has its name, or that of one above it."""
+    """The folder, made if need be. Raises ``NotADirectoryError`` where a file has its name, or that of one above it,
+    and another ``OSError`` that names the folder where it cannot be made."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         there = next((parent for parent in (path, *path.parents) if parent.exists()), path)
         raise NotADirectoryError(f"{there} is a file, and no folder: choose another folder") from None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise type(error)(f"{path} cannot be made ({error.strerror}): choose another folder") from error
     return path
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hrcf_lib.engine import torchscript
 from hrcf_lib.engine.files import replacing
 from hrcf_lib.engine.hashes import check_tensors, hash_tensors
-from hrcf_lib.engine.messages import list_some
+from hrcf_lib.engine.messages import list_some, user_path
 
 HASH = "hash"  # of the tensors of a .safetensors file, in its metadata
 ENTRIES = ("state_dict", "model_state_dict", "model", "module")  # where a checkpoint of training has its state dict
@@ -32,7 +32,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     unpicklers that know tensors and plain containers. Raises ``FileNotFoundError``, and ``ValueError`` for a damaged
     file, and for one with more.
     """
-    path = Path(path)
+    path = user_path(path, "the file of weights")
     try:
         state = _kind_of(path)(path)
     except FileNotFoundError as error:
@@ -190,8 +190,10 @@ def read_checkpoint(path: str | Path, needs: tuple[str, ...], device="cpu") -> d
     """What ``save_checkpoint`` wrote, with tensors on ``device``. Nothing is unpickled but tensors and plain values.
 
     Raises ``ValueError`` that names the file and the fix, if a part of it is not as it was written, or if it lacks one
-    of the names it ``needs``.
+    of the names it ``needs``, and ``IsADirectoryError`` for a folder of its name.
     """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder, where a checkpoint should be: move it, or choose another folder")
     with Path(path).open("rb") as file:
         try:
             _check_parts(file)

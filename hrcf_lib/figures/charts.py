@@ -10,6 +10,7 @@ import seaborn as sns
 from scipy.stats import binomtest
 
 from hrcf_lib.data.mojiscenes import MojiScenes
+from hrcf_lib.engine.files import make_folder
 from hrcf_lib.engine.messages import need
 from hrcf_lib.studies.records import out_folder
 
@@ -48,7 +49,7 @@ def printed():
 def save(figure, name: str) -> Path:
     """``figures/<name>.png`` (below ``runs/`` for a smoke run); returns the path."""
     path = out_folder("figures") / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     figure.savefig(path)
     return path
 
@@ -59,8 +60,7 @@ def publish(figure, name: str) -> list[Path]:
     The SVG holds its text as outlines and no date: the same figure gives the same file. The figure is closed, so that a
     notebook shows it once, where it says ``display(figure)``.
     """
-    folder = out_folder("figures")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out_folder("figures"))
     if figure.get_layout_engine() is None:
         figure.set_layout_engine("constrained")
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]

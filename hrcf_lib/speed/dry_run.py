@@ -37,7 +37,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.data.official import checks, nus_wide, open_images
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.devices import memory_gb
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import make_folder, write_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.model import HRCF
 from hrcf_lib.speed import cost, generated
@@ -221,7 +221,7 @@ def dry_run(plan: Plan, datasets=tuple(READERS), tflops: float = 60.0, tflops_f3
     check_known(datasets, list(READERS), "unknown data set")
     if plan.steps < 1 or min(tflops, tflops_f32) <= 0:
         raise ValueError(f"steps = {plan.steps}, tflops = {tflops}, tflops_f32 = {tflops_f32}: all must be above 0")
-    Path(plan.work).mkdir(parents=True, exist_ok=True)
+    make_folder(plan.work)
     free = shutil.disk_usage(plan.work).free
     if free < SPACE and not plan.mini:
         raise OSError(f"{plan.work} has {free / 1e9:.1f} GB left, {SPACE / 1e9:g} are needed: choose another --work")

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import papermill
 
-from hrcf_lib.engine.files import read_json
+from hrcf_lib.engine.files import make_folder, read_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.engine.parents import end_with_parent
 
@@ -94,7 +94,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
     if out.exists() and out.samefile(path):
         raise ValueError(f"{out} is the notebook itself, which would be overwritten: give another name for the copy")
     parameters = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     how = {"kernel_name": "python3", "start_timeout": START, "progress_bar": progress}
     with patch.dict(os.environ, MPLBACKEND=INLINE):  # the kernel inherits it
         papermill.execute_notebook(str(path), str(out), parameters, cwd=str(cwd or path.parent), **how)

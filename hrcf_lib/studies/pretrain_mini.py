@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hrcf_lib.data.mojiscenes import vocabulary
 from hrcf_lib.data.mojiscenes.captions import crowd, portrait
+from hrcf_lib.engine.files import make_folder
 from hrcf_lib.engine.weights import read_checkpoint, save_checkpoint
 from hrcf_lib.vlp import VLP, create_mini, encode_tokens
 
@@ -181,8 +182,7 @@ def pretrain(config: PretrainConfig, folder: str | Path, log=print, budget: floa
     After ``budget`` seconds training stops and a checkpoint is written. Returns the VLP with ``history`` (rows of step,
     loss, batch top-1) and ``seconds``; ``mini_vlp.like_clip`` is a separate step.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     checkpoint = folder / "pretrain.pt"
     torch.manual_seed(config.seed)
     vlp = create_mini()

@@ -28,6 +28,7 @@ from hrcf_lib.data import benchmarks, hide_labels
 from hrcf_lib.data.feeds.embeddings import embed
 from hrcf_lib.data.feeds.sources import source, validation
 from hrcf_lib.engine import devices, hashes, weights
+from hrcf_lib.engine.files import make_folder
 from hrcf_lib.labels import TASKS
 from hrcf_lib.methods import registry
 from hrcf_lib.studies import bootstrap, one_run, records
@@ -58,7 +59,7 @@ def sources(config: Config, data: str | Path = "data", cache: str | Path | None 
     splits = benchmarks.splits(config, data) if splits is None else splits
     if cache is None:
         return {split: source(model, split, data, law=law) for split in splits}
-    Path(cache).mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
     with FileLock(Path(cache) / "features.lock"):
         return {split: source(model, split, data, cache, law) for split in splits}
 
@@ -269,8 +270,7 @@ def train_run(config: Config, feats: dict, folder: str | Path, locked: Path | No
 @contextmanager
 def exclusive(config: Config, folder: str | Path):
     """The folder of a run, locked: no other process trains or scores it meanwhile."""
-    out = Path(folder) / run_name(config)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(Path(folder) / run_name(config))
     with FileLock(out / "run.lock"):
         yield out
 

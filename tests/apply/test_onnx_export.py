@@ -252,6 +252,15 @@ def test_files_that_are_none(tmp_path):
         onnx_export.open_session(tmp_path / "text.onnx")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "_program", lambda *_: pytest.fail("it was exported"))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file, and no folder: choose another folder"):
+        onnx_export.export(model, ["owl"], tmp_path / "file" / "o.onnx")
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        onnx_export.export(model, ["owl"], tmp_path)
+
+
 def test_the_extra_is_named_where_it_is_missing(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'hrcf\[onnx\]'"):

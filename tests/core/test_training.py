@@ -17,6 +17,7 @@ from hrcf_lib.config import TRAINABLE
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.engine import files
 from hrcf_lib.engine.schedules import learning_rate
+from hrcf_lib.evaluation import evaluate
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.methods.template import Template
@@ -538,6 +539,36 @@ def test_broken_features_are_named(features):
     teacher[4] = torch.inf
     with pytest.raises(ValueError, match=r"features of pictures \[4\]"):
         train(synthetic.model(), dataclasses.replace(features, teacher=teacher))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"folder": ""}, "the folder of the run is an empty text"),
+        ({"folder": "https://example.org/run"}, "the folder of the run is the address .*nothing is downloaded"),
+        ({"save_every": 0}, "save_every = 0: give a whole number from 1"),
+        ({"save_every": None}, "save_every = None: give a whole number from 1"),
+        ({"stop_after": -1}, "stop_after = -1: give a whole number from 0"),
+        ({"stop_after": "2"}, "stop_after = '2': give a whole number from 0"),
+    ],
+)
+def test_odd_arguments_are_refused_before_the_first_step(features, given, says):
+    with pytest.raises(ValueError, match=says):
+        train(synthetic.model(), features, **given)
+
+
+def test_what_is_no_method_is_refused(features):
+    for call in (train, evaluate):
+        with pytest.raises(TypeError, match="model is a NoneType, and no method: give one of methods.build"):
+            call(None, features)
+        with pytest.raises(TypeError, match="model is a FrozenFeatures, and no method"):
+            call(features, synthetic.model())
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_named(features, tmp_path):
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(IsADirectoryError, match="checkpoint.pt is a folder, where a checkpoint should be: move it"):
+        train(synthetic.model(), features, tmp_path)
 
 
 def test_labels_that_are_none_are_named(features):

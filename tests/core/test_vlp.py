@@ -275,6 +275,8 @@ def test_a_download_that_breaks_is_an_os_error_with_its_reason(offline, monkeypa
             "'/nowhere/b16.pt': no such file, and no tag .*; tags: openai, laion400m",
         ),
         ("ViT-B-16", ".", OSError, "'.': the folder has none of open_clip_model.safetensors"),
+        ("ViT-B-16", "", ValueError, "vlp_weights is an empty text: give a path"),
+        ("ViT-B-16", "https://example.org/b16.pt", ValueError, "vlp_weights is the address .*nothing is downloaded"),
     ],
 )
 def test_names_that_nothing_answers_to(offline, name, tag, kind, message):

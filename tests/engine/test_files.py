@@ -426,6 +426,22 @@ def test_whole_numbers_and_tensors_without_numbers_are_no_weights():
             weights.load_into(layer, state | {"weight": odd}, "a.pt")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody can make a folder")
+def test_a_folder_that_cannot_be_made_is_named():
+    with pytest.raises(OSError, match="^/proc/none/below cannot be made .*: choose another folder"):
+        files.make_folder("/proc/none/below")
+
+
+def test_what_is_no_path_of_weights_is_refused():
+    for path, kind, says in (
+        (None, TypeError, "the file of weights is a NoneType: give a path"),
+        ("", ValueError, "the file of weights is an empty text"),
+        ("https://example.org/w.pt", ValueError, "the file of weights is the address .*nothing is downloaded"),
+    ):
+        with pytest.raises(kind, match=says):
+            weights.read_tensors(path)
+
+
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"), files.replacing(tmp_path):

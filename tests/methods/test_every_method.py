@@ -158,6 +158,8 @@ def test_bad_configs_are_errors_that_name_the_field():
         build("mkt", blocks=7)
     with pytest.raises(ValueError, match="MKT takes a MKTConfig, not a Config.*methods.build\\('mkt', config\\)"):
         methods.method("mkt")(experiment())
+    with pytest.raises(ValueError, match="HRCF takes a Config, not a MKTConfig: use methods.build\\('hrcf', config\\)"):
+        HRCF(methods.configure("mkt", experiment()))
     with pytest.raises(ValueError, match="BiAMConfig cannot be made of a MKTConfig"):
         methods.build("biam", methods.configure("mkt", experiment()))
     with pytest.raises(ValueError, match="unknown prompt_set 'fotos'; did you mean 'photo'"):

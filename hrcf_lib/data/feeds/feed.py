@@ -63,8 +63,10 @@ class Feed(Batches, Protocol):
 
 
 def check_feed(model, data) -> None:
-    """Raise ``TypeError`` for what is no feed, such as the Dataset that one is made of, and ``ValueError`` for tokens
-    of another depth than ``model`` takes: they have the same shape."""
+    """Raise ``TypeError`` for what is no method, and for what is no feed, such as the Dataset that one is made of, and
+    ``ValueError`` for tokens of another depth than ``model`` takes: they have the same shape."""
+    if not hasattr(model, "score_embeddings"):
+        raise TypeError(f"model is a {type(model).__name__}, and no method: give one of methods.build or methods.load")
     if not isinstance(data, Batches):
         raise TypeError(
             f"data is a {type(data).__name__}, and no feed: give sources.source(model, split), or of a Dataset "

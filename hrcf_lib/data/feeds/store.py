@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import read_json, remove_abandoned, replacing, write_json
+from hrcf_lib.engine.files import make_folder, read_json, remove_abandoned, replacing, write_json
 from hrcf_lib.engine.hashes import check_file, hash_file
 from hrcf_lib.engine.messages import list_some
 from hrcf_lib.engine.weights import read_safetensors, write_tensors
@@ -106,7 +106,7 @@ class Cache:
 
         Raises ``OSError`` if the disk has no room for them, ``ValueError`` if ``about.json`` there says something else.
         """
-        self.home.mkdir(parents=True, exist_ok=True)
+        make_folder(self.home)
         try:
             self._check_about()
             remove_abandoned(self.home)

@@ -32,7 +32,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from hrcf_lib.data.mojiscenes import openmoji, stuff, vocabulary
-from hrcf_lib.engine.files import replacing
+from hrcf_lib.engine.files import make_folder, replacing
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.labels import LabelSpace, check_names
 
@@ -485,7 +485,7 @@ def export(dataset: MojiScenes, out: str | Path, labels=None) -> Path:
     """
     out, kept = Path(out), None if labels is None else set(check_names(labels))
     check_known(kept or (), dataset.labels.names, f"{dataset.split} has no label")
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "images")
     (out / "labels.csv").unlink(missing_ok=True)  # of an earlier export: from here on the folder is incomplete
     rows, boxes = [], []
     for index in range(len(dataset)):
