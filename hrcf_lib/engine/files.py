@@ -4,6 +4,7 @@ A file is written in a private folder beside its place and renamed into it, so t
 half of one.
 """
 
+import argparse
 import errno
 import hashlib
 import json
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import filelock
 import psutil
+
+from hrcf_lib.engine.messages import user_path
 
 PART = re.compile(r"\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.part$")  # process and machine; and eight random digits
 ABANDONED = 24 * 3600  # age in seconds at which what was left unfinished on another machine counts as abandoned
@@ -172,6 +175,19 @@ def alone(folder: str | Path, what: str = "another run", name: str = LOCK):
         yield
     finally:
         lock.release()
+
+
+def file_argument(text: str) -> Path:
+    """Type of an argument of a command line (argparse): the path of a file that the command will write at its end. Its
+    folder is made, or the command ends with the reason before its work."""
+    try:
+        path = user_path(text, "the file to write")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+        make_folder(path.parent)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 class InUse(RuntimeError):

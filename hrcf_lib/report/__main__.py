@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from hrcf_lib import report
+from hrcf_lib.engine.files import file_argument
 from hrcf_lib.report.export import export
 from hrcf_lib.studies import records
 
@@ -19,7 +20,7 @@ def main(words=None) -> None:
         "--records", type=Path, default=records.STORED, help="folder of records; default: the repository's"
     )
     parser.add_argument("--nus-wide", default="", metavar="FOLDER", help="records of preset nus_wide")
-    parser.add_argument("--out", type=Path, default=Path("runs/report.html"), help="default: runs/report.html")
+    parser.add_argument("--out", type=file_argument, default=Path("runs/report.html"), help="default: runs/report.html")
     given = parser.parse_args(words)
     try:
         print(export(given.out, given.records, given.nus_wide))

@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import file_argument, write_json
 from hrcf_lib.speed import table
 from hrcf_lib.studies import records
 
@@ -16,7 +15,7 @@ def main(words=None) -> int:
         description=table.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, help="write the rows here, as a JSON list")
+    parser.add_argument("--out", type=file_argument, help="write the rows here, as a JSON list")
     parser.add_argument("--rows", default=",".join(table.ROWS), help="joined by commas; default: all")
     given = parser.parse_args(words)
     origin = records.origin()

@@ -37,7 +37,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.data.official import checks, nus_wide, open_images
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.devices import memory_gb
-from hrcf_lib.engine.files import make_folder, write_json
+from hrcf_lib.engine.files import file_argument, make_folder, write_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.model import HRCF
 from hrcf_lib.speed import cost, generated
@@ -281,7 +281,7 @@ def main(words=None) -> int:
     parser.add_argument("--datasets", default=",".join(READERS), help="joined by commas")
     parser.add_argument("--work", type=Path, help="folder for 3 GB of generated data, kept; default: a temporary one")
     parser.add_argument("--steps", type=int, default=2, help="of training in each phase; the first is a warm-up")
-    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    parser.add_argument("--out", type=file_argument, help="write the record here, as JSON")
     parser.add_argument("--tflops", type=float, default=60.0, help="bfloat16 that your GPU sustains, 10^12 / s")
     parser.add_argument("--tflops-f32", type=float, default=10.0, help="the same in float32")
     given = parser.parse_args(words)

@@ -41,7 +41,7 @@ from hrcf_lib.data.feeds.features import FrozenFeatures
 from hrcf_lib.data.feeds.order import BatchOrder
 from hrcf_lib.data.feeds.sources import source
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import file_argument, write_json
 from hrcf_lib.engine.messages import check_known
 from hrcf_lib.methods import registry
 from hrcf_lib.speed import cost, images, table
@@ -433,7 +433,7 @@ def main(words=None) -> int:
     """The command line. Returns 0 if every stage is done, 1 if one is not; exits with 2 without a GPU or for a wrong
     argument."""
     parser = argparse.ArgumentParser(prog="python -m hrcf_lib.speed.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the record, JSON")
+    parser.add_argument("--out", type=file_argument, required=True, help="the record, JSON")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which it has ended")
     parser.add_argument("--stages", default=",".join(STAGES), help="joined by commas")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at sizes of seconds")

@@ -21,7 +21,6 @@ Each operation is timed by itself, which costs a few microseconds a call; they a
 import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -31,7 +30,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from hrcf_lib import config as configs
 from hrcf_lib.data import mojiscenes
 from hrcf_lib.engine import devices
-from hrcf_lib.engine.files import write_json
+from hrcf_lib.engine.files import file_argument, write_json
 from hrcf_lib.model import HRCF
 from hrcf_lib.speed.compare import REPEATS, median_and_spread, seconds
 from hrcf_lib.speed.cost import Traffic, machine
@@ -135,7 +134,7 @@ def main(words=None) -> int:
     )
     parser.add_argument("--preset", default="mini", choices=list(configs.PRESETS), help="default: %(default)s")
     parser.add_argument("--batch", type=int, help="pictures of a step; default: the preset's")
-    parser.add_argument("--out", type=Path, help="write the tables here, as JSON")
+    parser.add_argument("--out", type=file_argument, help="write the tables here, as JSON")
     parser.add_argument(
         "--least", type=float, default=0.02, help="smallest share that is printed; default: %(default)s"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hrcf_lib.engine.files import read_json
 from hrcf_lib.engine.messages import check_known
-from hrcf_lib.studies.notebooks import known_parameters, typed
+from hrcf_lib.studies.notebooks import checked, known_parameters, typed
 
 ENTRY = ("notebook", "grid", "parameters", "after")
 EXAMPLE = '[{"notebook": "06_x.ipynb", "grid": {"seeds": ["0", "1"]}}]'
@@ -49,10 +49,9 @@ def jobs(path: str | Path, grid: dict | None = None, parameters: dict | None = N
 
 def _typed(path: Path, given: dict[str, list], words=False) -> tuple[dict[str, list], list[str]]:
     """The values of each parameter in the types of the notebook's own, and one line per fault."""
-    if not given and path.is_file():
-        return {}, []
     try:
-        known = known_parameters(path)
+        checked(path)
+        known = known_parameters(path) if given else {}
     except (OSError, ValueError) as error:
         return {}, [str(error)]
     values, faults = {}, []

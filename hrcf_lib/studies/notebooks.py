@@ -21,7 +21,7 @@ START = 300  # seconds that a kernel may take to start: papermill's 60 are too f
 INLINE = "module://matplotlib_inline.backend_inline"  # a shell without a screen often sets one that shows no figure
 
 
-def _checked(path: str | Path) -> Path:
+def checked(path: str | Path) -> Path:
     """The path of a notebook. Raises ``FileNotFoundError``, and ``ValueError`` where the file is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such notebook")
@@ -39,7 +39,7 @@ def known_parameters(path: str | Path) -> dict[str, str]:
 
     Raises ``FileNotFoundError``; ``ValueError`` where there is no such cell.
     """
-    found = papermill.inspect_notebook(str(_checked(path)))
+    found = papermill.inspect_notebook(str(checked(path)))
     if not found:
         raise ValueError(f"{path} has no parameters: tag the cell that sets them with 'parameters'")
     return {name: about["default"] for name, about in found.items()}
@@ -84,7 +84,7 @@ def run_notebook(path: str | Path, out: str | Path, parameters: dict | None = No
             another type (``typed``); or ``out`` is the notebook itself.
         papermill.PapermillExecutionError: a cell failed; ``out`` shows which.
     """
-    path, out, parameters = _checked(path), Path(out), parameters or {}
+    path, out, parameters = checked(path), Path(out), parameters or {}
     if out.is_dir():
         raise IsADirectoryError(f"{out} is a folder: give the name of the copy, such as {out / path.name}")
     if parameters:

@@ -1,6 +1,7 @@
 """Files: nothing is unpickled, what is wrong is named, a file is whole or the old one, and one process writes."""
 
 import errno
+import importlib
 import os
 import re
 import shutil
@@ -440,6 +441,21 @@ def test_what_is_no_path_of_weights_is_refused():
     ):
         with pytest.raises(kind, match=says):
             weights.read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["report.__main__", "speed.__main__", "speed.dry_run", "speed.gpu", "speed.operations"]
+)
+def test_a_command_refuses_a_file_that_it_cannot_write_before_its_work(name, tmp_path, capsys):
+    command = importlib.import_module(f"hrcf_lib.{name}")
+    (tmp_path / "file").touch()
+    for out, says in (
+        (tmp_path, "is a folder: give the name of a file"),
+        (tmp_path / "file" / "o", "file is a file, and"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command.main(["--out", str(out)])
+        assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
 def test_a_folder_is_no_file_and_a_file_no_folder(tmp_path):

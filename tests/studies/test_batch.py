@@ -228,6 +228,7 @@ def test_faults_stop_a_batch_before_anything_starts(tmp_path, monkeypatch):
         (["-g", "seed", "1", "-g", "seed", "2"], "given twice"),
         (["-g", "seed"], "needs a list of values for seed"),
         (["more.json"], "more.json: no such grid file"),
+        ([__file__], "test_batch.py is no notebook: .*cut, damaged or no JSON"),
     ],
 )
 def test_the_command_line_stops_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
