@@ -53,6 +53,7 @@ class Method(Pretrained, nn.Module):
     threshold: float | None = None  # score from which a label counts as present, of a method that fixes one
     has_lambda = False  # weighs regions against the whole picture by ``config.lam``
     has_selection = False  # leaves regions out at test time, by ``config.rss`` and ``config.keep``
+    independent_labels = False  # whether a label's score depends on no other label (``score_alone``)
     idle_parameters = False  # whether some steps train only some of a side's parameters (``before_step``)
     fits_labels = False  # whether ``label_embeddings`` are fitted to the whole list, and by settings of the scores
     map_kind: str | None = None  # what its regions show of a label: "votes", "scores", "attention" (``region_maps``)
@@ -116,9 +117,11 @@ class Method(Pretrained, nn.Module):
     def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
         r"""Scores (B, K) of K labels (K, D), each alone beside the ``reference`` (R, D).
 
-        This scores R + 1 labels, K times; a method with a shorter way overrides it. None of the K labels may be among
-        ``reference``.
+        This scores R + 1 labels, K times, unless the method has ``independent_labels``; one with another shorter way
+        overrides it. None of the K labels may be among ``reference``.
         """
+        if self.independent_labels:
+            return self.score_embeddings(e_g, regions, label_embeddings)
         parts = [self.score_embeddings(e_g, regions, torch.cat([reference, t[None]]))[:, -1] for t in label_embeddings]
         return torch.stack(parts, dim=1) if parts else e_g.new_empty(len(e_g), 0)
 

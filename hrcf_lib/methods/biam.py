@@ -126,7 +126,7 @@ class BiAM(Method):
 
     title, Config = "BiAM", BiAMConfig
     about = "BiAM: bi-level attention (Narayan, Gupta et al., ICCV 2021)."
-    trainable = {"images": ("network.",), "prompts": ()}
+    trainable, independent_labels = {"images": ("network.",), "prompts": ()}, True
     trained_blocks = 0
 
     def build(self) -> None:

@@ -144,7 +144,7 @@ class GenMLZSL(Method):
     trainable = {"images": ("generator.", "encoder.", "critic."), "prompts": ()}
     trained_blocks = 0
     idle_parameters = True
-    fits_labels = True
+    fits_labels, independent_labels = True, True  # behind the fit
 
     def build(self) -> None:
         """The three networks, and buffers for what is taken from the training data.
@@ -292,10 +292,6 @@ class GenMLZSL(Method):
                 "take those that label_embeddings gives in evaluation mode (model.eval())"
             )
         return e_g @ label_embeddings[:, :R].T + label_embeddings[:, R]  # Eq. f
-
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
-        """As ``Method.score_alone``: behind the fit a label's score does not depend on the others."""
-        return self.score_embeddings(e_g, regions, label_embeddings)
 
     @torch.no_grad()
     def fit(self, names: list[str]) -> Tensor:

@@ -80,7 +80,7 @@ class LESA(Method):
 
     title, Config = "LESA", LESAConfig
     about = "LESA: shared multi-attention (Huynh & Elhamifar, CVPR 2020)."
-    trainable = {"images": ("network.",), "prompts": ()}
+    trainable, independent_labels = {"images": ("network.",), "prompts": ()}, True
     trained_blocks = 0
 
     def build(self) -> None:
@@ -119,10 +119,6 @@ class LESA(Method):
         Raises ``ValueError`` for label embeddings of another width.
         """
         return direction_scores(regions, self.network.classify(label_embeddings))  # Eq. 3
-
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
-        """As ``Method.score_alone``: a label's score does not depend on the others."""
-        return self.score_embeddings(e_g, regions, label_embeddings)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Eqs. 4 to 7, means over the pictures but for the root of a mean in Eq. 7.

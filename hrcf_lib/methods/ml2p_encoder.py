@@ -84,7 +84,7 @@ class ML2PEncoder(Method):
 
     title, Config = "(ML)2P-Encoder", ML2PEncoderConfig
     about = "(ML)2P-Encoder (Liu et al., CVPR 2023): groups of channels that answer to labels."
-    trainable = {"images": ("network.",), "prompts": ()}
+    trainable, independent_labels = {"images": ("network.",), "prompts": ()}, True
     trained_blocks = 0
 
     def build(self) -> None:
@@ -113,10 +113,6 @@ class ML2PEncoder(Method):
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, D), which is not used, A (B, M, d), (K, d) -> (B, K), any real number."""
         return direction_scores(regions, label_embeddings)  # Eq. e
-
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
-        """As ``Method.score_alone``: a label's score does not depend on the others."""
-        return self.score_embeddings(e_g, regions, label_embeddings)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """The loss of ``config.loss`` under its name. Raises ``FloatingPointError`` for scores that are not finite."""

@@ -158,7 +158,7 @@ class OVMLVLP(Method):
 
     title, Config = "OVML-VLP", OVMLVLPConfig
     about = "OVML-VLP (Dao et al., ICME 2023): each label's text asks the VLP's feature map."
-    has_lambda, map_kind = True, "attention"
+    has_lambda, map_kind, independent_labels = True, "attention", True
     trainable = {"images": ("attention.", "projection."), "prompts": ()}
     trained_blocks = 0
 
@@ -196,10 +196,6 @@ class OVMLVLP(Method):
             return self.class_specific(regions, t, mixed=(lam, x))[0]
         own, _ = self.class_specific(regions, t)  # (B, K)
         return lam * own + (1 - lam) * x @ t.T  # (B, K)  <lam o + (1 - lam) x, t>
-
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
-        """As ``Method.score_alone``: a label's score does not depend on the others."""
-        return self.score_embeddings(e_g, regions, label_embeddings)
 
     def maps(self, regions: Tensor, t: Tensor) -> Tensor:
         """Where it looks for each label, the mean over the heads: (B, N^2, C), (K, D) -> (B, K, N^2), of sum 1."""

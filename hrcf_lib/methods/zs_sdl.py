@@ -78,7 +78,7 @@ class ZSSDL(LastBlocks):
 
     title, Config = "ZS-SDL", ZSSDLConfig
     about = "ZS-SDL: semantic diversity learning (Ben-Cohen et al., ICCV 2021)."
-    needs_vit = False
+    needs_vit, independent_labels = False, True
 
     @property
     def trained_blocks(self) -> int:
@@ -122,10 +122,6 @@ class ZSSDL(LastBlocks):
     def score_embeddings(self, e_g: Tensor, regions: Tensor, label_embeddings: Tensor) -> Tensor:
         """(B, C), which is not used, (B, M, d), (K, d) -> (B, K), any real number. Raises as ``direction_scores``."""
         return direction_scores(regions, label_embeddings)
-
-    def score_alone(self, e_g: Tensor, regions: Tensor, reference: Tensor, label_embeddings: Tensor) -> Tensor:
-        """As ``Method.score_alone``: a label's score does not depend on the others."""
-        return self.score_embeddings(e_g, regions, label_embeddings)
 
     def losses(self, e_g: Tensor, regions: Tensor, t: Tensor, labels: Tensor, teacher: Tensor) -> dict[str, Tensor]:
         """Eqs. 3 and 4, each a mean over the pictures. Raises ``FloatingPointError`` for scores that are not finite."""

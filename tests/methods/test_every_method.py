@@ -208,6 +208,19 @@ def test_a_score_is_that_of_evaluation_mode_and_changes_nothing(fitted, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_label_alone_is_scored_as_beside_the_reference_vocabulary(fitted, name, monkeypatch):
+    """Methods whose labels are independent take the short way, which gives what the long one gives."""
+    model = fitted[name][0]
+    with torch.no_grad():
+        e_g, regions = model.image_embeddings(model.vlp.trunk(pictures()))
+        t = model.label_embeddings(["cat", "dog", "bus", *UNSEEN])
+        whole = [model.score_embeddings(e_g, regions, t[[0, 1, 2, k]])[:, -1] for k in (3, 4)]
+        assert_close(model.score_alone(e_g, regions, t[:3], t[3:]), torch.stack(whole, dim=1), rtol=1e-4, atol=1e-5)
+    short = {"biam", "lesa", "zs_sdl", "gen_mlzsl", "ml2p_encoder", "ovml_vlp"}
+    assert model.independent_labels == (name in short)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_frozen_features_give_the_scores_of_pictures(fitted, name):
     model = fitted[name][0]
     trunk = model.vlp.trunk(pictures())
