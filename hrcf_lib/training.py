@@ -323,9 +323,8 @@ def _restore(path: Path, about: dict, model, optimizers) -> tuple[list, int]:
     parts = ("about", "step", "history", "model", "optimizers")
     state = weights.read_checkpoint(path, parts, model.vlp.mean.device)
     known = {f.name: f.default for f in dataclasses.fields(model.config)} | values_before(type(model.config))
-    known = {
-        name: repr(value) for name, value in known.items() if value is not dataclasses.MISSING
-    }  # of a field younger than the checkpoint
+    # what a field means that is younger than the checkpoint
+    known = {name: repr(value) for name, value in known.items() if value is not dataclasses.MISSING}
     known["method"] = about["method"]  # which older checkpoints do not say
     saved = {n: known[n] for n in about if n in known} | state["about"]
     free = names_where(type(model.config), weights=False)  # a run may be resumed with others
