@@ -78,13 +78,8 @@ def _beside(path: Path):
     """A path of the same name in a private folder beside ``path``, and the permissions of a new folder."""
     make_folder(path.parent)
     folder = path.with_name(f"{path.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.part")
-    try:
-        with full_disk_named(path):
-            folder.mkdir()
-    except OSError as error:
-        if error.errno not in REFUSED:
-            raise
-        raise type(error)(f"{path} cannot be written ({error.strerror}): choose another folder or name") from error
+    with _refusal_named(f"{path} cannot be written", "choose another folder or name"), full_disk_named(path):
+        folder.mkdir()
     permissions = folder.stat().st_mode & 0o777
     try:
         folder.chmod(0o700)
@@ -152,15 +147,23 @@ def make_folder(path: str | Path) -> Path:
     and another ``OSError`` that names the folder where it cannot be made."""
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with _refusal_named(f"{path} cannot be made", "choose another folder"):
+            path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         there = next((parent for parent in (path, *path.parents) if parent.exists()), path)
         raise NotADirectoryError(f"{there} is a file, and no folder: choose another folder") from None
+    return path
+
+
+@contextmanager
+def _refusal_named(what: str, fix: str):
+    """Context: where the place refuses, for good, the error says ``what`` cannot be done, why, and the ``fix``."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        raise type(error)(f"{path} cannot be made ({error.strerror}): choose another folder") from error
-    return path
+        raise type(error)(f"{what} ({error.strerror}): {fix}") from error
 
 
 @contextmanager

@@ -50,8 +50,10 @@ def jobs(path: str | Path, grid: dict | None = None, parameters: dict | None = N
 def _typed(path: Path, given: dict[str, list], words=False) -> tuple[dict[str, list], list[str]]:
     """The values of each parameter in the types of the notebook's own, and one line per fault."""
     try:
-        checked(path)
-        known = known_parameters(path) if given else {}
+        if not given:  # then a notebook may do without parameters
+            checked(path)
+            return {}, []
+        known = known_parameters(path)
     except (OSError, ValueError) as error:
         return {}, [str(error)]
     values, faults = {}, []

@@ -208,7 +208,7 @@ def test_a_score_is_that_of_evaluation_mode_and_changes_nothing(fitted, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_label_alone_is_scored_as_beside_the_reference_vocabulary(fitted, name, monkeypatch):
+def test_a_label_alone_is_scored_as_beside_the_reference_vocabulary(fitted, name):
     """Methods whose labels are independent take the short way, which gives what the long one gives."""
     model = fitted[name][0]
     with torch.no_grad():
