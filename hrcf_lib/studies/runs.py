@@ -310,7 +310,7 @@ def _tasks(model, data) -> list[str]:
 
 def score_settings(model, feats: dict, settings: dict, resamples: int = 0) -> tuple[pd.DataFrame, dict]:
     """Rows and ``resampled`` of an ``Outcome``: a model in every setting on every split but train, as it is now."""
-    rows, resampled, limits = [], {}, {}
+    rows, resampled, limits, known = [], {}, {}, {}
     for split, data in feats.items():
         if split == "train":
             continue
@@ -318,7 +318,7 @@ def score_settings(model, feats: dict, settings: dict, resamples: int = 0) -> tu
         embedded = embed(model.eval(), data)
         drawn = bootstrap.draw(len(data), resamples) if resamples and split.startswith("test") else None
         for task in tasks:
-            view, known = data.space.view(task), {}
+            view = data.space.view(task)
             y = data.labels[:, view.columns]
             for name, setting in settings.items():
                 t = _label_embeddings(model, setting, view.names, known)
@@ -353,11 +353,12 @@ def scorer(model, setting: dict | Callable) -> Callable:
 
 
 def _label_embeddings(model, setting: dict | Callable, names, known: dict) -> Tensor:
-    """``embed_names`` of the model under a setting; settings that share them (``known``) compute them once."""
+    """``embed_names`` of the model under a setting, computed once for the splits and settings that share ``known``."""
     changes = {} if callable(setting) else setting
     asked = model.under(model.config.replace(**changes))
     of_scores = () if model.fits_labels else configs.names_where(type(model.config), scores=True)  # others: the prompt
-    key = repr({n: v for n, v in changes.items() if n not in of_scores}), tuple(asked.companions(names))
+    own = {n: v for n, v in changes.items() if n not in of_scores}
+    key = repr(own), tuple(names), tuple(asked.companions(names))
     if key not in known:
         known[key] = asked.embed_names(names)
     return known[key]
