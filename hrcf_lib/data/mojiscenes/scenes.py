@@ -6,8 +6,8 @@ are all that was drawn and every word above it (a dog is a mammal, a pet and an 
 is seen there, are exact.
 
 Splits: ``train``, ``val`` and ``test`` follow one law, but val and test are pictures that people chose for *their*
-unseen labels, as NUS-WIDE's 81 concepts cover nearly all of its pictures: with chance ``coverage`` a region or a thing
-is drawn from what they name, else from what they do not name. ``test-line`` draws the line art only, a style that no
+unseen labels, as NUS-WIDE's pictures seem to be for its 81 concepts (how much of a picture these name is not
+published): with chance ``coverage`` a region or a thing is drawn from what they name, else from what they do not name. ``test-line`` draws the line art only, a style that no
 training picture has. Any concept may be *in* any picture; what differs is which labels the annotation speaks of
 (``LabelSpace``). A ``vocabulary_seed`` other than 0 makes other labels the unseen ones.
 
