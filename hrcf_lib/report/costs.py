@@ -21,7 +21,7 @@ def prompt_costs(sources) -> pd.DataFrame:
     """The other half of Table III: trained numbers, and the time of an epoch."""
     runs, rows = runs_of("Table III"), []
     for row in published("hrcf_table3_prompts").to_dict("records"):
-        (kind, _), text = runs[row["prompt"]], row["trainable_params"]
+        (_, kind, _), text = runs[row["prompt"]], row["trainable_params"]
         n = _value(sources[0], SPEED, "prompts", kind, "numbers that learn")
         cells = {"prompt": row["prompt"], "the paper: numbers that learn": text}
         cells[COUNTED] = _text(n, "{:,.0f}")

@@ -99,10 +99,13 @@ def belongs(part: str, item: str) -> bool:
     return part == item or part.startswith(f"{item}(")
 
 
-def runs_of(item: str, paper: str = "HRCF") -> dict[str, tuple[str, str]]:
-    """Row of a paper's table -> (variant, setting) of ours."""
-    sides = ((e.row, e.ours, e.against, e.other) for e in of_item(item, paper))
-    return {name: run for row, ours, against, other in sides for name, run in ((row, ours), (against, other))}
+def runs_of(item: str, paper: str = "HRCF") -> dict[str, tuple[str, str, str]]:
+    """Row of a paper's table -> (notebook, variant, setting) of ours: the first effect that names the row."""
+    found = {}
+    for e in of_item(item, paper):
+        found.setdefault(e.row, (e.notebook, *e.ours))
+        found.setdefault(e.against, (e.notebook, *e.other))
+    return found
 
 
 def direction(sign: int, low: float, high: float) -> str:

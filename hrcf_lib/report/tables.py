@@ -39,12 +39,13 @@ def beside(item: str, sources: list[Records], paper: str = "HRCF") -> pd.DataFra
     heads = {HEAD: METRICS} | ({" / ".join(COUNTED): COUNTED} if "P@3" in rows else {})
     for row in rows.to_dict("records"):
         name, task = row["row"], row["task"]
-        among = [planned[0].notebook, *([TRAINED] if (planned[0].notebook, name) == (MAIN, "HRCF") else [])]
+        notebook, *run = runs.get(name, ("", "", ""))
+        among = [notebook, *([TRAINED] if (notebook, name) == (MAIN, "HRCF") else [])]
         cells = {"row": name, "task": task}
         for head, metrics in heads.items():
             cells[f"the paper ({DATA}): {head}"] = _numbers(row[m] for m in metrics)
             for records in sources:
-                ours = scores(records, among, runs[name], task, metrics) if name in runs else OTHERS
+                ours = scores(records, among, run, task, metrics) if notebook else OTHERS
                 cells[f"ours ({records.data}): {head}"] = ours
         for records in sources:
             cells[f"direction ({records.data})"] = _direction(shown.get((name, task)), records)

@@ -7,9 +7,10 @@ is seen there, are exact.
 
 Splits: ``train``, ``val`` and ``test`` follow one law, but val and test are pictures that people chose for *their*
 unseen labels, as NUS-WIDE's pictures seem to be for its 81 concepts (how much of a picture these name is not
-published): with chance ``coverage`` a region or a thing is drawn from what they name, else from what they do not name. ``test-line`` draws the line art only, a style that no
-training picture has. Any concept may be *in* any picture; what differs is which labels the annotation speaks of
-(``LabelSpace``). A ``vocabulary_seed`` other than 0 makes other labels the unseen ones.
+published): with chance ``coverage`` a region or a thing is drawn from what they name, else from what they do not name.
+``test-line`` draws the line art only, a style that no training picture has. Any concept may be *in* any picture; what
+differs is which labels the annotation speaks of (``LabelSpace``). A ``vocabulary_seed`` other than 0 makes other labels
+the unseen ones.
 
 Nothing is stored and nothing is downloaded: ``draw("test", 7)`` paints the eighth test scene, the same bits on every
 machine with OpenMoji 17, resvg-py 0.5 and Pillow 13 (up to Pillow 12, ``resize`` rounds some pixels otherwise, by one
