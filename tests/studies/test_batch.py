@@ -389,6 +389,6 @@ def test_the_grid_of_the_mini_studies_is_one_that_runs():
     by_seed = [(number(job), job.parameters["seeds"]) for job in found if job.stage == 0]
     assert sorted(by_seed) == sorted((name, seed) for name in studies for seed in "012")
     later = [{number(job) for job in found if job.stage == stage and not job.parameters} for stage in (1, 2, 3)]
-    assert later == [studies | {"04", "11", "17"}, {"18", "19"}, set()]
+    assert later == [studies | {"04", "11", "17", "20"}, {"18", "19"}, set()]
     (report,) = (job for job in found if job.stage == 3)
     assert number(report) == "12" and report.parameters == {"records": "../runs/grid"}
