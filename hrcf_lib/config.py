@@ -208,9 +208,11 @@ class Config:
             raise ValueError("known = 0.0: give the share of training labels that are known, above 0 and up to 1")
         if self.single_positive and self.known < 1:
             raise ValueError(f"single_positive with known = {self.known}: choose one way of hiding labels")
-        if not all(map(is_whole, self.levels)) or any(level not in range(self.merges + 1) for level in self.levels):
+        known = all(map(is_whole, self.levels)) and all(level in range(self.merges + 1) for level in self.levels)
+        if not known or (self.levels and not any(self.levels)):
             raise ValueError(
-                f"levels = {self.levels} of {self.merges} merges: choose among 0 to {self.merges}, or give ()"
+                f"levels = {self.levels} of {self.merges} merges: choose among 1 to {self.merges}, and 0 beside them, "
+                "or give ()"
             )
         if not self.ks or any(not is_whole(k) or k < 1 for k in self.ks):
             raise ValueError(f"ks = {self.ks}: give the K of P/R/F1@K, whole numbers from 1")

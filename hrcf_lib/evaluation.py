@@ -77,8 +77,15 @@ def compare(
     if embedded is None:
         check_feed(model, data)
     protocol = protocols.named(protocol or model.config.protocol)  # an unknown name fails before the work
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks or ())
+    if not tasks:
+        raise ValueError("tasks is empty: give at least one, such as ('ZSL', 'GZSL')")
     _warn_of_leaks(model, data.space)
     views = {task: label_view(data.space, task) for task in tasks}
+    for task, view in views.items():
+        if (most := max(model.config.ks)) > len(view.names):
+            few = f"{task} has {len(view.names)} labels, too few for P/R/F1@{most}"
+            raise ValueError(f"{few}: evaluate model.under(model.config.replace(ks=(1,)))")
     model.eval()
     scorers = {name: model.score_embeddings if scorer is None else scorer for name, scorer in scorers.items()}
     with torch.no_grad():

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from hrcf_lib import config as configs
 from hrcf_lib import vlp
 from hrcf_lib.engine import devices
+from hrcf_lib.engine.messages import whole_number
 from hrcf_lib.engine.schedules import learning_rate
 from hrcf_lib.engine.weights import load_into
+from hrcf_lib.labels import check_names
 from hrcf_lib.losses import distillation_loss, ranking_loss
 from hrcf_lib.pretrained import Pretrained
 
@@ -189,6 +191,8 @@ class Method(Pretrained, nn.Module):
                 f"images is a {type(images).__name__}: give a tensor (B, 3, {self.vlp.side}, {self.vlp.side}); "
                 "classify reads files and PIL images"
             )
+        batch = whole_number("batch", batch)
+        labels = labels if isinstance(labels, Tensor) else check_names(labels)
         training = self.training
         try:
             self.eval()

@@ -83,7 +83,6 @@ def train(model, data: Feed, folder: str | Path | None = None, save_every: int =
         raise ValueError(
             "no picture has a positive seen label, so there is nothing to learn: check labels and LabelSpace"
         )
-    model.reference_labels = data.space.seen
     learnt, writes = [p for p in model.parameters() if p.requires_grad], process().is_main_process and folder
     try:
         with files.alone(folder) if writes else nullcontext():
@@ -115,6 +114,7 @@ def _run(model, data, folder, save_every, stop_after) -> pd.DataFrame:
         if checkpoint.exists():
             history, done = _restore(checkpoint, about, model, optimizers)
         _agree(accelerator, done, checkpoint)
+    model.reference_labels = data.space.seen  # a run that is refused leaves the model as it was
     last = steps if stop_after is None else min(steps, done + stop_after)
     if last and not done:
         model.begin(data)

@@ -40,6 +40,7 @@ from hrcf_lib.engine.messages import did_you_mean, list_some, user_path
 from hrcf_lib.engine.weights import load_into, read_tensors, write_tensors
 
 MINI = "hrcf-mini"
+FAR_ABOVE_ONE = 10  # a float picture in 0..1 may have been sharpened; one in 0..255 is far above
 FIRST_MINI = "7866641dc5613fad"  # hash of the VLP of that name before MojiScenes had stuff and superordinate words
 ASSETS = files("hrcf_lib") / "assets"
 
@@ -107,12 +108,15 @@ class VLP(nn.Module):
         images = images.to(self.mean.device)
         if images.ndim != 4 or images.shape[1:] != (3, self.side, self.side):
             raise ValueError(
-                f"{self.name} takes pictures (B, 3, {self.side}, {self.side}), got {tuple(images.shape)}; resize them"
+                f"{self.name} takes pictures (B, 3, {self.side}, {self.side}), got {tuple(images.shape)}; "
+                + ("resize them" if images.ndim == 4 else "images[None] is a batch of one")
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point():
             raise ValueError(f"pictures are uint8 in 0..255 or float in 0..1, got {images.dtype}; convert them")
+        elif not torch.compiler.is_compiling() and images.numel() and (most := images.max().item()) > FAR_ABOVE_ONE:
+            raise ValueError(f"pictures are float in 0..1 or uint8 in 0..255, got floats up to {most:g}; divide by 255")
         return (images - self.mean) / self.std
 
     def trunk(self, images: Tensor) -> Tensor:
@@ -156,6 +160,9 @@ class VLP(nn.Module):
     def spelt(self, texts) -> list[list[int]]:
         """``token_ids`` of each text. Raises ``ValueError`` naming the texts with tokens that it never saw."""
         rows, faults = [self.tokenizer.encode(text) for text in texts], []
+        ends = {self.tokenizer.sot_token_id, self.tokenizer.eot_token_id}
+        if marks := [repr(text) for text, ids in zip(texts, rows, strict=True) if ends & set(ids)]:
+            raise ValueError(f"{list_some(marks, ', ')}: holds the mark of a text's start or end; leave it out")
         for text, ids in zip(texts, rows, strict=True):
             if self.trained is not None and (unknown := [i for i in ids if i not in self.trained]):
                 parts = ", ".join(repr(self.tokenizer.decode([i]).strip()) for i in unknown)

@@ -52,6 +52,7 @@ from hrcf_lib.training import learns_text, train
 PASSES, STEPS = 5, 60  # least passes of the image side and, roughly, least steps, if ``passes`` is not given
 BATCH = 32  # largest number of pictures per step
 WARM = 0.3  # share of the learning rate with which the training of a trained model continues
+LATER = ("passes", "labels", "data")  # of what a run notes about itself: folders of earlier versions lack them
 SHARE = 0.5  # s: how far the returned model lies from the start (0) towards the trained model (1)
 
 
@@ -104,6 +105,7 @@ def tune(
     """
     if isinstance(held_out, bool) or not isinstance(held_out, Real) or not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
+    held_out, cache = float(held_out), None if cache is None else user_path(cache, "cache")
     passes = None if passes is None else whole_number("passes", passes, otherwise=", or leave it out")
     seed = whole_number("seed", seed, least=0)
     out, model = user_path(out, "out"), _copy_of(start)
@@ -112,6 +114,9 @@ def tune(
     there = (y == 1).any(dim=0)  # (K,)
     if not there.any():
         raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
+    if (y[:, there] == 1).all():
+        names = list_some([repr(name) for name, own in zip(dataset.labels.seen, there.tolist()) if own])
+        raise ValueError(f"{folder}: every picture has the label {names}: add pictures without it, or other labels")
     labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
     watch = Watch(model)
     for i in range(0, len(dataset), 1 + len(dataset) // 32):  # some from all over
@@ -127,11 +132,14 @@ def tune(
     scratch = isinstance(start, Config)
     lr, share = (config.lr, 1.0) if scratch else (WARM * config.lr, SHARE)
     about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
+    about |= {"passes": config.phases[0].epochs, "labels": labels}
     with alone(out):
         noted = _noted(out, about)
         found = extract(model.vlp, dataset, dataset.labels, cache or out / "features")
         data = _beside(found, y[:, there], labels, model.reference_labels)
         training, test = data.take(rows), data.take(held)
+        about |= {"data": training.identity()}
+        noted = _noted(out, about)
         if not noted:
             write_json(out / "tuned.json", about)
         shown = [name for name, own in zip(labels, (test.labels[:, : len(labels)] == 1).any(dim=0).tolist()) if own]
@@ -141,6 +149,8 @@ def tune(
         calibration.attach(model, None)
         model.config = config.replace(lr=lr)
         history = train(model, training, out)
+        if len(history) and not history["lr"].any():
+            tell("the only step of this training has a rate of 0, as the rate warms up: give more passes or pictures")
         model.config = config  # whose rate is that of a whole training: who goes on from here takes a share of it again
         files = [str(dataset.files[i]) for i in held]
         if not _take_saved(model, out / "model", noted):
@@ -247,6 +257,8 @@ def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatur
 def _noted(out: Path, about: dict) -> dict:
     """What an earlier call of the same run has noted in ``out``; nothing if there was none.
 
+    Folders of earlier versions say nothing of ``LATER``.
+
     Raises ``ValueError`` if ``out`` belongs to another run, or holds a model that no run has noted.
     """
     path = out / "tuned.json"
@@ -263,11 +275,12 @@ def _noted(out: Path, about: dict) -> dict:
         found = there.get("mAP", [math.nan, math.nan])
         if not isinstance(found, list) or len(found) != 2 or not all(isinstance(v, Real) for v in found):
             raise ValueError(f"its mAP is {found!r:.60}, where two numbers should be")
-        differ = [f"{n}: there {there.get(n)}, here {value}" for n, value in about.items() if there.get(n) != value]
+        known = {n: value for n, value in about.items() if n in there or n not in LATER}
+        differ = [f"{n}: there {there.get(n)}, here {value}" for n, value in known.items() if there.get(n) != value]
     except ValueError as error:
         raise ValueError(f"{path} is not what tune wrote ({error}): choose another out, or delete {out}") from error
     if differ:
-        raise ValueError(f"{out} belongs to another run ({'; '.join(differ)}): remove it or choose another folder")
+        raise ValueError(f"{out} belongs to another run ({'; '.join(differ)}): choose another out, or delete all of it")
     return there
 
 

@@ -98,6 +98,8 @@ class LabelScorer:
             return self.curve.thresholds_for(self.labels)
         given = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
         for name, value in given.items():
+            if not isinstance(name, str):
+                raise ValueError(f"a threshold for {name!r}, which is no label: give names, as in {{'owl': 0.3}}")
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
                 what = f"the threshold of {name!r}" if isinstance(threshold, Mapping) else "threshold"
                 raise ValueError(f"{what} is {value!r}: give a probability from 0 to 1, or threshold='calibrated'")
@@ -106,6 +108,8 @@ class LabelScorer:
         asked = set(map(vocabulary.read_alike, self.labels))
         if strange := [name for name in given if vocabulary.read_alike(name) not in asked]:
             raise ValueError(f"a threshold for {strange[0]!r}, which is not among the labels: add it, or drop this one")
+        if given:
+            vocabulary.read_labels(list(given))  # two names that are read alike would have one threshold
         return replace(self.curve, thresholds=self.curve.thresholds | dict(given)).thresholds_for(self.labels)
 
     def check_maps(self) -> None:

@@ -6,6 +6,7 @@ alone beside the model's fixed reference vocabulary: it says what share of such 
 with the list.
 """
 
+import copy
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
@@ -38,21 +39,36 @@ __all__ = ["Gallery", "answers", "classify", "default_model", "gallery", "load_m
 
 
 @cache
-def default_model() -> HRCF:
-    """The HRCF that ships: trained on MojiScenes with the mini VLP, so it knows OpenMoji drawings and nothing else."""
+def _shipped() -> HRCF:
     return HRCF.from_pretrained(str(files("hrcf_lib") / "assets" / "hrcf-mini-trained"))
+
+
+def default_model() -> HRCF:
+    """The HRCF that ships, a copy of one's own: trained on MojiScenes with the mini VLP, so it knows OpenMoji drawings
+    and nothing else."""
+    return copy.deepcopy(_shipped())
 
 
 def load_model(model: Method | str | Path | None = None) -> Method:
     r"""A model, in evaluation mode: the default one for None, a folder of ``save_pretrained``, a CLIP by its name in
     open_clip (``plain_clip``), or a model itself; of one that was cast to another precision, a copy in float32.
 
+    What was read is a copy of one's own: training it does not change what ``classify`` answers by that name. Raises
+    ``TypeError`` for anything else than these, ``FileNotFoundError`` for a name that nothing has, and what
+    ``methods.load`` and ``plain_clip`` raise.
+    """
+    return _shared(model) if isinstance(model, Method) else copy.deepcopy(_shared(model))
+
+
+def _shared(model: Method | str | Path | None) -> Method:
+    """``load_model`` without the copy, for what leaves the model as it is.
+
     A folder (or ``hf://owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
     changes. Raises ``TypeError`` for anything else, ``FileNotFoundError`` for a name that nothing has, and what
     ``methods.load`` and ``plain_clip`` raise.
     """
     if model is None:
-        return default_model().eval()
+        return _shipped().eval()
     if isinstance(model, Method):
         return model.eval().in_float32()
     if not isinstance(model, (str, os.PathLike)):
@@ -100,7 +116,9 @@ def plain_clip(name: str = "ViT-B-16", weights: str | None = None) -> Method:
     try:
         return registry.build("pre_clip", experiment, **settings).eval()
     except OSError as error:
-        raise OSError(f"{error}. To classify with a file, give model=plain_clip({name!r}, its path)") from error
+        tag = open_clip.get_pretrained_cfg(name, str(weights)) or {}
+        own = name + "-quickgelu" * (bool(tag.get("quick_gelu")) and not name.endswith("-quickgelu"))
+        raise OSError(f"{error}. To classify with a file, give model=plain_clip({own!r}, its path)") from error
 
 
 @torch.no_grad()
@@ -151,6 +169,7 @@ def classify(
         not ``attrs``, because filters, merges and ``concat`` keep columns; drop it before ``to_csv``.
 
     Raises:
+        TypeError: arrays, tensors or nested lists in place of pictures, and what is no model.
         ValueError: empty, blank or duplicate names (as the text tower reads them: case does not count), a name that
             the text tower does not know or that is too long for it, ``top_k`` below 1, a picture that cannot be read or
             is enormous, a threshold without a calibration, maps of a method that has none, a device that this machine
@@ -225,7 +244,7 @@ def own_thresholds(images, present, labels=None, model=None, random: bool = Fals
     A label gets a threshold only if at least one picture shows it and one does not. Raises ``ValueError`` if ``images``
     and ``present`` differ in number, for a name that is not in ``labels``, and as ``classify``.
     """
-    items, present = find_images(images), _names_in(present)
+    items, present, batch = find_images(images), _names_in(present), whole_number("batch", batch)
     if len(items) != len(present):
         raise ValueError(f"{len(items)} pictures, {len(present)} lists of what is in them: give one list per picture")
     named = dict.fromkeys(name for names in present for name in names)
@@ -248,18 +267,20 @@ def _names_in(present) -> list[list[str]]:
     """Names of what is in each picture. Raises ``ValueError`` for what is no list of names for each."""
     if isinstance(present, (str, bytes, Mapping)) or hasattr(present, "columns") or not isinstance(present, Iterable):
         raise ValueError(f"present = {present!r:.60}: give a list of names for each picture, as in [['owl'], []]")
-    found = [[names] if isinstance(names, str) else names for names in present]
-    for i, names in enumerate(found):
-        if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+    found = []
+    for i, names in enumerate(present):
+        own = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [None]
+        if not all(isinstance(name, str) for name in own):
             raise ValueError(f"present[{i}] is {names!r:.60}: give the names of what is in picture {i}, or []")
-    return [list(names) for names in found]
+        found.append(own)
+    return found
 
 
 def _scorer(labels, model, device: str | None = None) -> LabelScorer:
     """``labels`` itself where it is a scorer, or a new one. Raises ``ValueError`` for a scorer beside another model or
     device."""
     if not isinstance(labels, LabelScorer):
-        return LabelScorer(load_model(model), labels, device)
+        return LabelScorer(_shared(model), labels, device)
     if device is not None or not (model is None or model is labels.model):
         what = "model" if device is None else "device"
         raise ValueError(f"labels is a LabelScorer, which has a {what} of its own: leave {what} out, or give names")

@@ -71,6 +71,23 @@ def test_result_lies_half_way(tmp_path, start, monkeypatch):
         tune(pictures, tmp_path / "half", start, held_out=0, passes=2)
 
 
+def test_another_run_is_refused_also_where_its_checkpoint_was_removed(tmp_path, start):
+    pictures, out = folder(tmp_path / "p"), tmp_path / "out"
+    tune(pictures, out, start, held_out=np.float32(0), passes=2, cache=tmp_path / "features")
+    (out / "checkpoint.pt").unlink()
+    with pytest.raises(ValueError, match="another run .*passes: there 2, here 3.*: choose another out, or delete all"):
+        tune(pictures, out, start, held_out=0, passes=3)
+    with pytest.raises(ValueError, match="another run .*data: there"):
+        tune(table(pictures, ROWS | {"b.png": "bus"}), out, start, held_out=0, passes=2)
+    with pytest.raises(ValueError, match="another run .*labels: there .*'sea'.*, here"):
+        tune(table(pictures, ROWS | {"d.png": "owl"}), out, start, held_out=0, passes=2)
+
+
+def test_pictures_that_all_show_the_same_teach_nothing(tmp_path, start):
+    with pytest.raises(ValueError, match="every picture has the label 'owl': add pictures without it"):
+        tune(folder(tmp_path / "p", dict.fromkeys(("a.png", "b.png"), "owl")), tmp_path / "out", start)
+
+
 def test_between_counts_and_weights():
     first, last = {"w": torch.zeros(2), "n": torch.tensor(3)}, {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(7)}
     half = fine_tune.between(first, last, 0.5)

@@ -267,13 +267,17 @@ def test_a_model_from_its_folder(saved, folder, monkeypatch):
     expected = classify(folder, ["owl", "cat"], HRCF.from_pretrained(saved))
     assert classify(folder, ["owl", "cat"], saved).equals(expected)
     assert classify(folder, ["owl", "cat"], str(saved)).equals(expected)
-    assert load_model(saved) is load_model(str(saved)), "read once"
+    assert predict._shared(saved) is predict._shared(str(saved)), "read once"
+    own = load_model(saved)
+    own.reference_labels = ("owl",)
+    torch.nn.init.zeros_(own.head.weight)
+    assert classify(folder, ["owl", "cat"], saved).equals(expected), "a copy of one's own"
     monkeypatch.setenv("HOME", str(saved.parent))
     monkeypatch.setenv("USERPROFILE", str(saved.parent))
     assert HRCF.from_pretrained(f"~/{saved.name}").reference_labels == ("cat", "dog", "pizza")
-    before = load_model(saved)
+    before = predict._shared(saved)
     os.utime(saved / "config.json", ns=(1, 1))
-    assert load_model(saved) is not before, "until a file changes"
+    assert predict._shared(saved) is not before, "until a file changes"
 
 
 def test_models_that_are_refused(saved, folder, tmp_path):
@@ -488,6 +492,9 @@ def test_thresholds_of_the_calibration_and_of_ones_own(calibrated, folder):
         ("high", "threshold is 'high'.*threshold='calibrated'"),
         ({"zebra": -1}, "the threshold of 'zebra' is -1"),
         ({"owl": 0.5}, "a threshold for 'owl', which is not among the labels"),
+        ({1: 0.5}, "a threshold for 1, which is no label: give names"),
+        ({None: 0.5}, "a threshold for None, which is no label"),
+        ({"zebra": 0.1, "Zebra": 0.9}, "zebra.*Zebra"),
     ],
 )
 def test_thresholds_that_are_refused(calibrated, folder, threshold, message):
@@ -515,6 +522,8 @@ def test_thresholds_from_a_handful_of_pictures(calibrated, folder):
     found = own_thresholds(folder, present, ["zebra", "moon", "dog"], calibrated)
     assert set(found) == {"zebra", "moon"} and all(0 <= value <= 1 for value in found.values())
     assert own_thresholds(folder, present, None, calibrated) == pytest.approx(found)
+    once = [names if isinstance(names, str) else iter(names) for names in present]
+    assert own_thresholds(folder, once, None, calibrated) == pytest.approx(found)
     assert len(classify(folder, ["zebra", "moon", "dog"], calibrated, threshold=found)) == 12
     with pytest.raises(ValueError, match="4 pictures, 2 lists of what is in them"):
         own_thresholds(folder, present[:2], ["zebra"], calibrated)

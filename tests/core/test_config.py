@@ -237,8 +237,8 @@ def test_numbers_of_numpy_in_lists_become_plain_ones():
     given = configs.mini().replace(ks=[np.int64(3)], levels=(np.int32(1),), phases=[("hcg", np.int64(1), np.int64(4))])
     assert given == configs.mini().replace(ks=[3], levels=(1,), phases=[("hcg", 1, 4)])
     assert configs.from_dict(json.loads(json.dumps(given.to_dict()))) == given
-    for wrong in ([True], [1.0]):
-        with pytest.raises(ValueError, match="levels = .* choose among 0 to 3"):
+    for wrong in ([True], [1.0], [0], [4]):
+        with pytest.raises(ValueError, match="levels = .* choose among 1 to 3, and 0 beside them"):
             configs.mini().replace(levels=wrong)
 
 

@@ -55,6 +55,22 @@ def test_measure_is_the_metrics_called_directly():
     assert torch.equal(values, kept[0]) and torch.equal(labels, kept[1])
 
 
+def test_tasks_may_be_one_or_a_generator_and_not_none(model, features):
+    both = evaluate(model, features)
+    assert evaluate(model, features, (task for task in ("ZSL", "GZSL"))).equals(both)
+    assert evaluate(model, features, "ZSL").equals(both.loc[["ZSL"]])
+    for none in ([], None):
+        with pytest.raises(ValueError, match="tasks is empty"):
+            evaluate(model, features, none)
+
+
+def test_too_few_labels_are_told_before_the_work(model, features, monkeypatch):
+    monkeypatch.setattr(model, "embed_names", lambda names: pytest.fail("it worked"))
+    model = model.under(model.config.replace(ks=(1, 3)))
+    with pytest.raises(ValueError, match="ZSL has 2 labels, too few for P/R/F1@3: evaluate model.under"):
+        evaluate(model, features)
+
+
 def test_the_protocol_is_named():
     for word in ("micro", "empty='zero'", "mAP skip", "own label set"):
         assert word in evaluation.PROTOCOL

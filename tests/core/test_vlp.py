@@ -79,8 +79,19 @@ def test_bytes_and_fractions_are_the_same_picture(mini):
 
 @pytest.mark.parametrize("shape", [(3, 112, 112), (1, 1, 112, 112), (1, 3, 224, 224), (1, 3, 112, 100)])
 def test_pictures_of_another_shape_are_refused(mini, shape):
-    with pytest.raises(ValueError, match=r"hrcf-mini takes pictures \(B, 3, 112, 112\), got .*; resize them"):
+    fix = "resize them" if len(shape) == 4 else r"images\[None\] is a batch of one"
+    with pytest.raises(ValueError, match=rf"hrcf-mini takes pictures \(B, 3, 112, 112\), got .*; {fix}"):
         mini.trunk(torch.zeros(shape))
+
+
+def test_floats_up_to_255_are_refused(mini):
+    with pytest.raises(ValueError, match="float in 0..1 or uint8 in 0..255, got floats up to 255; divide by 255"):
+        mini.trunk(torch.full((1, 3, 112, 112), 255.0))
+
+
+def test_the_marks_of_a_texts_ends_are_no_words(mini):
+    with pytest.raises(ValueError, match="'<end_of_text>', '<start_of_text> owl': holds the mark of a text's start"):
+        mini.spelt(["owl", "<end_of_text>", "<start_of_text> owl"])
 
 
 def test_whole_numbers_other_than_bytes_are_refused(mini):
