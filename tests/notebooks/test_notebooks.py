@@ -90,6 +90,14 @@ def test_records_name_protocol_and_versions(path):
         assert record[key], f"{path.stem}: the record lacks {key}"
 
 
+def test_hrcf_trained_from_nothing_by_another_notebook_has_the_same_scores():
+    first, again = (records.read_record(name)["tables"]["runs"] for name in ("05_main_results", "20_fine_tuned_clip"))
+    keys = ["variant", "seed", "setting", "split", "task"]
+    for variant in ("HRCF", "Pre-CLIP"):
+        one, two = (t[t["variant"].eq(variant)].set_index(keys).sort_index() for t in (first, again))
+        assert len(one) == 27 and one[two.columns].equals(two)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=TITLES)
 def test_it_starts_under_its_own_name_and_parameters(path, monkeypatch):
     """So that a run with other parameters does not overwrite what is stored."""
