@@ -4,8 +4,9 @@ The result is one file that needs nothing else. Without style sheets, as on GitH
 while the pointer is on its label, or after a click (or the tab key), as long as that label has the focus.
 """
 
+import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pandas as pd
 from hrcf_lib.apply.html import bar_row, has, kind_and_number, map_uri, picture_uri, style_sheet
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.engine.files import write_text
-from hrcf_lib.engine.messages import need, user_path, whole_number
+from hrcf_lib.engine.messages import did_you_mean, list_some, need, printable, user_path, whole_number
 
 LARGEST = 512  # pixels of a thumbnail's side
 RULES = """
@@ -56,7 +57,7 @@ def gallery(
     images=None,
     size: int = 200,
     limit: int = 60,
-    truth: dict[str, Iterable[str]] | None = None,
+    truth: Mapping[str, Iterable[str] | str] | None = None,
     resize: str = "crop",
 ) -> Gallery:
     r"""The frame that ``classify`` returned, or rows of it, as pictures with bars.
@@ -68,11 +69,13 @@ def gallery(
         images: what ``classify`` was given, if pictures without a file are among them; files are read again.
         size: of a thumbnail in pixels, at most 512. It shows what the model looks at.
         limit: the largest number of pictures to show; a line says how many more there are.
-        truth: image as in ``found`` -> names of what is in it, where that is known: it stands under the picture, and
-            labels that are in it are green.
+        truth: image as in ``found``, or its path -> names of what is in it, or one name, where that is known: it stands
+            under the picture, and labels that are in it are green. An image that is left out is not known.
         resize: of the model's config (``read_image``), if it is another than the default, the centre square.
 
-    Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, or a picture that is not there.
+    Raises ``ValueError`` for a missing column, no row, a size or limit out of bounds, a picture that is not there, or
+    an image of ``truth`` that is not in ``found`` while one of ``found`` has no truth, and ``TypeError`` for a truth of
+    another kind.
     """
     need(found, ["image", "label", "score"], "gallery")
     size, limit = whole_number("size", size, 1, LARGEST), whole_number("limit", limit, 1, 1000)
@@ -80,7 +83,7 @@ def gallery(
     names = list(dict.fromkeys(found["image"]))
     highest = max(float(found["score"].max()), 1e-12)
     groups = dict(list(found.drop_duplicates(["image", "label"]).groupby("image", sort=False)))  # one given twice: once
-    truth = {image: list(known) for image, known in (truth or {}).items()}
+    truth = _truth(truth, names)
     cards = [
         _card(groups[name], sources.get(name, name), size, highest, truth.get(name), resize) for name in names[:limit]
     ]
@@ -89,6 +92,32 @@ def gallery(
     rest = rest if len(names) > limit else ""
     style = style_sheet(key, "small", size, RULES)
     return Gallery(f'{style}<div class="{key}">{"".join(cards)}</div>{rest}', len(cards))
+
+
+def _truth(truth, images: list) -> dict[str, list[str]]:
+    """``truth`` as image -> names; ``images`` are those of the frame.
+
+    Where each of them has its truth, further images are taken for rows that were left out of the frame.
+    """
+    if truth is None:
+        return {}
+    if not isinstance(truth, Mapping):
+        fix = "give a dict of image -> list of names, such as {found['image'][0]: ['owl']}"
+        raise TypeError(f"truth is a {type(truth).__name__}: {fix}")
+    known, shown = {}, set(images)
+    for key, value in truth.items():
+        names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            what = f"truth of {str(key)!r} holds {wrong[0]!r:.80}, not a name"
+            raise TypeError(f"{what}: give a list of names, an empty one where nothing is in it")
+        known[printable(key) if isinstance(key, os.PathLike) and key not in shown else key] = names
+    strange, without = [key for key in known if key not in shown], [str(name) for name in images if name not in known]
+    if strange and without:
+        same = [image for image in without if Path(image).name == Path(str(strange[0])).name]
+        otherwise = "write images as found['image'] has them, or leave it out"
+        hint = f"did you mean {same[0]!r}?" if same else did_you_mean(strange[0], without, otherwise)
+        raise ValueError(f"truth names {list_some(map(repr, strange), most=3)}, not in found['image']: {hint}")
+    return known
 
 
 def _card(rows: pd.DataFrame, source, size: int, highest: float, truth: list[str] | None, resize: str) -> str:

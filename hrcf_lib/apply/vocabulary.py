@@ -30,6 +30,7 @@ from hrcf_lib.vlp import check_length
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".json")
 COLUMNS = ("label", "name")  # of a table
+SEVERAL = re.compile(r"[\r\n\t]")  # within a name: it is several
 QUOTED = re.compile('"[^"]*(?:""[^"]*)*"')
 read_alike = get_clean_fn("lower")  # what CLIP's tokenizer makes of a text: Unicode repaired, white space, lower case
 
@@ -115,6 +116,8 @@ def _read_file(path: Path) -> tuple[list[str], list[str]]:
         found = _lines(path)
     else:
         raise ValueError(f"{path} ends in {suffix}: give a file of labels that ends in {', '.join(SUFFIXES)}")
+    if several := [f"{place}: {text.strip()!r:.60}" for text, place in found if SEVERAL.search(text.strip())]:
+        raise ValueError(f"{list_some(several)}: a line end or a tab within a name: split it into two entries")
     rows = [(name, place) for text, place in found if (name := clean_name(text))]
     if not rows:
         raise ValueError(f"{path} holds no label; write one name per line")

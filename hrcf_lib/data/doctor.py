@@ -14,9 +14,10 @@ import pandas as pd
 
 from hrcf_lib.data.images import look_at
 from hrcf_lib.data.labelled_folder import ImageFolderTable, read_folder
-from hrcf_lib.data.load import load
-from hrcf_lib.engine.files import replacing
-from hrcf_lib.engine.messages import user_path
+from hrcf_lib.data.load import load, refuse_splits
+from hrcf_lib.data.table import CommonTable
+from hrcf_lib.engine.files import make_folder, no_folder, replacing
+from hrcf_lib.engine.messages import user_path, whole_number
 from hrcf_lib.labels import LabelSpace, alike
 
 COLUMNS = ["split", "file", "problem", "detail"]  # of the file of bad pictures
@@ -72,21 +73,26 @@ def doctor(
 
     Args:
         data: what ``load`` returned, or a folder that ``load`` reads (prepared, or with a ``labels.csv``).
-        split, images: of a prepared folder, as ``load`` takes them.
+        split, images: of a prepared folder, as ``load`` takes them; ``split`` also of a prepared table that is loaded.
         csv: file to write with one row per bad file (split, file, problem, detail); by default none.
-        workers: threads that decode, by default one per core.
-        least_side: a picture whose shorter side has fewer pixels is "too small".
+        workers: threads that decode, at least 1, by default one per core.
+        least_side: a picture whose shorter side has fewer pixels is "too small"; 0: none is.
         decode: if False, only the labels are examined.
 
     Problems: ``missing``, ``corrupt`` (empty, truncated, 16 bits, no picture, ...), ``too small``, ``in two splits``
     and ``same bytes`` (as another file of its split), and what ``prepare`` named in ``skipped.csv``.
 
-    Raises what ``load`` raises, except for missing pictures, which are reported, and ``FileExistsError`` where ``csv``
-    is a file that no ``doctor`` wrote, such as the table of labels.
+    Raises what ``load`` raises, except for missing pictures, which are reported, ``ValueError`` for a number out of
+    bounds, ``IsADirectoryError`` where ``csv`` is a folder, and ``FileExistsError`` where it is a file that no
+    ``doctor`` wrote, such as the table of labels: all before a picture is decoded.
     """
+    workers = None if workers is None else whole_number("workers", workers)
+    least_side = whole_number("least_side", least_side, 0)
     if csv is not None:
         csv = _report_file(csv)
     dataset, rows = _open(data, split, images)
+    if csv is not None:
+        make_folder(csv.parent)
     splits = getattr(dataset, "splits", np.array(["all"] * len(dataset), dtype=object))
     decode = decode and dataset.folder is not None
     found = [row for row in rows if split is None or row[0] == split]
@@ -119,7 +125,7 @@ def doctor(
 
 def _report_file(csv) -> Path:
     """Where the bad files are written; a file of something else is not written over."""
-    path = user_path(csv, "csv, the file for bad pictures,")
+    path = no_folder(user_path(csv, "csv, the file for bad pictures,"))
     if not path.is_file():
         return path
     with path.open("rb") as file:
@@ -131,10 +137,18 @@ def _report_file(csv) -> Path:
 
 def _open(data, split, images) -> tuple[ImageFolderTable, list[tuple]]:
     """The dataset, and what its ``prepare`` left out."""
+    if isinstance(data, CommonTable):
+        if images is not None:
+            raise ValueError(
+                "images belongs to a folder, and this dataset is loaded already: give load(..., images=<folder>)"
+            )
+        return data if split is None else data.select(split), []
     if isinstance(data, ImageFolderTable):
+        refuse_splits(f"the dataset of {data.folder}", split, images)
         return data, []
     folder = user_path(data, "the folder")
     if not (folder / "about.json").is_file():
+        refuse_splits(folder, split, images)
         return read_folder(folder, None, side=112, strict=True, hide_unseen=False), []
     try:
         frame = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)

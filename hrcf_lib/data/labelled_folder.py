@@ -240,7 +240,7 @@ def _name_on_disk(folder: Path, file: str) -> str:
     if file.isascii() and "\\" not in file:
         return file
     found = find_file(folder, file) or find_file(folder, file.replace("\\", "/"))
-    return found[0] if found else file
+    return Path(found[0]).as_posix() if found else file  # .\a.jpg and s\\a.jpg are a.jpg and s/a.jpg
 
 
 def read_label_space_csv(folder: Path) -> tuple[LabelSpace, set[str]] | None:

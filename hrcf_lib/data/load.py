@@ -62,12 +62,8 @@ def load(
         labels = labels if labels is None or isinstance(labels, LabelSpace) else LabelSpace(check_names(labels))
         dataset = read_prepared(folder, labels, side, hide_unseen, split, images, resize)
         _count_ignored(folder, dataset, strict)
-    elif split is not None or images is not None:
-        raise ValueError(
-            f"{folder} is not a prepared table, so it has no splits and no other images root: keep one folder per "
-            "split, or make a table with hrcf_lib.data.official.own_folder.prepare"
-        )
     else:
+        refuse_splits(folder, split, images)
         dataset = read_folder(folder, labels, side, strict, hide_unseen, resize, outside)
         if not skip_bad:
             _refuse_missing(folder, dataset)
@@ -88,6 +84,15 @@ def scan(folder) -> pd.DataFrame:
     if folder.is_dir() and not (folder / "labels.csv").exists():
         return _bad_pictures(folder, [p.relative_to(folder).as_posix() for p in find_images(folder)])
     return _bad_pictures(folder, read_labels_csv(folder))
+
+
+def refuse_splits(folder, split, images) -> None:
+    """Raise ``ValueError`` if a split or another images root is asked of what is not a prepared table."""
+    if split is not None or images is not None:
+        raise ValueError(
+            f"{folder} is not a prepared table, so it has no splits and no other images root: keep one folder per "
+            "split, or make a table with hrcf_lib.data.official.own_folder.prepare"
+        )
 
 
 def _count_ignored(folder: Path, dataset, strict: bool) -> None:

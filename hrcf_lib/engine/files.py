@@ -42,7 +42,7 @@ def replacing(path: str | Path, needs: int = 0):
 
     Raises ``OSError`` that names ``path`` where the disk is full.
     """
-    path = _no_folder(Path(path))
+    path = no_folder(Path(path))
     with _beside(path) as (part, permissions), full_disk_named(path, needs):
         yield part
         with part.open("rb+") as file:
@@ -51,7 +51,8 @@ def replacing(path: str | Path, needs: int = 0):
         part.replace(path)
 
 
-def _no_folder(path: Path) -> Path:
+def no_folder(path: Path) -> Path:
+    """The path of a file to write. Raises ``IsADirectoryError`` for a folder."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     return path
@@ -188,7 +189,7 @@ def file_argument(text: str) -> Path:
     """Type of an argument of a command line (argparse): the path of a file that the command will write at its end. Its
     folder is made, or the command ends with the reason before its work."""
     try:
-        path = _no_folder(user_path(text, "the file to write"))
+        path = no_folder(user_path(text, "the file to write"))
         make_folder(path.parent)
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 
@@ -48,6 +48,11 @@ def need(frame, columns, name: str) -> None:
 def is_whole(value) -> bool:
     """Whether ``value`` is a whole number, of NumPy too; yes and no are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_real(value) -> bool:
+    """Whether ``value`` is a number, of NumPy too; yes and no are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole_number(name: str, value, least: int = 1, most: int | None = None, otherwise: str = "") -> int:

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -178,6 +179,27 @@ def test_the_truth_stands_under_a_picture_and_marks_right_labels(found):
     ]
     assert [("data-right" in row) for row in page.all("li")] == [True] + 5 * [False]
     assert "in it" not in gallery(found).html
+
+
+def test_a_truth_of_one_name_and_by_path(found):
+    red, blue = found["image"].unique()
+    texts = Reader(gallery(found, truth={Path(red): "owl", blue: {"cat": 1}}).html).texts
+    assert [text for text in texts if text.startswith("in it")] == ["in it: owl", "in it: cat"]
+
+
+def test_a_truth_that_is_of_no_picture_or_no_names_is_refused(found):
+    red, blue = found["image"].unique()
+    for key, nearest in ((red.replace("red", "rad"), ".*red <b>.png'"), ("blue <b>.png", "/.*blue <b>.png'")):
+        with pytest.raises(ValueError, match=f"truth names '.*<b>.png', not in found.*: did you mean '{nearest}"):
+            gallery(found, truth={key: ["owl"]})
+    with pytest.raises(ValueError, match="truth names 0, not in .*: write images as found"):
+        gallery(found, truth={0: ["owl"]})
+    assert "in it: owl" in gallery(found[found["image"] == red], truth={red: ["owl"], blue: []}).html, "rows of a frame"
+    with pytest.raises(TypeError, match="truth is a list: give a dict of image -> list of names"):
+        gallery(found, truth=["owl"])
+    for known in (None, 3, [None], ["owl", 3]):
+        with pytest.raises(TypeError, match="red <b>.png' holds .*, not a name: give a list of names, an empty one"):
+            gallery(found, truth={red: known})
 
 
 def test_a_page_needs_the_name_of_a_file(found, tmp_path):

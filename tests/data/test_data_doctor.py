@@ -1,6 +1,7 @@
 """The report before training: every fault is counted and every bad file is named."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -97,6 +98,35 @@ def test_a_dataset_and_a_folder_with_a_csv(tmp_path):
     assert data.doctor(dataset).healthy
     with pytest.raises(FileNotFoundError, match="no folder"):
         data.doctor(tmp_path / "nowhere")
+
+
+def test_splits_and_images_are_those_of_load(out, tmp_path):
+    own = tmp_path / "own"
+    jpeg(own / "a.png", seed=1)
+    (own / "labels.csv").write_text("file,labels\na.png,cat\n")
+    for source in (own, data.load(own)):
+        for asked in ({"split": "nonsense"}, {"images": "nowhere"}):
+            with pytest.raises(ValueError, match="own is not a prepared table, so it has no splits and no other"):
+                data.doctor(source, **asked)
+    table = data.load(out)
+    report = data.doctor(table, split="test")
+    assert list(report.counts.index) == ["test"] and len(report.per_picture) == 1 and report.healthy
+    with pytest.raises(ValueError, match="has no split 'tset'; did you mean 'test'"):
+        data.doctor(table, split="tset")
+    with pytest.raises(ValueError, match="this dataset is loaded already: give load"):
+        data.doctor(table, images=tmp_path)
+
+
+def test_arguments_are_checked_before_a_picture_is_decoded(out, tmp_path, monkeypatch):
+    module = sys.modules["hrcf_lib.data.doctor"]  # the package has the function under this name
+    monkeypatch.setattr(module, "look_at", lambda *_, **__: pytest.fail("a picture was decoded"))
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        data.doctor(out, csv=tmp_path)
+    with pytest.raises(NotADirectoryError, match="about.json is a file, and no folder"):
+        data.doctor(out, csv=out / "about.json" / "bad.csv")
+    for name, value in [("workers", -1), ("workers", 0), ("workers", "2"), ("least_side", "8"), ("least_side", -1)]:
+        with pytest.raises(ValueError, match=f"{name} = {value!r}: give a whole number from"):
+            data.doctor(out, **{name: value})
 
 
 def test_a_table_without_pictures(tmp_path):

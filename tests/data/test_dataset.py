@@ -391,6 +391,14 @@ def test_files_are_named_as_on_disk(folder):
         data.load(folder, SPACE)
 
 
+def test_a_file_named_by_a_longer_way_is_one_file(folder):
+    table(folder, ".\\photos\\\\a.png,cat", "photos\\.\\b.png,dog")
+    assert data.load(folder, SPACE).files == ["photos/a.png", "photos/b.png"]
+    table(folder, ".\\photos\\\\a.png,cat", "photos/b.png,dog", "photos\\a.png,dog", "photos//a.png,dog")
+    with pytest.raises(ValueError, match="line 4 repeats 'photos/a.png' of line 2; line 5 repeats"):
+        data.load(folder, SPACE)
+
+
 def test_no_table(folder):
     (folder / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match="has no labels.csv: write one with the columns file,labels"):

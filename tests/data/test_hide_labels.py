@@ -33,10 +33,24 @@ def test_masks_nest_and_do_not_depend_on_later_rows():
     assert np.array_equal(big, np.random.RandomState(0).random_sample((5, 2**21)) < 0.5)
 
 
-@pytest.mark.parametrize("p", [0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("p", [0, -0.1, 1.1, float("nan"), "0.5", None])
 def test_bad_proportions(p):
     with pytest.raises(ValueError, match="give the share of labels that are known"):
         hide_labels.known_mask(3, 4, p)
+
+
+@pytest.mark.parametrize("seed", [-1, "a", 1.5, None, 2**32])
+def test_bad_seeds(seed):
+    for call in (
+        lambda: hide_labels.known_mask(3, 4, 0.5, seed),
+        lambda: hide_labels.single_positive(np.ones((2, 2)), seed),
+        lambda: hide_labels.hide_all_but_one([], seed),
+        lambda: hide_labels.train_val(10, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=f"seed = {seed!r}: give a whole number from 0 to"):
+            call()
+    with pytest.raises(ValueError, match="share = '0.2': give the share of the pictures"):
+        hide_labels.train_val(10, "0.2")
 
 
 def test_single_positive_consumes_the_stream_as_published():

@@ -34,7 +34,7 @@ from torch.utils.data import Dataset
 
 from hrcf_lib.data.mojiscenes import openmoji, stuff, vocabulary
 from hrcf_lib.engine.files import make_folder, replacing
-from hrcf_lib.engine.messages import check_known
+from hrcf_lib.engine.messages import check_known, is_real, is_whole, whole_number
 from hrcf_lib.labels import LabelSpace, check_names
 
 SPLITS = ("train", "val", "test", "test-line")
@@ -64,28 +64,35 @@ class SceneLaw:
     noise: float = 40.0  # largest deviation of the grey noise over a picture, in 0..255
 
     def __post_init__(self):
-        if not 1 <= self.objects[0] <= self.objects[1] <= 20:
-            raise ValueError(f"objects = {self.objects}: give least and most, between 1 and 20")
+        if not _are(self.objects, 2, is_whole) or not 1 <= self.objects[0] <= self.objects[1] <= 20:
+            raise ValueError(f"objects = {self.objects!r}: give least and most, between 1 and 20")
         for name in ("dominant", "others"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} = {(low, high)}: give least and most, as shares of the side in (0, 1]")
-        if len(self.places) != len(PLACES) or min(self.places) < 0 or not 0.999 < sum(self.places) < 1.001:
-            raise ValueError(f"places = {self.places}: give shares of {', '.join(PLACES)}, which add up to 1")
-        if not 0 <= self.tail < 1e6:
-            raise ValueError(f"tail = {self.tail}: give a number from 0; the larger, the more alike the frequencies")
-        if not 0 <= self.noise <= 255:
-            raise ValueError(f"noise = {self.noise}: give a deviation from 0 to 255")
+            value = getattr(self, name)
+            if not _are(value, 2) or not 0 < value[0] <= value[1] <= 1:
+                raise ValueError(f"{name} = {value!r}: give least and most, as shares of the side in (0, 1]")
+        places = self.places
+        if not _are(places, len(PLACES)) or min(places) < 0 or not 0.999 < sum(places) < 1.001:
+            raise ValueError(f"places = {places!r}: give shares of {', '.join(PLACES)}, which add up to 1")
+        if not is_real(self.tail) or not 0 <= self.tail < 1e6:
+            raise ValueError(f"tail = {self.tail!r}: give a number from 0; the larger, the more alike the frequencies")
+        if not is_real(self.noise) or not 0 <= self.noise <= 255:
+            raise ValueError(f"noise = {self.noise!r}: give a deviation from 0 to 255")
         check_coverage(self.coverage)
         for name in ("covered", "fade"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: give a share between 0 and 1")
+            value = getattr(self, name)
+            if not is_real(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} = {value!r}: give a share between 0 and 1")
+
+
+def _are(values, n: int, kind=is_real) -> bool:
+    """Whether ``values`` are ``n`` numbers."""
+    return isinstance(values, (tuple, list)) and len(values) == n and all(map(kind, values))
 
 
 def check_coverage(coverage: float) -> None:
     """Raise ``ValueError`` for a coverage out of (0, 1]."""
-    if not 0 < coverage <= 1:
-        raise ValueError(f"coverage = {coverage}: give a share above 0 and up to 1")
+    if not is_real(coverage) or not 0 < coverage <= 1:
+        raise ValueError(f"coverage = {coverage!r}: give a share above 0 and up to 1")
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,19 @@ class Scene:
         return self.names[: self.things + self.regions]
 
     def mask(self, *labels: str) -> np.ndarray:
-        """Pixels (side, side) bool that show what makes one of the labels hold; none for a label that does not."""
+        """Pixels (side, side) bool that show what makes one of the labels hold; none for a label that does not.
+
+        Raises ``ValueError`` for a label that is no text, such as a list of them.
+        """
+        if wrong := [label for label in labels if not isinstance(label, str)]:
+            raise ValueError(f"a label is {wrong[0]!r:.80}, not a string: give names, as in mask('sea', 'sky')")
         own = [i for i, n in enumerate(self.drawn) if not {n, *vocabulary.ancestors(n)}.isdisjoint(labels)]
         return np.isin(self.owner, own)
 
     def covered(self, labels) -> float:
-        """Share of the pixels that any of ``labels`` names."""
+        """Share of the pixels that any of ``labels``, a list, names. Raises ``ValueError`` for a bare string."""
+        if isinstance(labels, str):
+            raise ValueError(f"labels is the single string {labels!r:.80}, not a list of names; write [{labels!r:.80}]")
         return float(self.mask(*labels).mean())
 
 
@@ -127,14 +141,13 @@ def draw(
     """The scene number ``index`` (from 0, without end) of a split. Same arguments, same bits.
 
     ``vocabulary_seed`` says which labels are unseen (``vocabulary.concepts``), which ``train`` scenes do not depend on.
-    Raises ``ValueError`` for an unknown split, a negative index or seed, or a side below 16 or above 152 pixels.
+    Raises ``ValueError`` for an unknown split, an index or seed that is no whole number from 0, or a side below 16 or
+    above 152 pixels.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if index < 0 or seed < 0 or not 16 <= side <= LARGEST_SIDE:
-        raise ValueError(
-            f"index = {index}, seed = {seed}, side = {side}: give numbers from 0 and 0 up, and 16 to {LARGEST_SIDE}"
-        )
+    index, seed = whole_number("index", index, 0), whole_number("seed", seed, 0)
+    side = whole_number("side", side, 16, LARGEST_SIDE)
     asked = _Asked(unseen_part(split), law.coverage, vocabulary.check_seed(vocabulary_seed))
     rng = np.random.default_rng([crc32(split.encode()), index, seed])
     regions = _regions(rng, law, asked)
@@ -232,10 +245,9 @@ def compose(
     check_known([name for _, name in regions if name], stuff.STUFF, "unknown stuff")
     if twice := [thing.name for i, thing in enumerate(things) if thing in things[:i]]:
         raise ValueError(f"{twice[0]!r} is among the things twice: a name has one box, leave one of them out")
-    if not 16 <= side <= LARGEST_SIDE:
-        raise ValueError(f"side = {side}: give 16 to {LARGEST_SIDE}")
-    if wrong := [size for size in sizes if not 0 < size <= 1]:
-        raise ValueError(f"size = {wrong[0]}: give a share of the picture's side, above 0 and up to 1")
+    side = whole_number("side", side, 16, LARGEST_SIDE)
+    if wrong := [size for size in sizes if not is_real(size) or not 0 < size <= 1]:
+        raise ValueError(f"size = {wrong[0]!r}: give a share of the picture's side, above 0 and up to 1")
     canvas, region_of = _painted(rng, regions, side)  # (3, side, side), (side, side)
     canvas += np.float32(rng.uniform(0, 8)) * rng.standard_normal((side, side), dtype=np.float32)
     if style == "line":  # pale paper, so that black ink shows on everything
@@ -412,18 +424,17 @@ class MojiScenes(Dataset):
             kind (``vocabulary.concepts``).
 
     Raises:
-        ValueError: an unknown split, a size, seed or side too small, or a share outside 0..1.
+        ValueError: an unknown split, a size, seed or side that is no whole number within its bounds, or a share outside
+            0..1.
     """
 
     def __init__(self, split, size, seed=0, side=112, law=SceneLaw(), tag_noise=TAG_NOISE, vocabulary_seed=0):
         self.labels = label_space(split, vocabulary_seed)
-        if size < 1 or seed < 0 or not 16 <= side <= LARGEST_SIDE:
-            raise ValueError(
-                f"size = {size}, seed = {seed}, side = {side}: give numbers from 1 and 0 up, and 16 to {LARGEST_SIDE}"
-            )
-        if not 0 <= tag_noise <= 1:
-            raise ValueError(f"tag_noise is a share of positives between 0 and 1, got {tag_noise}")
-        self.split, self.size, self.seed, self.side, self.law, self.tag_noise = split, size, seed, side, law, tag_noise
+        if not is_real(tag_noise) or not 0 <= tag_noise <= 1:
+            raise ValueError(f"tag_noise is a share of positives between 0 and 1, got {tag_noise!r}")
+        self.size, self.seed = whole_number("size", size), whole_number("seed", seed, 0)
+        self.side = whole_number("side", side, 16, LARGEST_SIDE)
+        self.split, self.law, self.tag_noise = split, law, tag_noise
         self.vocabulary_seed = vocabulary.check_seed(vocabulary_seed)
         self._column = {name: k for k, name in enumerate(self.labels.names)}
 
@@ -435,8 +446,8 @@ class MojiScenes(Dataset):
         return torch.from_numpy(scene.image).permute(2, 0, 1), self.labels_of(scene)  # (3, side, side), (K,)
 
     def scene(self, index: int) -> Scene:
-        """The scene with names and boxes. Raises ``IndexError`` beyond the split's size."""
-        if not 0 <= index < self.size:
+        """The scene with names and boxes. Raises ``IndexError`` beyond the split's size, and what ``draw`` raises."""
+        if is_whole(index) and not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
         return draw(self.split, index, self.seed, self.side, self.law, self.vocabulary_seed)
 
