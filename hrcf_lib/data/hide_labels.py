@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hrcf_lib.config import LARGEST_SEED
 from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine.messages import is_real, is_whole, list_some, whole_number
 
 SINGLE_SEED = 1200  # of Cole et al.
-MOST_SEED = 2**32 - 1  # that ``RandomState`` takes
 
 
 def known_mask(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
@@ -38,7 +38,7 @@ def known_mask(n: int, K: int, p: float, seed: int = 0) -> np.ndarray:
     """
     if not is_real(p) or not 0 < p <= 1:
         raise ValueError(f"p = {p!r}: give the share of labels that are known, above 0 and up to 1")
-    seed = whole_number("seed", seed, 0, MOST_SEED)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
     if not (is_whole(n) and is_whole(K)) or n < 1 or K < 1:
         raise ValueError(f"a mask of {n} pictures x {K} labels: give at least one of each")
     if p == 1:
@@ -59,7 +59,7 @@ def single_positive(labels: np.ndarray, seed: int = SINGLE_SEED) -> np.ndarray:
 
     Raises ``ValueError`` for a table that is not of -1 and +1, or a bad seed.
     """
-    seed = whole_number("seed", seed, 0, MOST_SEED)
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)
     labels = np.asarray(labels)
     if labels.ndim != 2:
         raise ValueError(f"labels of shape {labels.shape}: the single-positive protocol starts from a table (n, K)")
@@ -84,7 +84,7 @@ def train_val(n: int, share: float = 0.2, seed: int = SINGLE_SEED) -> tuple[np.n
     The last ``round(share * n)`` of a permutation are val; both come sorted. ``ValueError`` if one would be empty, and
     for what are no numbers.
     """
-    n, seed = whole_number("n", n, 0), whole_number("seed", seed, 0, MOST_SEED)
+    n, seed = whole_number("n", n, 0), whole_number("seed", seed, 0, LARGEST_SEED)
     if not is_real(share) or not 0 <= share <= 1:
         raise ValueError(f"share = {share!r}: give the share of the pictures that are val, between 0 and 1")
     n_val = int(np.round(share * n))
@@ -155,7 +155,7 @@ def hide_all_but_one(dataset, seed: int = SINGLE_SEED, order=None) -> Hidden:
     ``order`` that does not name each picture once.
     """
     _official_rows(dataset)
-    seed = whole_number("seed", seed, 0, MOST_SEED)  # before all labels are read
+    seed = whole_number("seed", seed, 0, LARGEST_SEED)  # before all labels are read
     order = np.arange(len(dataset)) if order is None else np.asarray(order)
     if not np.array_equal(np.sort(order), np.arange(len(dataset))):
         raise ValueError(f"order has to name each of the {len(dataset)} pictures once, by their numbers from 0")
