@@ -115,7 +115,7 @@ class VLP(nn.Module):
             images = images.float() / 255
         elif not images.is_floating_point():
             raise ValueError(f"pictures are uint8 in 0..255 or float in 0..1, got {images.dtype}; convert them")
-        elif not torch.compiler.is_compiling() and images.numel() and (most := images.max().item()) > FAR_ABOVE_ONE:
+        elif (most := _largest(images)) > FAR_ABOVE_ONE:
             raise ValueError(f"pictures are float in 0..1 or uint8 in 0..255, got floats up to {most:g}; divide by 255")
         return (images - self.mean) / self.std
 
@@ -259,6 +259,13 @@ def check_length(text: str, tokens: int, context_length: int) -> None:
     """Raise ``ValueError`` naming a text that does not fit the text tower (nothing is ever cut silently)."""
     if tokens > context_length:
         raise ValueError(f"{text[:60]!r} needs {tokens} tokens, the text tower takes {context_length}; shorten it")
+
+
+def _largest(images: Tensor) -> float:
+    """The largest number in pictures; 0 where they hold none, or none that is known, as while a graph is traced."""
+    if images.is_meta or torch.compiler.is_compiling() or not images.numel():
+        return 0.0
+    return images.max().item()
 
 
 def encode_tokens(model, embeddings: Tensor, last: Tensor) -> Tensor:
