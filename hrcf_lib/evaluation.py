@@ -58,8 +58,9 @@ def evaluate(
 
     ``data``: ``FrozenFeatures`` or ``Pictures``. ``scorer`` replaces the model's own scores (see ``studies.controls``);
     with ``embedded`` (from ``embed``) the image side does not run again. ``protocol`` as in ``metrics_row``, by default
-    that of the config. Raises ``ValueError`` for an unknown protocol, a task that the label space has no labels for, or
-    features of another depth of the ViT, and ``TypeError`` for what is no method or no feed.
+    that of the config. Raises ``ValueError`` for an unknown protocol, no task, a task that the label space has no
+    labels for or fewer than the largest K, or features of another depth of the ViT, and ``TypeError`` for what is no
+    method or no feed.
 
     Where several processes run this, each scores its share of the pictures, every picture is scored exactly once, and
     all of them get the same table.

@@ -52,6 +52,15 @@ def is_number(name: str) -> bool:
     return re.fullmatch(r"[-+\d.,; ]*\d[-+\d.,; ]*|true|false", name.lower()) is not None
 
 
+def one_or_more(names) -> list:
+    """A name alone, or several, as a list; what is neither is its only item, for the caller to refuse.
+
+    >>> one_or_more("owl"), one_or_more(name for name in ("owl", "sea")), one_or_more(None)
+    (['owl'], ['owl', 'sea'], [None])
+    """
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+
+
 def alike(names: Iterable[str]) -> list[list[str]]:
     """Names that differ in case or in the form of their letters only, in groups of two and more.
 

@@ -40,7 +40,7 @@ from hrcf_lib.data.labelled_folder import label_matrix
 from hrcf_lib.engine import devices
 from hrcf_lib.engine.files import alone, read_json, write_json
 from hrcf_lib.engine.hashes import hash_tensors
-from hrcf_lib.engine.messages import list_some, tell, user_path, whole_number
+from hrcf_lib.engine.messages import is_real, list_some, tell, user_path, whole_number
 from hrcf_lib.evaluation import score_all
 from hrcf_lib.labels import LabelSpace
 from hrcf_lib.method import Method
@@ -103,7 +103,7 @@ def tune(
     an ``out`` that belongs to another run or holds a model of another origin, and as ``load``, ``load_model`` and
     ``train``.
     """
-    if isinstance(held_out, bool) or not isinstance(held_out, Real) or not 0 <= held_out < 1:
+    if not is_real(held_out) or not 0 <= held_out < 1:
         raise ValueError(f"held_out = {held_out!r}: give a share of the pictures, 0 or more and below 1")
     held_out, cache = float(held_out), None if cache is None else user_path(cache, "cache")
     passes = None if passes is None else whole_number("passes", passes, otherwise=", or leave it out")
@@ -114,10 +114,11 @@ def tune(
     there = (y == 1).any(dim=0)  # (K,)
     if not there.any():
         raise ValueError(f"{folder}: no picture has a label, so there is nothing to learn: fill in labels.csv")
+    labels = [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of]
     if (y[:, there] == 1).all():
-        names = list_some([repr(name) for name, own in zip(dataset.labels.seen, there.tolist()) if own])
+        names = list_some(map(repr, labels))
         raise ValueError(f"{folder}: every picture has the label {names}: add pictures without it, or other labels")
-    labels = check_words(model, [name for name, any_of in zip(dataset.labels.seen, there.tolist()) if any_of])
+    labels = check_words(model, labels)
     watch = Watch(model)
     for i in range(0, len(dataset), 1 + len(dataset) // 32):  # some from all over
         watch.see(dataset[i][0], dataset.files[i])
@@ -134,7 +135,7 @@ def tune(
     about = {"start": calibration.fingerprint(model), "held_out": held_out, "seed": seed, "lr": lr, "share": share}
     about |= {"passes": config.phases[0].epochs, "labels": labels}
     with alone(out):
-        noted = _noted(out, about)
+        _noted(out, about)  # another run is refused before the work
         found = extract(model.vlp, dataset, dataset.labels, cache or out / "features")
         data = _beside(found, y[:, there], labels, model.reference_labels)
         training, test = data.take(rows), data.take(held)
@@ -221,7 +222,8 @@ def mean_ap(model: Method, data: FrozenFeatures, names=None, embedded: Embedded 
 
 def _copy_of(start) -> Method:
     """The model to train, a copy: the start stays as it is. Raises ``ValueError`` for one that trains nothing."""
-    model = registry.for_config(start) if isinstance(start, Config) else copy.deepcopy(load_model(start))
+    model = registry.for_config(start) if isinstance(start, Config) else load_model(start)
+    model = copy.deepcopy(model) if model is start else model  # what was read is a copy already
     if not any(model.trained_parameters().values()):
         raise ValueError(
             f"{model.title} has nothing to train: start from a config, such as config.nus_wide(), or a trained model"
@@ -256,8 +258,6 @@ def _beside(found: FrozenFeatures, y: Tensor, labels, reference) -> FrozenFeatur
 
 def _noted(out: Path, about: dict) -> dict:
     """What an earlier call of the same run has noted in ``out``; nothing if there was none.
-
-    Folders of earlier versions say nothing of ``LATER``.
 
     Raises ``ValueError`` if ``out`` belongs to another run, or holds a model that no run has noted.
     """

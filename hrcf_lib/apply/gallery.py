@@ -16,6 +16,7 @@ from hrcf_lib.apply.html import bar_row, has, kind_and_number, map_uri, picture_
 from hrcf_lib.data.images import find_images, name_of, read_image
 from hrcf_lib.engine.files import write_text
 from hrcf_lib.engine.messages import did_you_mean, list_some, need, printable, user_path, whole_number
+from hrcf_lib.labels import one_or_more
 
 LARGEST = 512  # pixels of a thumbnail's side
 RULES = """
@@ -106,7 +107,7 @@ def _truth(truth, images: list) -> dict[str, list[str]]:
         raise TypeError(f"truth is a {type(truth).__name__}: {fix}")
     known, shown = {}, set(images)
     for key, value in truth.items():
-        names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+        names = one_or_more(value)
         if wrong := [name for name in names if not isinstance(name, str)]:
             what = f"truth of {str(key)!r} holds {wrong[0]!r:.80}, not a name"
             raise TypeError(f"{what}: give a list of names, an empty one where nothing is in it")

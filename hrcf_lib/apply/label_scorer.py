@@ -5,7 +5,6 @@ B pictures, J regions, R reference labels, K labels of a user, V labels that are
 
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from hrcf_lib.apply import calibration, region_maps, vocabulary
 from hrcf_lib.apply.calibration import Calibration
 from hrcf_lib.engine import devices
+from hrcf_lib.engine.messages import is_real
 from hrcf_lib.method import Method
 
 NO_PROBABILITY = (
@@ -100,7 +100,7 @@ class LabelScorer:
         for name, value in given.items():
             if not isinstance(name, str):
                 raise ValueError(f"a threshold for {name!r}, which is no label: give names, as in {{'owl': 0.3}}")
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+            if not is_real(value) or not 0 <= value <= 1:
                 what = f"the threshold of {name!r}" if isinstance(threshold, Mapping) else "threshold"
                 raise ValueError(f"{what} is {value!r}: give a probability from 0 to 1, or threshold='calibrated'")
         if not isinstance(threshold, Mapping):

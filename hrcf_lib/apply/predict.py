@@ -29,6 +29,7 @@ from hrcf_lib.data.feeds.order import read_ahead
 from hrcf_lib.data.images import find_images, name_of, resized
 from hrcf_lib.data.opening import open_picture
 from hrcf_lib.engine.messages import did_you_mean, list_some, tell, whole_number
+from hrcf_lib.labels import one_or_more
 from hrcf_lib.method import Method
 from hrcf_lib.methods import registry
 from hrcf_lib.model import HRCF
@@ -64,8 +65,7 @@ def _shared(model: Method | str | Path | None) -> Method:
     """``load_model`` without the copy, for what leaves the model as it is.
 
     A folder (or ``hf://owner/name`` of the Hugging Face hub) that was read before is not read again until a file in it
-    changes. Raises ``TypeError`` for anything else, ``FileNotFoundError`` for a name that nothing has, and what
-    ``methods.load`` and ``plain_clip`` raise.
+    changes.
     """
     if model is None:
         return _shipped().eval()
@@ -267,12 +267,11 @@ def _names_in(present) -> list[list[str]]:
     """Names of what is in each picture. Raises ``ValueError`` for what is no list of names for each."""
     if isinstance(present, (str, bytes, Mapping)) or hasattr(present, "columns") or not isinstance(present, Iterable):
         raise ValueError(f"present = {present!r:.60}: give a list of names for each picture, as in [['owl'], []]")
-    found = []
-    for i, names in enumerate(present):
-        own = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [None]
-        if not all(isinstance(name, str) for name in own):
-            raise ValueError(f"present[{i}] is {names!r:.60}: give the names of what is in picture {i}, or []")
-        found.append(own)
+    given = list(present)
+    found = [one_or_more(names) for names in given]
+    for i, names in enumerate(found):
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"present[{i}] is {given[i]!r:.60}: give the names of what is in picture {i}, or []")
     return found
 
 
